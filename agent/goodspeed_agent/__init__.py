@@ -1,0 +1,1 @@
+"""The edge agent: drafts tokens, streams what the server verified."""

@@ -1,0 +1,1 @@
+"""Benchmarks, workloads and the recipe of the bundled models."""

@@ -1,0 +1,138 @@
+"""Every exception GoodSpeed raises on purpose.
+
+```
+GoodSpeedError
+├── InvalidRequest        a value from a user or a peer is out of range
+├── ProtocolError         a peer broke the protocol; the link is closed
+│   ├── MalformedMessage      the bytes are no message of ours
+│   └── VersionMismatch       the peer speaks another protocol version
+├── Refused               the server said no: `code` says why
+│   └── Overloaded            no room now; try again after `retry_after_s`
+├── LinkLost              the connection went away and could not be made again
+├── ModelError            a model cannot be used here
+│   ├── UnknownModel          the name is neither bundled, nor a path, nor loadable
+│   ├── UnsupportedModel      its architecture cannot be served (recurrent state)
+│   └── TokenizerMismatch     draft and target do not share a tokenizer
+└── EngineFull            every row of the KV slab is taken
+```
+
+An exception carries its data as attributes; `str()` makes the sentence a person reads, and the sentence says
+what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "EngineFull",
+    "GoodSpeedError",
+    "InvalidRequest",
+    "LinkLost",
+    "MalformedMessage",
+    "ModelError",
+    "Overloaded",
+    "ProtocolError",
+    "Refused",
+    "TokenizerMismatch",
+    "UnknownModel",
+    "UnsupportedModel",
+    "VersionMismatch",
+]
+
+
+class GoodSpeedError(Exception):
+    """The root of the tree."""
+
+    code = "error"
+    """The name that crosses the wire in a `messages.Failure`."""
+
+
+class InvalidRequest(GoodSpeedError):
+    """A value from a user or a peer is out of range; nothing was changed."""
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, *, code: str = "invalid_request") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ProtocolError(GoodSpeedError):
+    """The peer broke the protocol: what follows on this link cannot be trusted."""
+
+    code = "protocol_error"
+
+
+class MalformedMessage(ProtocolError):
+    """The bytes are not a message of this protocol."""
+
+    code = "malformed_message"
+
+
+class VersionMismatch(ProtocolError):
+    """The peer speaks another version of the protocol."""
+
+    code = "version_mismatch"
+
+    def __init__(self, ours: int, theirs: int) -> None:
+        super().__init__(ours, theirs)
+        self.ours = ours
+        self.theirs = theirs
+
+    def __str__(self) -> str:
+        older = "peer" if self.theirs < self.ours else "this side"
+        return (
+            f"protocol version {self.theirs} was offered and version {self.ours} is spoken here: "
+            f"upgrade goodspeed on the {older}"
+        )
+
+
+class Refused(GoodSpeedError):
+    """The server refused a link or a stream; `code` is its reason, in the words of `messages.Failure`."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Overloaded(Refused):
+    """The server has no room now."""
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        super().__init__(message, code="overloaded")
+        self.retry_after_s = retry_after_s
+
+
+class LinkLost(GoodSpeedError):
+    """The connection to the server went away and could not be made again."""
+
+    code = "link_lost"
+
+
+class ModelError(GoodSpeedError):
+    """A model cannot be used here."""
+
+    code = "model_error"
+
+
+class UnknownModel(ModelError):
+    """The name is neither a bundled model, nor a local folder, nor something transformers can load."""
+
+    code = "unknown_model"
+
+
+class UnsupportedModel(ModelError):
+    """The architecture cannot be served, for example because it keeps a recurrent state instead of slots."""
+
+    code = "unsupported_model"
+
+
+class TokenizerMismatch(ModelError):
+    """Draft and target turn text into different token ids, so a draft would mean nothing to the target."""
+
+    code = "tokenizer_mismatch"
+
+
+class EngineFull(GoodSpeedError):
+    """Every row of the KV slab is taken."""
+
+    code = "engine_full"

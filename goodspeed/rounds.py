@@ -1,0 +1,110 @@
+"""Who is in the next batch, and when it closes: a state machine, events in, decisions out.
+
+Streams that are part of the rounds are either *drafting* (their agent owes a draft) or *ready* (their draft is here,
+or their budget is 0 and the server decodes them without waiting for anybody). The paper's barrier closes a round when
+nobody is drafting any more. Ours has a deadline: when it passes, the round closes over whoever is ready. A late draft
+is not lost: the stream becomes ready when it arrives and is verified in the next round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+__all__ = ["Barrier"]
+
+StreamT = TypeVar("StreamT", bound=Hashable)
+
+
+@dataclass(slots=True)
+class _Drafting:
+    budget: int
+    since: float
+
+
+class Barrier(Generic[StreamT]):
+    """Rounds behind a barrier with a deadline.
+
+    Args:
+        timeout_s: how long after its opening a round closes over whoever is ready.
+        max_streams: how many streams one round may take; the longest ready go first.
+    """
+
+    def __init__(self, *, timeout_s: float, max_streams: int | None = None) -> None:
+        self._timeout_s = timeout_s
+        self._max_streams = max_streams
+        self._drafting: dict[StreamT, _Drafting] = {}
+        self._ready: dict[StreamT, float] = {}  # since when, in order of arrival
+        self._opened_at: float | None = None
+
+    def __len__(self) -> int:
+        return len(self._drafting) + len(self._ready)
+
+    def __contains__(self, stream: StreamT) -> bool:
+        return stream in self._drafting or stream in self._ready
+
+    @property
+    def outstanding(self) -> int:
+        """The draft tokens that have been granted and not verified yet by streams that are still drafting."""
+        return sum(entry.budget for entry in self._drafting.values())
+
+    @property
+    def drafting(self) -> tuple[StreamT, ...]:
+        """Whom the round waits for."""
+        return tuple(self._drafting)
+
+    @property
+    def ready(self) -> tuple[StreamT, ...]:
+        """Who can be verified, the longest ready first."""
+        return tuple(self._ready)
+
+    def expect(self, stream: StreamT, budget: int, now: float) -> None:
+        """The agent of `stream` has been told to draft `budget` tokens; with 0 there is nothing to wait for."""
+        self.leave(stream)
+        if budget > 0:
+            self._drafting[stream] = _Drafting(budget, now)
+        else:
+            self._ready[stream] = now
+        if self._opened_at is None:
+            self._opened_at = now
+
+    def arrive(self, stream: StreamT, now: float) -> float:
+        """The draft of `stream` is here.
+
+        Returns:
+            How many seconds it took since it was asked for.
+
+        Raises:
+            KeyError: no draft of this stream is awaited.
+        """
+        entry = self._drafting.pop(stream)
+        self._ready[stream] = now
+        return now - entry.since
+
+    def leave(self, stream: StreamT) -> None:
+        """The stream has ended, or its agent has gone; nobody waits for it any more."""
+        self._drafting.pop(stream, None)
+        self._ready.pop(stream, None)
+
+    def closes_at(self) -> float | None:
+        """When the open round closes at the latest; None while nobody is ready."""
+        if not self._ready or self._opened_at is None:
+            return None
+        return self._opened_at + self._timeout_s if self._drafting else self._opened_at
+
+    def close(self, now: float) -> list[StreamT]:
+        """Close the round if it is time.
+
+        Returns:
+            The streams to verify, the longest ready first; empty when the round stays open. They are out of the
+            rounds until `expect` is called for them again, and the next round opens now.
+        """
+        closes_at = self.closes_at()
+        if closes_at is None or now < closes_at:
+            return []
+        batch = list(self._ready)[: self._max_streams]
+        for stream in batch:
+            del self._ready[stream]
+        self._opened_at = now
+        return batch

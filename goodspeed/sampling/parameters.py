@@ -1,0 +1,58 @@
+"""How a stream's tokens are to be drawn, as the user asked for it."""
+
+from __future__ import annotations
+
+import math
+
+from msgspec import Struct
+
+from goodspeed.errors import InvalidRequest
+
+__all__ = ["SamplingParams"]
+
+_MAX_SEED = 2**63 - 1
+
+
+class SamplingParams(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Temperature, truncation and seed of one stream; they travel with `messages.Open`.
+
+    The order is transformers' own: temperature, then top-k, then top-p on what is left, then min-p.
+    """
+
+    temperature: float = 0.0
+    """0 is greedy decoding."""
+    top_p: float = 1.0
+    """Keep the smallest set of likeliest tokens whose mass reaches this; 1 keeps all."""
+    top_k: int = 0
+    """Keep this many of the likeliest tokens; 0 keeps all."""
+    min_p: float = 0.0
+    """Keep tokens at least this fraction as likely as the likeliest; 0 keeps all."""
+    seed: int = 0
+    """Names the noise: with the same seed, prompt and parameters the text is the same."""
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken, so that no noise is needed."""
+        return self.temperature == 0.0
+
+    @property
+    def truncated(self) -> bool:
+        """Whether only some of the vocabulary can be drawn."""
+        return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
+
+    def validate(self) -> None:
+        """Check every value against its range.
+
+        Raises:
+            InvalidRequest: naming the value, and the range it has to be in.
+        """
+        if not (math.isfinite(self.temperature) and self.temperature >= 0.0):
+            raise InvalidRequest(f"temperature is {self.temperature}: it must be 0 (greedy) or above")
+        if not 0.0 < self.top_p <= 1.0:
+            raise InvalidRequest(f"top_p is {self.top_p}: it must be above 0 and at most 1 (1 keeps every token)")
+        if self.top_k < 0:
+            raise InvalidRequest(f"top_k is {self.top_k}: it must be 0 (keep every token) or above")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise InvalidRequest(f"min_p is {self.min_p}: it must be between 0 (keep every token) and 1")
+        if not 0 <= self.seed <= _MAX_SEED:
+            raise InvalidRequest(f"seed is {self.seed}: it must be between 0 and {_MAX_SEED}")

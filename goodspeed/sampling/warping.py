@@ -1,0 +1,181 @@
+"""From logits to tokens: temperature, top-k, top-p and min-p, each row with its own parameters, all rows at once.
+
+Two views of the same warped distribution: `sample` draws from it with the shared noise (the coupled rule, and every
+drafter), `log_probs` writes it out over the whole vocabulary (the ratio rule). A full sort of a large vocabulary is
+by far the dearest step there is here, so truncated rows look at their `_PREFILTER` likeliest tokens first and only
+rows whose nucleus is larger are sorted whole; rows without truncation skip every token that no noise could lift to
+the top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from goodspeed.sampling.noise import MAX_GUMBEL, gumbel
+from goodspeed.sampling.parameters import SamplingParams
+
+__all__ = ["RowParams", "log_probs", "sample"]
+
+_PREFILTER = 128
+
+
+@dataclass(frozen=True, slots=True)
+class RowParams:
+    """The sampling parameters of a batch's rows, as tensors of shape [rows]."""
+
+    temperature: Tensor  # float32; 1 where greedy, so that dividing by it is harmless
+    greedy: Tensor  # bool
+    truncated: Tensor  # bool
+    top_k: Tensor  # int64; the vocabulary's size where off
+    top_p: Tensor  # float32
+    min_p: Tensor  # float32
+    any_greedy: bool
+    any_full: bool
+    any_truncated: bool
+
+    @classmethod
+    def of(cls, rows: Sequence[SamplingParams], device: torch.device | None = None) -> RowParams:
+        """Gather the parameters of `rows`, one a row of logits."""
+
+        def column(values: list[float], dtype: torch.dtype) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)
+
+        return cls(
+            temperature=column([1.0 if row.greedy else row.temperature for row in rows], torch.float32),
+            greedy=column([row.greedy for row in rows], torch.bool),
+            truncated=column([row.truncated and not row.greedy for row in rows], torch.bool),
+            top_k=column([row.top_k or 2**62 for row in rows], torch.int64),
+            top_p=column([row.top_p for row in rows], torch.float32),
+            min_p=column([row.min_p for row in rows], torch.float32),
+            any_greedy=any(row.greedy for row in rows),
+            any_full=any(not row.greedy and not row.truncated for row in rows),
+            any_truncated=any(not row.greedy and row.truncated for row in rows),
+        )
+
+    def select(self, mask: Tensor) -> RowParams:
+        """The rows where `mask` (bool or index, [rows]) says so."""
+        return RowParams(
+            self.temperature[mask], self.greedy[mask], self.truncated[mask],
+            self.top_k[mask], self.top_p[mask], self.min_p[mask],
+            self.any_greedy, self.any_full, self.any_truncated,
+        )  # fmt: skip
+
+
+def sample(logits: Tensor, rows: RowParams, keys: Tensor) -> Tensor:
+    """Draw one token a row: `argmax(log p + G)`, or `argmax p` where the row is greedy.
+
+    Args:
+        logits: float32 [rows, vocab].
+        rows: the parameters of each row.
+        keys: int32 [rows, 2], the noise keys of the positions drawn (`position_keys`), on the logits' device.
+
+    Returns:
+        int64 [rows].
+    """
+    if not (rows.any_full or rows.any_truncated):
+        return logits.argmax(-1)
+    tokens = logits.argmax(-1)
+    if rows.any_full:
+        full = (~rows.greedy & ~rows.truncated).nonzero().squeeze(-1)
+        tokens[full] = _draw_full(logits[full] / rows.temperature[full, None], keys[full])
+    if rows.any_truncated:
+        some = rows.truncated.nonzero().squeeze(-1)
+        tokens[some] = _draw_truncated(logits[some] / rows.temperature[some, None], rows.select(some), keys[some])
+    return tokens
+
+
+def log_probs(logits: Tensor, rows: RowParams) -> Tensor:
+    """Write the warped distributions out.
+
+    Args:
+        logits: float32 [rows, vocab].
+        rows: the parameters of each row.
+
+    Returns:
+        float32 [rows, vocab]: normalised log-probabilities, -inf for tokens that cannot be drawn. A greedy row is a
+        point mass.
+    """
+    scores = logits / rows.temperature[:, None]
+    if rows.any_truncated:
+        some = rows.truncated.nonzero().squeeze(-1)
+        ranked, ids = scores[some].sort(dim=-1, descending=True, stable=True)
+        kept = _keep(ranked, scores[some].logsumexp(-1, keepdim=True), rows.select(some))
+        scores[some] = torch.full_like(ranked, -torch.inf).scatter_(-1, ids, ranked.where(kept, -torch.inf))
+    if rows.any_greedy:
+        best = torch.full_like(scores, -torch.inf).scatter_(-1, logits.argmax(-1, keepdim=True), 0.0)
+        scores = torch.where(rows.greedy[:, None], best, scores)
+    return scores.log_softmax(-1)
+
+
+def _draw_full(scores: Tensor, keys: Tensor) -> Tensor:
+    """`argmax(scores + G)` over the whole vocabulary, evaluating `G` only where it can matter.
+
+    The likeliest token with its own noise sets a bar; a token further below the bar than the largest noise there is
+    cannot be the argmax. On trained models that leaves a small part of a large vocabulary.
+    """
+    top, best = scores.max(-1, keepdim=True)
+    bar = top + gumbel(keys, best.squeeze(-1).int())[:, None] - MAX_GUMBEL
+    row, token = (scores >= bar).nonzero(as_tuple=True)
+    noisy = scores[row, token] + gumbel(keys[row], token.int())
+    perturbed = torch.full_like(scores, -torch.inf)
+    perturbed[row, token] = noisy
+    return perturbed.argmax(-1)
+
+
+def _draw_truncated(scores: Tensor, rows: RowParams, keys: Tensor) -> Tensor:
+    vocab = scores.shape[-1]
+    normaliser = scores.logsumexp(-1, keepdim=True)
+    width = min(_PREFILTER, vocab)
+    tokens = torch.empty(scores.shape[0], dtype=torch.int64, device=scores.device)
+    pending = torch.arange(scores.shape[0], device=scores.device)
+    while True:
+        chosen = rows.select(pending)
+        # A stable order among equals makes both views of the distribution keep the same tokens.
+        ranked, ids = _top(scores[pending], width)
+        kept = _keep(ranked, normaliser[pending], chosen)
+        noisy = (ranked + gumbel(keys[pending][:, None, :], ids.int())).where(kept, -torch.inf)
+        tokens[pending] = ids.gather(-1, noisy.argmax(-1, keepdim=True)).squeeze(-1)
+        if width == vocab:
+            return tokens
+        # Where even the last token looked at is kept, the nucleus goes on beyond the prefilter.
+        pending = pending[kept[:, -1] & (chosen.top_k > width)]
+        if pending.numel() == 0:
+            return tokens
+        width = vocab
+
+
+def _top(scores: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The `width` largest scores of each row in order, and their tokens: two [rows, width]."""
+    if width == scores.shape[-1]:
+        ranked, ids = scores.sort(dim=-1, descending=True, stable=True)
+        return ranked, ids
+    top, ids = scores.topk(width, dim=-1)
+    return top, ids
+
+
+def _keep(ranked: Tensor, normaliser: Tensor, rows: RowParams) -> Tensor:
+    """Which of a row's likeliest tokens may be drawn.
+
+    Args:
+        ranked: [rows, width], scores in descending order.
+        normaliser: [rows, 1], the logsumexp of the row's whole vocabulary.
+        rows: the parameters of each row.
+
+    Returns:
+        bool [rows, width]; the likeliest token is always kept.
+    """
+    rank = torch.arange(ranked.shape[-1], device=ranked.device)
+    in_k = rank < rows.top_k[:, None]
+    p = (ranked - normaliser).exp().where(in_k, 0.0)
+    mass_in_k = torch.where(rows.top_k[:, None] <= ranked.shape[-1], p.sum(-1, keepdim=True), 1.0)
+    mass_before = p.cumsum(-1) - p
+    in_p = mass_before < rows.top_p[:, None] * mass_in_k
+    in_p |= rows.top_p[:, None] >= 1.0
+    in_min = p >= rows.min_p[:, None] * p[:, :1]
+    kept = in_k & in_p & in_min
+    kept[:, 0] = True
+    return kept

@@ -1,0 +1,106 @@
+"""What a monitor sees of a server: immutable, and the same in the server's own terminal and from afar."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec import Struct
+
+from goodspeed.errors import MalformedMessage
+
+__all__ = ["AgentRow", "PhaseTimes", "ServerSnapshot"]
+
+
+class PhaseTimes(Struct, frozen=True, kw_only=True):
+    """Where a round's time goes: means over the last rounds, milliseconds."""
+
+    gather_ms: float = 0.0
+    plan_ms: float = 0.0
+    verify_ms: float = 0.0
+    commit_ms: float = 0.0
+
+    @property
+    def total_ms(self) -> float:
+        """The whole round."""
+        return self.gather_ms + self.plan_ms + self.verify_ms + self.commit_ms
+
+
+class AgentRow(Struct, frozen=True, kw_only=True):
+    """One agent: the sum or the mean over its streams."""
+
+    name: str
+    drafter: str
+    streams: int
+    prefilling: int
+    budget: float
+    """Mean budget of its streams, tokens."""
+    alpha: float
+    """Mean estimated acceptance rate."""
+    goodput: float
+    """Committed tokens per second, all its streams together, over the last seconds."""
+    history: tuple[float, ...]
+    """Goodput in the past, oldest first, one value a second."""
+    drafted: int
+    accepted: int
+    committed: int
+    state: str = "ok"
+
+
+class ServerSnapshot(Struct, frozen=True, kw_only=True):
+    """The whole server at one moment."""
+
+    model: str
+    scheduler: str
+    rule: str
+    layout: str
+    capacity: int
+    uptime_s: float
+    rounds: int
+    rounds_per_s: float
+    phases: PhaseTimes
+    agents: tuple[AgentRow, ...]
+    streams: int
+    waiting: int
+    """Streams in the admission queue."""
+    rows: int
+    free_rows: int
+    kv_used_tokens: int
+    kv_tokens: int
+    utility: float
+    """Sum of omega log(goodput) over agents that have streams, tokens per second."""
+    goodput: float
+    """Committed tokens per second, everybody."""
+    goodput_history: tuple[float, ...]
+    committed: int
+    drafted: int
+    accepted: int
+    busy_s: float
+    """Time the engine has spent in forward passes."""
+    plain_busy_s: float
+    """Estimate of the time the same tokens would have taken by plain decoding in the same batches."""
+    draining: bool = False
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """Committed tokens for each stream and round, the recovered or bonus token included."""
+        return self.committed / max(1, self.committed - self.accepted)
+
+    @property
+    def speedup(self) -> float:
+        """Goodput per second of engine time, against plain decoding by the same engine."""
+        return self.plain_busy_s / self.busy_s if self.busy_s > 0 else 1.0
+
+    def to_json(self) -> bytes:
+        """Encode for the wire, or for a script."""
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def from_json(cls, data: bytes) -> ServerSnapshot:
+        """Read it back.
+
+        Raises:
+            MalformedMessage: the peer sent something else.
+        """
+        try:
+            return msgspec.json.decode(data, type=cls)
+        except msgspec.MsgspecError as error:
+            raise MalformedMessage(f"not a snapshot: {error}") from None

@@ -1,0 +1,55 @@
+"""Weighted alpha-fair utilities of goodput.
+
+`U(x) = omega * x^(1 - gamma) / (1 - gamma)`, and `omega * log x` at `gamma = 1` (Mo and Walrand, 2000). `gamma = 0` is
+throughput, 1 proportional fairness (the paper's choice), 2 minimum potential delay; towards infinity, max-min.
+The field calls the exponent alpha; here alpha is the acceptance rate, so the exponent is `fairness`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from goodspeed.errors import InvalidRequest
+
+__all__ = ["MIN_GOODPUT", "AlphaFair", "jain_index"]
+
+Floats = NDArray[np.float64]
+
+MIN_GOODPUT = 1e-6
+"""Goodputs are held above this, so that log and gradients stay finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class AlphaFair:
+    """The family `U`, with its exponent.
+
+    Raises:
+        InvalidRequest: the exponent is negative or not finite.
+    """
+
+    fairness: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.fairness) and self.fairness >= 0):
+            raise InvalidRequest(f"fairness is {self.fairness}: it must be 0 (throughput) or above; 1 is proportional")
+
+    def value(self, goodput: Floats, weight: Floats | float = 1.0) -> Floats:
+        """`omega U(x)` of each stream, [streams]."""
+        x = np.maximum(goodput, MIN_GOODPUT)
+        if self.fairness == 1.0:
+            return np.asarray(weight * np.log(x))
+        return np.asarray(weight * x ** (1.0 - self.fairness) / (1.0 - self.fairness))
+
+    def gradient(self, goodput: Floats, weight: Floats | float = 1.0) -> Floats:
+        """`omega U'(x) = omega x^-gamma` of each stream, [streams]."""
+        return np.asarray(weight * np.maximum(goodput, MIN_GOODPUT) ** -self.fairness)
+
+
+def jain_index(goodput: Floats) -> float:
+    """Jain's fairness index: 1 when all are equal, 1/n when one has everything; 1 for nobody at all."""
+    total = float(np.sum(goodput))
+    return total * total / (len(goodput) * float(np.sum(goodput * goodput))) if total > 0 else 1.0

@@ -1,0 +1,1 @@
+"""The verification server: one target model for everybody's drafts."""
