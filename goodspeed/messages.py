@@ -7,7 +7,7 @@ not maps: a draft of eight tokens at a vocabulary of 151,936 costs under 60 byte
 agent                                   server
   Hello  ------------------------------>
   <--------------------------- Welcome | Failure
-  GetTokenizer ------------------------>          only if the fingerprint is not in the agent's cache
+  GetTokenizer ------------------------>          only if its digest is not in the agent's cache
   <--------------------------- Tokenizer
   Open   ------------------------------>          one per stream, any number on a link
   <--------------------------- Opened | Failure   the first budget
@@ -136,6 +136,9 @@ class Welcome(_Message, tag="W", frozen=True):
     server: ShortText
     model: ShortText
     fingerprint: ShortText
+    """Of the target's vocabulary (`catalog.fingerprint`): what a draft model has to share."""
+    tokenizer: ShortText
+    """The digest of the target's tokenizer files (`catalog.digest`): what an agent's cache is keyed by."""
     rule: Literal["coupled", "ratio"]
     vocab_size: int
     max_length: int
@@ -145,9 +148,9 @@ class Welcome(_Message, tag="W", frozen=True):
 
 
 class Tokenizer(_Message, tag="T", frozen=True):
-    """The target's tokenizer, as files by name (tokenizer.json, tokenizer_config.json, ...)."""
+    """The target's tokenizer, as files by name (tokenizer.json, tokenizer_config.json)."""
 
-    fingerprint: ShortText
+    digest: ShortText
     files: dict[ShortText, bytes]
 
 

@@ -1,0 +1,230 @@
+"""Model names to loaded models: the bundled tiny ones, local folders, and anything transformers can load.
+
+Listing what is bundled and reading tokenizer files needs neither torch nor transformers; loading does, and says which
+extra brings them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from goodspeed.errors import ModelError, UnknownModel, UnsupportedModel
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+
+__all__ = [
+    "DEFAULT_DRAFT",
+    "DEFAULT_TARGET",
+    "BundledModel",
+    "Files",
+    "bundled",
+    "digest",
+    "fingerprint",
+    "load_model",
+    "refuse_recurrent",
+    "resolve",
+    "tokenizer_files",
+]
+
+DEFAULT_TARGET = "pico-target"
+DEFAULT_DRAFT = "pico-draft-l-tuned"
+
+Files = dict[str, bytes]
+"""A tokenizer as it crosses the wire: file name to contents."""
+
+_MODELS = Path(__file__).with_name("models")
+_TOKENIZER = "tokenizer.json"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
+
+
+@dataclass(frozen=True, slots=True)
+class BundledModel:
+    """One model inside the package, as its card describes it."""
+
+    name: str
+    role: Literal["target", "draft"]
+    path: Path
+    parameters: int
+    bytes: int
+    acceptance: dict[str, float] | None
+    """Against the bundled target, by temperature; None for the target itself."""
+    description: str
+
+
+def bundled() -> list[BundledModel]:
+    """Read the cards of all bundled models: targets first, then drafts by size."""
+    models = []
+    for path in _MODELS.glob("*/card.json"):
+        card = json.loads(path.read_bytes())
+        acceptance = card["acceptance"]
+        models.append(
+            BundledModel(
+                name=card["name"],
+                role=card["role"],
+                path=path.parent,
+                parameters=card["parameters"],
+                bytes=card["bytes"],
+                acceptance={t: acceptance[t] for t in ("0", "0.7", "1")} if acceptance else None,
+                description=card["description"],
+            )
+        )
+    return sorted(models, key=lambda model: (model.role != "target", model.parameters, model.name))
+
+
+def resolve(name: str) -> str:
+    """Turn a bundled name into its folder; leave paths and Hugging Face names as they are."""
+    folder = _MODELS / name
+    if "/" not in name and folder.is_dir():
+        return str(folder)
+    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+
+
+def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> PreTrainedModel:
+    """Load a causal language model, ready to run.
+
+    Args:
+        name: bundled, a local folder, or a Hugging Face name.
+        device: a torch device, or `auto`: a GPU if there is one.
+        dtype: a torch floating-point type, or `auto`: float32 on a CPU, bfloat16 elsewhere.
+
+    Raises:
+        UnknownModel: nothing by that name can be loaded.
+        UnsupportedModel: it keeps a recurrent state, so that rejected tokens could not be rolled back.
+        ModelError: torch is not installed, or the device or dtype does not exist.
+    """
+    try:
+        from transformers import AutoConfig, AutoModelForCausalLM
+    except ImportError as error:
+        raise ModelError(
+            f"loading {name!r} needs torch and transformers ({error.name} is missing): pip install 'goodspeed[models]'"
+        ) from None
+    where = _device(device)
+    kind = _dtype(dtype, where)
+    source = resolve(name)
+    try:
+        config = AutoConfig.from_pretrained(source)
+        refuse_recurrent(name, config)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=kind)
+    except (OSError, ValueError) as error:
+        known = ", ".join(model.name for model in bundled())
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UnknownModel(
+            f"cannot load a model named {name!r}: it is neither bundled ({known}), nor a folder with a causal language "
+            f"model, nor a Hugging Face name that can be reached from here ({reason})"
+        ) from None
+    placed: PreTrainedModel = cast("Any", model).to(where)
+    placed.eval().requires_grad_(False)
+    return placed
+
+
+def _device(device: str) -> torch.device:
+    import torch
+
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+        torch.empty(0, device=where)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return where
+
+
+def _dtype(dtype: str, device: torch.device) -> torch.dtype:
+    import torch
+
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in kinds:
+        raise ModelError(f"dtype {dtype!r} does not exist: choose auto, {', '.join(kinds)}")
+    return kinds[dtype]
+
+
+def refuse_recurrent(name: str, config: PretrainedConfig) -> None:
+    """Refuse a model whose past is a state, not slots: a rejected token could not be taken back out of it.
+
+    Raises:
+        UnsupportedModel: naming the layers.
+    """
+    text_config = config.get_text_config()
+    layers: list[str] = list(getattr(text_config, "layer_types", None) or getattr(text_config, "layers_block_type", []))
+    recurrent = sorted({layer for layer in layers if layer not in _ATTENTION_KINDS and layer != "attention"})
+    kind = text_config.model_type
+    if not recurrent and any(hint in kind for hint in ("mamba", "rwkv", "recurrent_gemma", "xlstm")):
+        recurrent = [kind]
+    if recurrent:
+        raise UnsupportedModel(
+            f"{name!r} ({kind}) has recurrent layers ({', '.join(recurrent)}): rejected tokens cannot be rolled back "
+            "out of a recurrent state; choose a model whose layers are all attention, such as Qwen3 or Llama"
+        )
+
+
+def tokenizer_files(name: str) -> Files:
+    """The tokenizer of a model: `tokenizer.json`, and a `tokenizer_config.json` with the chat template.
+
+    Raises:
+        UnknownModel: it has none that can be loaded.
+        ModelError: the name is not a local folder and transformers is not installed.
+    """
+    folder = Path(resolve(name))
+    if (folder / _TOKENIZER).is_file():
+        files = {_TOKENIZER: (folder / _TOKENIZER).read_bytes()}
+        config = json.loads((folder / _TOKENIZER_CONFIG).read_bytes()) if (folder / _TOKENIZER_CONFIG).is_file() else {}
+        template = folder / "chat_template.jinja"
+        if template.is_file():
+            config["chat_template"] = template.read_text()
+    else:
+        files, config = _converted_tokenizer(name)
+    kept = {key: config[key] for key in ("chat_template", "bos_token", "eos_token") if config.get(key) is not None}
+    files[_TOKENIZER_CONFIG] = json.dumps(kept, sort_keys=True).encode()
+    return files
+
+
+def _converted_tokenizer(name: str) -> tuple[Files, dict[str, Any]]:
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise ModelError(
+            f"loading the tokenizer of {name!r} needs transformers: pip install 'goodspeed[models]'"
+        ) from None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve(name))
+        backend = tokenizer.backend_tokenizer
+    except (OSError, ValueError, AttributeError) as error:
+        raise UnknownModel(
+            f"cannot load the tokenizer of {name!r}: {str(error).strip().splitlines()[0][:200]}"
+        ) from None
+    config = {
+        "chat_template": tokenizer.chat_template,
+        "bos_token": tokenizer.bos_token,
+        "eos_token": tokenizer.eos_token,
+    }
+    return {_TOKENIZER: backend.to_str().encode()}, config
+
+
+def digest(files: Files) -> str:
+    """Name tokenizer files by their contents: what an agent's cache is keyed by."""
+    whole = hashlib.sha256()
+    for name in sorted(files):
+        whole.update(f"{name}\0{len(files[name])}\0".encode() + files[name])
+    return whole.hexdigest()[:32]
+
+
+def fingerprint(files: Files) -> str:
+    """Name a vocabulary: what a draft has to share with its target.
+
+    Two tokenizers have the same fingerprint if they cut every text into the same ids. Chat template, padding and
+    truncation are left out: they do not change what an id means.
+    """
+    tokenizer = json.loads(files[_TOKENIZER])
+    core = {key: tokenizer.get(key) for key in ("model", "normalizer", "pre_tokenizer")}
+    core["added_tokens"] = sorted((token["id"], token["content"]) for token in tokenizer.get("added_tokens", []))
+    return hashlib.sha256(json.dumps(core, sort_keys=True).encode()).hexdigest()[:32]
