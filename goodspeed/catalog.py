@@ -119,9 +119,8 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> PreTr
             f"cannot load a model named {name!r}: it is neither bundled ({known}), nor a folder with a causal language "
             f"model, nor a Hugging Face name that can be reached from here ({reason})"
         ) from None
-    placed: PreTrainedModel = cast("Any", model).to(where)
-    placed.eval().requires_grad_(False)
-    return placed
+    placed = cast("Any", model).to(where).eval().requires_grad_(False)
+    return cast("PreTrainedModel", placed)
 
 
 def _device(device: str) -> torch.device:
