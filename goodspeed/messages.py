@@ -32,6 +32,7 @@ from msgspec import Meta, Struct
 
 from goodspeed.errors import MalformedMessage, VersionMismatch
 from goodspeed.sampling import SamplingParams
+from goodspeed.verification import Rule
 
 __all__ = [
     "MAX_AGENT_FRAME_BYTES",
@@ -139,7 +140,7 @@ class Welcome(_Message, tag="W", frozen=True):
     """Of the target's vocabulary (`catalog.fingerprint`): what a draft model has to share."""
     tokenizer: ShortText
     """The digest of the target's tokenizer files (`catalog.digest`): what an agent's cache is keyed by."""
-    rule: Literal["coupled", "ratio"]
+    rule: Rule
     vocab_size: int
     max_length: int
     """Prompt and generated tokens together, per stream."""

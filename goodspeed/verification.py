@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,7 @@ __all__ = [
     "RATIO_TOP_K",
     "DraftDistribution",
     "Judgement",
+    "Rule",
     "draw_drafted",
     "judge_coupled",
     "judge_ratio",
@@ -36,6 +37,8 @@ __all__ = [
     "quantise",
     "unpack_q",
 ]
+
+Rule: TypeAlias = Literal["coupled", "ratio"]
 
 RATIO_TOP_K = 32
 """How many tokens of `q` cross the wire: six bytes each."""

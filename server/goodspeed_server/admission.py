@@ -1,0 +1,61 @@
+"""Who gets a row: streams up to the engine's rows, a bounded queue behind them, a clear refusal behind that."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from goodspeed.errors import Overloaded
+
+__all__ = ["Admission"]
+
+KeyT = TypeVar("KeyT")
+RequestT = TypeVar("RequestT")
+
+
+class Admission(Generic[KeyT, RequestT]):
+    """The queue in front of the engine, first come, first served.
+
+    Args:
+        max_waiting: how many streams may wait; 0 refuses as soon as every row is taken.
+        retry_after_s: what a refused agent is told to wait.
+    """
+
+    def __init__(self, *, max_waiting: int, retry_after_s: float = 1.0) -> None:
+        self._max_waiting = max_waiting
+        self._retry_after_s = retry_after_s
+        self._waiting: OrderedDict[KeyT, RequestT] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __contains__(self, key: KeyT) -> bool:
+        return key in self._waiting
+
+    def wait(self, key: KeyT, request: RequestT) -> None:
+        """Put a request at the end of the queue.
+
+        Raises:
+            Overloaded: the queue is full.
+        """
+        if len(self._waiting) >= self._max_waiting:
+            raise Overloaded(
+                f"every row is taken and {len(self._waiting)} streams wait already: try again in "
+                f"{self._retry_after_s:g} s, or raise --max-streams or --max-waiting on the server",
+                retry_after_s=self._retry_after_s,
+            )
+        self._waiting[key] = request
+
+    def next(self) -> tuple[KeyT, RequestT] | None:
+        """Take the request that has waited longest."""
+        return self._waiting.popitem(last=False) if self._waiting else None
+
+    def withdraw(self, key: KeyT) -> bool:
+        """Forget a request; whether there was one."""
+        return self._waiting.pop(key, None) is not None
+
+    def withdraw_all(self, gone: Callable[[KeyT], bool]) -> None:
+        """Forget every request whose key `gone` says so of."""
+        for key in [key for key in self._waiting if gone(key)]:
+            del self._waiting[key]

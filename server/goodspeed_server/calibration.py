@@ -1,0 +1,48 @@
+"""How long plain decoding takes, measured on the engine at start-up; that also warms the engine up."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+
+import numpy as np
+
+from goodspeed_server.engine import Engine, Segment
+
+__all__ = ["measure_plain_pass", "plain_pass_s"]
+
+_CONTEXT = 64
+_REPETITIONS = 3
+
+
+def measure_plain_pass(engine: Engine) -> dict[int, float]:
+    """Time one decoding step at a few batch sizes; no stream may be open.
+
+    Returns:
+        Median seconds by number of rows, each with a context of some tens of tokens.
+    """
+    sizes = sorted({1, 2, 4, 8, 16, 32, engine.rows} & set(range(1, engine.rows + 1)))
+    rows = [engine.allocate() for _ in range(sizes[-1])]
+    context = min(_CONTEXT, engine.max_length - 1)
+    measured = {}
+    try:
+        for row in rows:
+            engine.forward([Segment(row, 0, [0] * context, 1)])
+        for size in sizes:
+            step = [Segment(row, context, [0], 1) for row in rows[:size]]
+            times_s = []
+            for _ in range(_REPETITIONS):
+                started = time.perf_counter()
+                engine.forward(step).argmax(-1).tolist()
+                times_s.append(time.perf_counter() - started)
+            measured[size] = statistics.median(times_s)
+    finally:
+        for row in rows:
+            engine.release(row)
+    return measured
+
+
+def plain_pass_s(measured: Mapping[int, float], rows: int) -> float:
+    """Interpolate the time of one plain decoding step over `rows` rows."""
+    return float(np.interp(rows, list(measured), list(measured.values())))

@@ -1,0 +1,124 @@
+"""`goodspeed-server`: run a server, or watch one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Coroutine
+from typing import Annotated, Any
+
+import typer
+import uvloop
+
+from goodspeed.catalog import DEFAULT_TARGET
+from goodspeed.errors import GoodSpeedError
+from goodspeed.scheduling import SCHEDULERS
+from goodspeed_server.monitor import run_monitor, top
+from goodspeed_server.round_loop import CAPACITY_PER_STREAM, RoundSettings
+from goodspeed_server.settings import ServerSettings
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="The verification server of GoodSpeed.",
+)
+
+EXIT_FAILED = 1
+"""Something GoodSpeed knows how to name went wrong; the sentence is on stderr."""
+
+
+@app.callback()
+def main() -> None:
+    """The verification server of GoodSpeed."""
+
+
+@app.command()
+def run(
+    model: Annotated[str, typer.Option(help="Target: bundled, a folder, or a Hugging Face name.")] = DEFAULT_TARGET,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8765,
+    capacity: Annotated[
+        int | None,
+        typer.Option(min=0, help=f"Draft tokens one pass verifies. [default: {CAPACITY_PER_STREAM} a stream]"),
+    ] = None,
+    scheduler: Annotated[str, typer.Option(help=f"One of {', '.join(SCHEDULERS)}.")] = "goodspeed",
+    fairness: Annotated[float, typer.Option(help="Of the utility: 0 throughput, 1 proportional, 2 and up.")] = 1.0,
+    rule: Annotated[str, typer.Option(help="Verification rule: coupled or ratio.")] = "coupled",
+    layout: Annotated[str, typer.Option(help="Of the batch: auto, packed or padded.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    max_streams: Annotated[int, typer.Option(min=1, help="Rows of the KV slab.")] = 64,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Tokens a stream, prompt included. [default: the model's own, up to 4096]")
+    ] = None,
+    max_waiting: Annotated[int, typer.Option(min=0, help="Streams that may wait for a row.")] = 64,
+    round_timeout_ms: Annotated[float, typer.Option(min=0, help="How long a round waits for drafts.")] = 500.0,
+    prefill_chunk: Annotated[int, typer.Option(min=1, help="Prompt tokens one pass may carry.")] = 512,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the forward pass.")] = None,
+    monitor: Annotated[bool, typer.Option("--monitor", help="Draw the live monitor here.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log who comes and goes.")] = False,
+) -> None:
+    """Load the target, listen, and verify everybody's drafts."""
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    settings = ServerSettings(
+        model=model,
+        host=host,
+        port=port,
+        scheduler=scheduler,
+        fairness=fairness,
+        rule=rule,
+        layout=layout,
+        device=device,
+        dtype=dtype,
+        max_streams=max_streams,
+        max_length=max_length,
+        threads=threads,
+        rounds=RoundSettings(
+            capacity=capacity,
+            round_timeout_s=round_timeout_ms / 1e3,
+            prefill_chunk=prefill_chunk,
+            max_waiting=max_waiting,
+        ),
+    )
+    _run(_serve(settings, monitor=monitor))
+
+
+@app.command("top")
+def watch(
+    url: Annotated[str, typer.Argument(help="The server's address, ws://HOST:PORT.")] = "ws://127.0.0.1:8765",
+    once: Annotated[bool, typer.Option("--once", help="Draw one picture and end.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Snapshots as JSON lines.")] = False,
+) -> None:
+    """Watch a server from afar."""
+    _run(top(url, once=once, as_json=as_json))
+
+
+async def _serve(settings: ServerSettings, *, monitor: bool) -> None:
+    # Imported here, so that `--help` and `top` do not wait for torch.
+    from goodspeed_server.server import load_server
+
+    server = load_server(settings)
+    drawing = asyncio.create_task(run_monitor(server.snapshot)) if monitor else None
+    try:
+        await server.run()
+    finally:
+        if drawing is not None:
+            drawing.cancel()
+            await asyncio.wait([drawing])
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end; what GoodSpeed can name becomes one sentence and an exit code."""
+    try:
+        uvloop.run(work)
+    except GoodSpeedError as error:
+        print(f"goodspeed-server: {error}", file=sys.stderr)
+        raise typer.Exit(EXIT_FAILED) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None

@@ -1,0 +1,229 @@
+"""One WebSocket link: the handshake, then messages in and out until either side closes.
+
+Reading is a loop over frames; writing is a queue with a task behind it, so that nobody who sends to a slow reader
+ever waits for it. A reader slower than its queue is dropped: its agent resumes from its own transcript.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
+
+from goodspeed.catalog import Files
+from goodspeed.errors import GoodSpeedError, InvalidRequest, Overloaded, ProtocolError, TokenizerMismatch
+from goodspeed.estimation import PRIOR_ALPHA
+from goodspeed.messages import (
+    MAX_DRAFT_TOKENS,
+    PROTOCOL_VERSION,
+    AgentMessage,
+    Close,
+    Draft,
+    Failure,
+    GetTokenizer,
+    Goodbye,
+    Hello,
+    Open,
+    ServerMessage,
+    Snapshot,
+    Tokenizer,
+    Welcome,
+    decode_agent,
+    encode,
+)
+from goodspeed.snapshot import ServerSnapshot
+from goodspeed.verification import Rule
+from goodspeed_server.live import AgentAccount
+from goodspeed_server.round_loop import RoundLoop
+from goodspeed_server.telemetry import Telemetry
+
+__all__ = ["Link", "ServedModel"]
+
+logger = logging.getLogger(__name__)
+
+_HANDSHAKE_TIMEOUT_S = 10.0
+_SNAPSHOT_INTERVAL_S = 0.25
+_FLUSH_TIMEOUT_S = 5.0
+_MAX_QUEUED = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What a server tells its agents of its target."""
+
+    server: str
+    name: str
+    fingerprint: str
+    tokenizer: Files
+    tokenizer_digest: str
+    rule: Rule
+    vocab_size: int
+    max_length: int
+    eos_tokens: frozenset[int]
+
+
+class Link:
+    """One peer.
+
+    Args:
+        connection: the open WebSocket.
+        model: what the peer is told.
+        rounds: where its streams live.
+        telemetry: is told who comes and goes.
+        snapshot: what a monitor is shown.
+    """
+
+    def __init__(
+        self,
+        connection: ServerConnection,
+        *,
+        model: ServedModel,
+        rounds: RoundLoop,
+        telemetry: Telemetry,
+        snapshot: Callable[[], ServerSnapshot],
+    ) -> None:
+        self._connection = connection
+        self._model = model
+        self._rounds = rounds
+        self._telemetry = telemetry
+        self._snapshot = snapshot
+        self._outgoing: asyncio.Queue[ServerMessage | None] = asyncio.Queue(_MAX_QUEUED)
+        self._writer: asyncio.Task[None] | None = None
+        self._peer = f"{connection.remote_address[0]}:{connection.remote_address[1]}"
+
+    def post(self, message: ServerMessage) -> None:
+        """Queue a message; a peer that does not read is cut off rather than waited for."""
+        try:
+            self._outgoing.put_nowait(message)
+        except asyncio.QueueFull:
+            logger.warning("link %s reads too slowly and is dropped", self._peer)
+            self._connection.transport.abort()
+
+    async def run(self) -> None:
+        """Serve the peer until the link is closed; never raises what a peer can cause."""
+        self._writer = asyncio.create_task(self._write())
+        try:
+            hello = await self._greet()
+            if hello.role == "monitor":
+                await self._show()
+            else:
+                await self._serve_agent(hello)
+        except ConnectionClosed as closed:
+            logger.info("link %s is gone: %s", self._peer, closed)
+        except _TextFrame as error:
+            await self._close_with(error, CloseCode.INVALID_DATA)
+        except ProtocolError as error:
+            await self._close_with(error, CloseCode.PROTOCOL_ERROR)
+        except GoodSpeedError as error:
+            await self._close_with(error, CloseCode.POLICY_VIOLATION)
+        finally:
+            self._writer.cancel()
+
+    async def say_goodbye(self, reason: str, retry_after_s: float | None = None) -> None:
+        """Send what is queued, then a `Goodbye`, and close."""
+        self.post(Goodbye(reason, retry_after_s))
+        await self._flush_and_close(CloseCode.GOING_AWAY, reason)
+
+    async def _greet(self) -> Hello:
+        try:
+            async with asyncio.timeout(_HANDSHAKE_TIMEOUT_S):
+                hello = await self._receive()
+        except TimeoutError:
+            raise ProtocolError(f"no Hello came within {_HANDSHAKE_TIMEOUT_S:g} s") from None
+        if not isinstance(hello, Hello):
+            raise ProtocolError(f"the first message is a {type(hello).__name__}: it must be a Hello")
+        model = self._model
+        if hello.fingerprint is not None and hello.fingerprint != model.fingerprint:
+            raise TokenizerMismatch(
+                f"the tokenizer of draft {hello.drafter!r} differs from that of target {model.name!r}: its token "
+                "ids mean something else: choose a draft of the target's own family, or --draft suffix, which needs none"
+            )
+        self.post(
+            Welcome(
+                protocol=PROTOCOL_VERSION,
+                server=model.server,
+                model=model.name,
+                fingerprint=model.fingerprint,
+                tokenizer=model.tokenizer_digest,
+                rule=model.rule,
+                vocab_size=model.vocab_size,
+                max_length=model.max_length,
+                max_draft=MAX_DRAFT_TOKENS,
+                eos_tokens=sorted(model.eos_tokens),
+            )
+        )
+        return hello
+
+    async def _serve_agent(self, hello: Hello) -> None:
+        account = AgentAccount(hello.name, hello.drafter, PRIOR_ALPHA)
+        self._telemetry.joined(account, self._rounds.now())
+        logger.info("agent %s (%s) has linked up from %s", hello.name, hello.drafter, self._peer)
+        try:
+            while True:
+                self._handle(account, await self._receive())
+        finally:
+            self._rounds.drop(self)
+            self._telemetry.left(account)
+
+    def _handle(self, account: AgentAccount, message: AgentMessage) -> None:
+        try:
+            match message:
+                case Draft():
+                    self._rounds.draft(self, message)
+                case Open():
+                    self._rounds.open(self, account, message)
+                case Close():
+                    self._rounds.close(self, message.stream)
+                case GetTokenizer():
+                    self.post(Tokenizer(self._model.tokenizer_digest, self._model.tokenizer))
+                case Hello():
+                    raise ProtocolError("a second Hello on one link")
+        except Overloaded as error:
+            self.post(Failure(error.code, str(error), _stream_of(message), error.retry_after_s))
+        except InvalidRequest as error:
+            # One stream's trouble: the link, and every other stream on it, goes on.
+            self.post(Failure(error.code, str(error), _stream_of(message)))
+
+    async def _show(self) -> None:
+        closed = asyncio.create_task(self._connection.wait_closed())
+        while not closed.done():
+            if self._outgoing.empty():
+                self.post(Snapshot(self._snapshot().to_json()))
+            await asyncio.wait([closed], timeout=_SNAPSHOT_INTERVAL_S)
+
+    async def _receive(self) -> AgentMessage:
+        frame = await self._connection.recv()
+        if isinstance(frame, str):
+            raise _TextFrame("a text frame: every message of this protocol is a binary frame")
+        return decode_agent(frame)
+
+    async def _write(self) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            while (message := await self._outgoing.get()) is not None:
+                await self._connection.send(encode(message))
+
+    async def _close_with(self, error: GoodSpeedError, close_code: CloseCode) -> None:
+        logger.warning("link %s is closed: %s", self._peer, error)
+        self.post(Failure(error.code, str(error)))
+        await self._flush_and_close(close_code, error.code)
+
+    async def _flush_and_close(self, close_code: CloseCode, reason: str) -> None:
+        assert self._writer is not None
+        with contextlib.suppress(asyncio.QueueFull):
+            self._outgoing.put_nowait(None)
+        await asyncio.wait([self._writer], timeout=_FLUSH_TIMEOUT_S)
+        await self._connection.close(close_code, reason)
+
+
+class _TextFrame(ProtocolError):
+    """The peer sent text where only binary frames are spoken."""
+
+
+def _stream_of(message: AgentMessage) -> int | None:
+    return message.stream if isinstance(message, Open | Draft | Close) else None

@@ -1,0 +1,56 @@
+"""A stream that has a row in the engine, and everything the server knows of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from goodspeed.estimation import AcceptanceEstimator
+from goodspeed.messages import Draft, ServerMessage
+from goodspeed.stream import ServedStream
+from goodspeed.verification import DraftDistribution
+
+__all__ = ["AgentAccount", "LiveStream", "Outbox"]
+
+
+class Outbox(Protocol):
+    """Where messages for an agent go; never blocks."""
+
+    def post(self, message: ServerMessage) -> None:
+        """Queue one message."""
+
+
+@dataclass(slots=True, eq=False)
+class AgentAccount:
+    """What is counted for one link, over all its streams."""
+
+    name: str
+    drafter: str
+    prior_alpha: float
+    """Where the estimate of a new stream starts: what the streams before it have shown."""
+    committed: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    bad_drafts: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class LiveStream:
+    """One stream, identified by its link and its number there."""
+
+    number: int
+    outbox: Outbox
+    account: AgentAccount
+    stream: ServedStream
+    row: int
+    estimator: AcceptanceEstimator
+    weight: float = 1.0
+    goodput: float = 1.0
+    """Smoothed tokens per round, `X` of equation (4); every round commits at least one."""
+    budget: int = 0
+    draft: Draft | None = None
+    q: list[DraftDistribution] = field(default_factory=list)
+    in_pass: bool = False
+    """Whether the pass that runs now reads or writes its row."""
+    closed: bool = False
+    """Whether it has ended; if a pass is at its row then, the row is released when the pass is over."""

@@ -1,0 +1,394 @@
+"""The server's heart: `gather -> plan -> verify -> commit`, for ever.
+
+Everything here runs on the event loop and never blocks; the one blocking step, the forward pass, runs on the engine's
+own thread, so that links stay alive meanwhile. Decisions are taken by the pure objects of the core: `Barrier` says
+when a round closes, `ServedStream` what a judgement commits, the scheduler what everybody drafts next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from goodspeed.errors import InvalidRequest
+from goodspeed.estimation import HitOrMiss, RatioMean, smooth_goodput
+from goodspeed.messages import Draft, Failure, Open, Opened, Verdict
+from goodspeed.rounds import Barrier
+from goodspeed.scheduling import Demand, Scheduler
+from goodspeed.stream import Commit, ServedStream
+from goodspeed.verification import DraftDistribution, Rule, unpack_q
+from goodspeed_server.admission import Admission
+from goodspeed_server.engine import Engine
+from goodspeed_server.live import AgentAccount, LiveStream, Outbox
+from goodspeed_server.telemetry import RoundRecord, Telemetry
+from goodspeed_server.verifier import Chunk, Outcome, Pass, Turn, Verifier
+
+__all__ = ["RoundLoop", "RoundSettings"]
+
+StreamKey = tuple[Outbox, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RoundSettings:
+    """What an operator chooses about rounds."""
+
+    capacity: int | None = None
+    """Draft tokens one pass may verify, `C`; None: `CAPACITY_PER_STREAM` for each open stream."""
+    round_timeout_s: float = 0.5
+    """How long the barrier waits for drafts."""
+    prefill_chunk: int = 512
+    """Prompt tokens one pass may carry beside its drafts, so that a long prompt stalls nobody."""
+    max_waiting: int = 64
+    beta: float = 0.5
+    """The step of equation (4); the paper's value."""
+
+
+CAPACITY_PER_STREAM = 4
+"""A verification a few tokens long costs little more than one decoding step on most hardware."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A pass, and whose it is."""
+
+    work: Pass
+    verified: Sequence[LiveStream]
+    prefilled: Sequence[tuple[LiveStream, int]]
+    """Streams with a prompt chunk in the pass, and how many tokens stand in the slab when it is over."""
+
+
+class RoundLoop:
+    """Owns the live streams and runs the rounds.
+
+    Args:
+        engine: the target.
+        rule: `coupled` or `ratio`.
+        scheduler: chooses the budgets.
+        eos_tokens: any of them ends a stream.
+        settings: the operator's choices.
+        telemetry: is told about every round.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        rule: Rule,
+        scheduler: Scheduler,
+        eos_tokens: frozenset[int],
+        settings: RoundSettings,
+        telemetry: Telemetry,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._verifier = Verifier(engine, rule)
+        self._rule = rule
+        self.scheduler = scheduler
+        self._eos_tokens = eos_tokens
+        self._settings = settings
+        self._telemetry = telemetry
+        self._clock = clock
+        self._rounds: Barrier[LiveStream] = Barrier(timeout_s=settings.round_timeout_s)
+        self._live: dict[StreamKey, LiveStream] = {}
+        self._prefilling: dict[LiveStream, None] = {}  # in order of admission
+        self._admission: Admission[StreamKey, tuple[AgentAccount, ServedStream]] = Admission(
+            max_waiting=settings.max_waiting
+        )
+        self._changed = asyncio.Event()
+        self._stopping = False
+        self._engine_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+
+    @property
+    def live(self) -> Sequence[LiveStream]:
+        """Every stream that has a row."""
+        return tuple(self._live.values())
+
+    @property
+    def waiting(self) -> int:
+        """How many streams wait for a row."""
+        return len(self._admission)
+
+    @property
+    def capacity(self) -> int:
+        """Draft tokens the next pass may verify."""
+        return self._settings.capacity or CAPACITY_PER_STREAM * max(1, len(self._live))
+
+    def now(self) -> float:
+        """The loop's clock, seconds."""
+        return self._clock()
+
+    def is_prefilling(self, live: LiveStream) -> bool:
+        """Whether the stream's prompt is still on its way into the slab."""
+        return live in self._prefilling
+
+    def open(self, outbox: Outbox, account: AgentAccount, message: Open) -> None:
+        """Admit a stream, or queue it.
+
+        Raises:
+            InvalidRequest: a value is out of range, or the number is taken by a stream of the same link.
+            Overloaded: no row is free and the queue is full.
+        """
+        key = (outbox, message.stream)
+        if key in self._live or key in self._admission:
+            raise InvalidRequest(
+                f"stream {message.stream} is open already: close it first, or choose another number",
+                code="duplicate_stream",
+            )
+        stream = ServedStream.opened(
+            message,
+            vocab_size=self._engine.vocab_size,
+            max_length=self._engine.max_length,
+            eos_tokens=self._eos_tokens,
+        )
+        if self._engine.free_rows:
+            self._admit(key, account, stream)
+        else:
+            self._admission.wait(key, (account, stream))
+
+    def draft(self, outbox: Outbox, message: Draft) -> None:
+        """Take a draft.
+
+        A draft that cannot be used is answered with a `Failure` and counts as an empty one, so that the stream goes
+        on. One that builds on less than what is committed is answered with the suffix its agent is missing, and a
+        repetition of one that is here already is dropped.
+
+        Raises:
+            InvalidRequest: the stream is not open on this link.
+            ProtocolError: the draft builds on more than was ever committed.
+        """
+        live = self._live.get((outbox, message.stream))
+        if live is None:
+            raise InvalidRequest(f"stream {message.stream} is not open on this link", code="unknown_stream")
+        missing = live.stream.missing(message.base)
+        if missing:
+            outbox.post(Verdict(message.stream, message.base, 0, missing, live.budget))
+            return
+        if live.draft is not None:
+            return
+        try:
+            live.q = self._checked_q(live, message)
+        except InvalidRequest as error:
+            live.account.bad_drafts += 1
+            outbox.post(Failure(error.code, str(error), message.stream))
+            message = Draft(message.stream, message.base, [])
+        if live.budget == 0:
+            return
+        live.draft = message
+        if live in self._rounds:
+            self._rounds.arrive(live, self._clock())
+            self._changed.set()
+
+    def close(self, outbox: Outbox, number: int) -> None:
+        """End a stream its agent wants no more of; one that is not open is no error, since verdicts cross closes."""
+        key = (outbox, number)
+        if not self._admission.withdraw(key) and key in self._live:
+            self._end(self._live[key])
+            self._changed.set()
+
+    def drop(self, outbox: Outbox) -> None:
+        """End every stream of a link that has gone."""
+        for key in [key for key in self._live if key[0] is outbox]:
+            self.close(*key)
+        self._admission.withdraw_all(lambda key: key[0] is outbox)
+
+    def stop(self) -> None:
+        """Let `run` return after the round that runs now."""
+        self._stopping = True
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Run rounds until `stop`.
+
+        Raises:
+            Exception: whatever the engine raised; the streams are lost, and the server should end.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            while not self._stopping:
+                gathering = self._clock()
+                batch = await self._gather()
+                gathered = self._clock()
+                planned = self._plan(batch)
+                if not planned.work.turns and not planned.work.chunks:
+                    continue
+                verifying = self._clock()
+                outcome = await loop.run_in_executor(self._engine_thread, self._verifier.run, planned.work)
+                verified = self._clock()
+                commits = self._commit(planned, outcome)
+                self._telemetry.round_over(
+                    RoundRecord(
+                        at=verified,
+                        gather_s=gathered - gathering,
+                        plan_s=verifying - gathered,
+                        verify_s=verified - verifying,
+                        forward_s=outcome.forward_s,
+                        commit_s=self._clock() - verified,
+                        streams=len(commits),
+                        drafted=sum(len(turn.drafted) for turn in planned.work.turns),
+                        accepted=sum(commit.accepted for commit in commits),
+                        committed=sum(commit.size for commit in commits),
+                    )
+                )
+        finally:
+            self._engine_thread.shutdown(wait=True)
+
+    async def _gather(self) -> list[LiveStream]:
+        """Wait until the round closes, or until there is a prompt to work on while drafts are on their way."""
+        loop = asyncio.get_running_loop()
+        while not self._stopping:
+            now = self._clock()
+            batch = self._rounds.close(now)
+            if batch or self._prefilling:
+                return batch
+            self._changed.clear()
+            closes_at = self._rounds.closes_at()
+            alarm = None if closes_at is None else loop.call_later(max(0.0, closes_at - now), self._changed.set)
+            await self._changed.wait()
+            if alarm is not None:
+                alarm.cancel()
+        return []
+
+    def _plan(self, batch: Sequence[LiveStream]) -> _Planned:
+        """Lay out the pass: everybody's drafts, and as many prompt tokens as may ride along."""
+        turns = []
+        for live in batch:
+            live.in_pass = True
+            drafted = live.draft.tokens if live.draft else []
+            stream = live.stream
+            turns.append(Turn(live.row, stream.length, stream.tokens[-1], drafted, stream.params, live.q))
+        chunks, prefilled = [], []
+        room = self._settings.prefill_chunk
+        for live in self._prefilling:
+            stream = live.stream
+            size = min(room, stream.length - 1 - stream.cached)
+            if size <= 0:
+                break
+            live.in_pass = True
+            chunks.append(Chunk(live.row, stream.cached, stream.tokens[stream.cached : stream.cached + size]))
+            prefilled.append((live, stream.cached + size))
+            room -= size
+        return _Planned(Pass(turns, chunks), batch, prefilled)
+
+    def _commit(self, planned: _Planned, outcome: Outcome) -> list[Commit]:
+        """Extend transcripts, learn from what happened, choose the next budgets, and tell the agents."""
+        now = self._clock()
+        commits = []
+        going_on: list[tuple[LiveStream, Commit]] = []
+        for live, turn, judgement in zip(planned.verified, planned.work.turns, outcome.judgements, strict=True):
+            live.in_pass = False
+            if live.closed:
+                self._release(live)
+                continue
+            commit = live.stream.commit(turn.drafted, judgement)
+            commits.append(commit)
+            live.draft, live.q = None, []
+            live.estimator.observe(len(turn.drafted), judgement)
+            live.goodput = smooth_goodput(live.goodput, commit.size, self._settings.beta)
+            self._telemetry.committed(live, len(turn.drafted), commit, now)
+            if commit.finish:
+                self._tell(live, commit)
+                self._end(live)
+            else:
+                going_on.append((live, commit))
+        self._advance_prefill(planned.prefilled)
+        self._schedule([live for live, _ in going_on])
+        for live, commit in going_on:
+            self._tell(live, commit)
+        return commits
+
+    def _advance_prefill(self, pieces: Sequence[tuple[LiveStream, int]]) -> None:
+        """Note what stands in the slab now; streams whose prompt is complete join the rounds."""
+        for live, cached in pieces:
+            live.in_pass = False
+            if live.closed:
+                self._release(live)
+                continue
+            live.stream.cached = cached
+            if live.stream.prefilled:
+                del self._prefilling[live]
+                self._join(live)
+
+    def _schedule(self, streams: Sequence[LiveStream]) -> None:
+        """Choose the next budget of each of `streams` and wait for their drafts."""
+        if not streams:
+            return
+        demand = Demand(
+            alpha=np.array([live.estimator.optimistic for live in streams]),
+            goodput=np.array([live.goodput for live in streams]),
+            weight=np.array([live.weight for live in streams]),
+            limit=np.array([live.stream.draft_limit for live in streams], dtype=np.int64),
+        )
+        plan = self.scheduler.plan(demand, self.capacity - self._rounds.outstanding)
+        now = self._clock()
+        for live, budget in zip(streams, plan.budgets.tolist(), strict=True):
+            live.budget = budget
+            self._rounds.expect(live, budget, now)
+
+    def _tell(self, live: LiveStream, commit: Commit) -> None:
+        budget = 0 if commit.finish else live.budget
+        live.outbox.post(
+            Verdict(live.number, commit.base, commit.accepted, list(commit.appended), budget, commit.finish)
+        )
+
+    def _admit(self, key: StreamKey, account: AgentAccount, stream: ServedStream) -> None:
+        outbox, number = key
+        estimator = (HitOrMiss if self._rule == "coupled" else RatioMean)(account.prior_alpha)
+        live = LiveStream(number, outbox, account, stream, self._engine.allocate(), estimator)
+        self._live[key] = live
+        demand = Demand(
+            alpha=np.array([estimator.optimistic]),
+            goodput=np.array([live.goodput]),
+            weight=np.array([live.weight]),
+            limit=np.array([stream.draft_limit], dtype=np.int64),
+        )
+        # The first budget is a fair share; the first round's plan corrects it.
+        share = min(self.capacity // len(self._live), max(0, self.capacity - self._rounds.outstanding))
+        live.budget = int(self.scheduler.plan(demand, share).budgets[0])
+        outbox.post(Opened(number, stream.length, live.budget))
+        if stream.prefilled:
+            self._join(live)
+        else:
+            self._prefilling[live] = None
+        self._changed.set()
+
+    def _join(self, live: LiveStream) -> None:
+        """Take part in the rounds from now on; the draft may be here already."""
+        now = self._clock()
+        self._rounds.expect(live, 0 if live.draft else live.budget, now)
+
+    def _end(self, live: LiveStream) -> None:
+        """Forget a stream; its row is free at once, or when the pass it is in is over."""
+        live.closed = True
+        live.account.prior_alpha += 0.3 * (live.estimator.alpha - live.account.prior_alpha)
+        self._rounds.leave(live)
+        self._prefilling.pop(live, None)
+        del self._live[(live.outbox, live.number)]
+        if not live.in_pass:
+            self._release(live)
+
+    def _release(self, live: LiveStream) -> None:
+        self._engine.release(live.row)
+        waiting = self._admission.next()
+        if waiting is not None:
+            key, (account, stream) = waiting
+            self._admit(key, account, stream)
+
+    def _checked_q(self, live: LiveStream, message: Draft) -> list[DraftDistribution]:
+        if len(message.tokens) > live.budget:
+            raise InvalidRequest(
+                f"{len(message.tokens)} tokens were drafted and the budget is {live.budget}", code="draft_too_long"
+            )
+        if message.tokens and max(message.tokens) >= self._engine.vocab_size:
+            raise InvalidRequest(
+                f"token id {max(message.tokens)} is out of range: the vocabulary has {self._engine.vocab_size} tokens",
+                code="token_out_of_range",
+            )
+        if self._rule == "coupled":
+            return []
+        return unpack_q(message.q, message.tokens, self._engine.vocab_size)

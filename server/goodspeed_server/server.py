@@ -1,0 +1,277 @@
+"""The server as a whole: loads the target, listens, runs the rounds, and closes in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import http
+import logging
+import platform
+import signal
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import torch
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.http11 import Request, Response
+
+import goodspeed
+from goodspeed.catalog import Files, digest, fingerprint, load_model, tokenizer_files
+from goodspeed.errors import GoodSpeedError, InvalidRequest
+from goodspeed.messages import MAX_AGENT_FRAME_BYTES
+from goodspeed.scheduling import SCHEDULERS
+from goodspeed.snapshot import ServerSnapshot
+from goodspeed.utility import AlphaFair
+from goodspeed.verification import Rule
+from goodspeed_server.calibration import measure_plain_pass, plain_pass_s
+from goodspeed_server.engine import Engine, Layout
+from goodspeed_server.link import Link, ServedModel
+from goodspeed_server.round_loop import RoundLoop
+from goodspeed_server.settings import AUTO_MAX_LENGTH, ServerSettings
+from goodspeed_server.telemetry import ServerFacts, Telemetry
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["VerificationServer", "load_server"]
+
+logger = logging.getLogger(__name__)
+
+_CLOSE_TIMEOUT_S = 10.0
+
+
+def load_server(settings: ServerSettings) -> VerificationServer:
+    """Load the target by name and build the server around it; blocks while the model loads.
+
+    Raises:
+        ModelError: the model cannot be loaded or served.
+        InvalidRequest: a setting is out of range.
+    """
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    files = tokenizer_files(settings.model)
+    model = load_model(settings.model, device=settings.device, dtype=settings.dtype)
+    return VerificationServer(settings, model, files)
+
+
+class VerificationServer:
+    """One target, served.
+
+    Args:
+        settings: the operator's choices.
+        model: the target, loaded.
+        tokenizer: its tokenizer files.
+
+    Raises:
+        InvalidRequest: a setting is out of range.
+        UnsupportedModel: the engine cannot serve this architecture.
+    """
+
+    def __init__(self, settings: ServerSettings, model: PreTrainedModel, tokenizer: Files) -> None:
+        if settings.scheduler not in SCHEDULERS:
+            raise InvalidRequest(f"scheduler {settings.scheduler!r} does not exist: choose {', '.join(SCHEDULERS)}")
+        self._settings = settings
+        rule = _rule(settings.rule)
+        layout = _layout(settings.layout, model.device)
+        limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", AUTO_MAX_LENGTH))
+        if settings.max_length is not None and settings.max_length > limit:
+            raise InvalidRequest(f"max-length is {settings.max_length} and {settings.model} was made for {limit}")
+        engine = Engine(
+            model,
+            rows=settings.max_streams,
+            max_length=settings.max_length or min(limit, AUTO_MAX_LENGTH),
+            layout=layout,
+            device=model.device,
+            dtype=model.dtype,
+        )
+        measured = measure_plain_pass(engine)
+        now = time.monotonic()
+        self._telemetry = Telemetry(
+            ServerFacts(
+                model=settings.model,
+                scheduler=settings.scheduler,
+                rule=settings.rule,
+                layout=layout,
+                rows=engine.rows,
+                max_length=engine.max_length,
+                plain_pass_s=lambda rows: plain_pass_s(measured, rows),
+            ),
+            now,
+        )
+        eos_tokens = _eos_tokens(model)
+        self._model = ServedModel(
+            server=f"goodspeed {goodspeed.__version__} on {platform.node() or 'a server'}",
+            name=settings.model,
+            fingerprint=fingerprint(tokenizer),
+            tokenizer=tokenizer,
+            tokenizer_digest=digest(tokenizer),
+            rule=rule,
+            vocab_size=engine.vocab_size,
+            max_length=engine.max_length,
+            eos_tokens=eos_tokens,
+        )
+        self._rounds = RoundLoop(
+            engine,
+            rule=rule,
+            scheduler=SCHEDULERS[settings.scheduler](AlphaFair(settings.fairness)),
+            eos_tokens=eos_tokens,
+            settings=settings.rounds,
+            telemetry=self._telemetry,
+        )
+        self._links: set[Link] = set()
+        self._running: asyncio.Task[None] | None = None
+        self._draining = False
+
+    def snapshot(self) -> ServerSnapshot:
+        """The server as it is now."""
+        return self._telemetry.snapshot(
+            self._rounds.now(),
+            self._rounds.live,
+            capacity=self._rounds.capacity,
+            waiting=self._rounds.waiting,
+            prefilling=self._rounds.is_prefilling,
+            draining=self._draining,
+        )
+
+    @contextlib.asynccontextmanager
+    async def listen(self) -> AsyncIterator[str]:
+        """Serve while the context is open; yields the address, and closes in order at its end.
+
+        Raises:
+            GoodSpeedError: the port is taken, or the address cannot be used.
+        """
+        listener = await self._bind()
+        self._running = asyncio.create_task(self._rounds.run(), name="rounds")
+        try:
+            yield _address(listener)
+        finally:
+            await self._close(listener)
+
+    async def run(self) -> None:
+        """Print the address and serve until SIGTERM or SIGINT; a second signal ends the process at once.
+
+        Raises:
+            GoodSpeedError: the port is taken, or the address cannot be used.
+            Exception: whatever made the engine fail.
+        """
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, _on_signal, number, stop, loop)
+        async with self.listen() as address:
+            print(f"listening on {address}", flush=True)
+            await self.until(stop)
+
+    async def until(self, stop: asyncio.Event) -> None:
+        """Wait for `stop`.
+
+        Raises:
+            Exception: whatever made the engine fail meanwhile.
+        """
+        assert self._running is not None
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait([stopped, self._running], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if self._running.done():
+            self._running.result()
+
+    async def _bind(self) -> Server:
+        settings = self._settings
+        try:
+            return await serve(
+                self._serve_link,
+                settings.host,
+                settings.port,
+                process_request=self._answer_http,
+                compression=None,
+                max_size=MAX_AGENT_FRAME_BYTES,
+                server_header=f"goodspeed/{goodspeed.__version__}",
+            )
+        except OSError as error:
+            where = f"{settings.host}:{settings.port}"
+            if error.errno == errno.EADDRINUSE:
+                raise GoodSpeedError(
+                    f"{where} is in use by another program: choose another --port, or 0 for any free one"
+                ) from None
+            raise GoodSpeedError(f"cannot listen on {where}: {error.strerror or error}") from None
+
+    async def _close(self, listener: Server) -> None:
+        """Stop accepting, finish the round that runs, say goodbye, and only then cut off who does not answer."""
+        assert self._running is not None
+        self._draining = True
+        listener.close(close_connections=False)
+        self._rounds.stop()
+        await asyncio.wait([self._running])
+        links = [asyncio.create_task(link.say_goodbye("the server is shutting down", 1.0)) for link in self._links]
+        if links:
+            await asyncio.wait(links, timeout=_CLOSE_TIMEOUT_S)
+        listener.close()
+        await listener.wait_closed()
+
+    async def _serve_link(self, connection: ServerConnection) -> None:
+        link = Link(
+            connection,
+            model=self._model,
+            rounds=self._rounds,
+            telemetry=self._telemetry,
+            snapshot=self.snapshot,
+        )
+        self._links.add(link)
+        try:
+            await link.run()
+        finally:
+            self._links.discard(link)
+
+    def _answer_http(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Answer plain GETs on the WebSocket's own port."""
+        path = request.path.partition("?")[0]
+        if path == "/health":
+            return connection.respond(http.HTTPStatus.OK, "ok\n")
+        if path == "/ready":
+            if self._draining:
+                return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "draining\n")
+            return connection.respond(http.HTTPStatus.OK, "ready\n")
+        if path != "/":
+            return connection.respond(http.HTTPStatus.NOT_FOUND, "there is /health, /ready, and a WebSocket at /\n")
+        return None
+
+
+def _rule(name: str) -> Rule:
+    match name:
+        case "coupled" | "ratio":
+            return name
+        case _:
+            raise InvalidRequest(f"rule {name!r} does not exist: choose coupled or ratio")
+
+
+def _layout(name: str, device: torch.device) -> Layout:
+    """Packed is the faster on a CPU; a GPU wants the padded layout's fixed shapes."""
+    match name:
+        case "auto":
+            return "packed" if device.type == "cpu" else "padded"
+        case "packed" | "padded":
+            return name
+        case _:
+            raise InvalidRequest(f"layout {name!r} does not exist: choose auto, packed or padded")
+
+
+def _address(listener: Server) -> str:
+    host, port = next(iter(listener.sockets)).getsockname()[:2]
+    return f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"
+
+
+def _on_signal(number: int, stop: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
+    logger.info("%s: finishing the round and closing; once more to end at once", signal.Signals(number).name)
+    loop.remove_signal_handler(number)
+    stop.set()
+
+
+def _eos_tokens(model: PreTrainedModel) -> frozenset[int]:
+    """Every token that ends a text, by the model's generation config or, failing that, its config."""
+    eos = model.generation_config.eos_token_id if model.generation_config else None
+    eos = model.config.get_text_config().eos_token_id if eos is None else eos
+    if eos is None:
+        return frozenset()
+    return frozenset([eos] if isinstance(eos, int) else eos)

@@ -1,0 +1,214 @@
+"""What the server has measured of itself, and the snapshot of it that a monitor draws."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from goodspeed.snapshot import AgentRow, PhaseTimes, ServerSnapshot
+from goodspeed.stream import Commit
+from goodspeed_server.live import AgentAccount, LiveStream
+
+__all__ = ["Rate", "RoundRecord", "ServerFacts", "Telemetry"]
+
+HISTORY_S = 60
+_RATE_WINDOW_S = 5
+_RECENT_ROUNDS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """One pass, as it was measured."""
+
+    at: float
+    gather_s: float
+    plan_s: float
+    verify_s: float
+    """From handing the pass to the engine's thread until its outcome is back."""
+    forward_s: float
+    commit_s: float
+    streams: int
+    drafted: int
+    accepted: int
+    committed: int
+
+
+class Rate:
+    """Counts events by the second and remembers the last minute.
+
+    Args:
+        now: when counting starts.
+    """
+
+    def __init__(self, now: float) -> None:
+        self._started = now
+        self._seconds: deque[float] = deque([0.0], maxlen=HISTORY_S + 1)
+        self._second = 0
+
+    def add(self, count: float, now: float) -> None:
+        """Count some events."""
+        self._advance(now)
+        self._seconds[-1] += count
+
+    def history(self, now: float) -> tuple[float, ...]:
+        """Events in each completed second, oldest first."""
+        self._advance(now)
+        return tuple(self._seconds)[:-1]
+
+    def per_second(self, now: float) -> float:
+        """The mean rate over the last few completed seconds."""
+        recent = self.history(now)[-_RATE_WINDOW_S:]
+        if not recent:
+            return self._seconds[-1] / max(now - self._started, 0.1)
+        return sum(recent) / len(recent)
+
+    def _advance(self, now: float) -> None:
+        second = int(now - self._started)
+        for _ in range(min(second - self._second, HISTORY_S + 1)):
+            self._seconds.append(0.0)
+        self._second = max(second, self._second)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What does not change while the server runs."""
+
+    model: str
+    scheduler: str
+    rule: str
+    layout: str
+    rows: int
+    max_length: int
+    plain_pass_s: Callable[[int], float]
+    """How long one plain decoding pass over so many rows takes."""
+
+
+class Telemetry:
+    """Collects; reading it never changes it.
+
+    Args:
+        facts: of the server.
+        now: when the server started.
+    """
+
+    def __init__(self, facts: ServerFacts, now: float) -> None:
+        self._facts = facts
+        self._started = now
+        self._now = now
+        self._rounds = 0
+        self._recent: deque[RoundRecord] = deque(maxlen=_RECENT_ROUNDS)
+        self._goodput = Rate(now)
+        self._round_rate = Rate(now)
+        self._meters: dict[AgentAccount, Rate] = {}
+        self._committed = self._drafted = self._accepted = 0
+        self._busy_s = self._plain_busy_s = 0.0
+
+    def joined(self, account: AgentAccount, now: float) -> None:
+        """An agent has linked up."""
+        self._meters[account] = Rate(now)
+
+    def left(self, account: AgentAccount) -> None:
+        """Its link has gone."""
+        self._meters.pop(account, None)
+
+    def committed(self, live: LiveStream, drafted: int, commit: Commit, now: float) -> None:
+        """A verdict was reached for one stream."""
+        account = live.account
+        account.committed += commit.size
+        account.drafted += drafted
+        account.accepted += commit.accepted
+        self._meters[account].add(commit.size, now)
+
+    def round_over(self, record: RoundRecord) -> None:
+        """A pass has been committed."""
+        self._busy_s += record.forward_s
+        if record.streams == 0:
+            return
+        self._rounds += 1
+        self._recent.append(record)
+        self._committed += record.committed
+        self._drafted += record.drafted
+        self._accepted += record.accepted
+        self._goodput.add(record.committed, record.at)
+        self._round_rate.add(1, record.at)
+        # Plain decoding commits one token a stream and pass, so the same tokens would have taken this many passes.
+        self._plain_busy_s += record.committed / record.streams * self._facts.plain_pass_s(record.streams)
+
+    def snapshot(
+        self,
+        now: float,
+        live: Sequence[LiveStream],
+        *,
+        capacity: int,
+        waiting: int,
+        prefilling: Callable[[LiveStream], bool],
+        draining: bool,
+    ) -> ServerSnapshot:
+        """Freeze what is known now."""
+        streams_of: dict[AgentAccount, list[LiveStream]] = {account: [] for account in self._meters}
+        for stream in live:
+            streams_of[stream.account].append(stream)
+        agents = tuple(self._agent_row(account, streams, prefilling, now) for account, streams in streams_of.items())
+        facts = self._facts
+        return ServerSnapshot(
+            model=facts.model,
+            scheduler=facts.scheduler,
+            rule=facts.rule,
+            layout=facts.layout,
+            capacity=capacity,
+            uptime_s=now - self._started,
+            rounds=self._rounds,
+            rounds_per_s=self._round_rate.per_second(now),
+            phases=self._phases(),
+            agents=agents,
+            streams=len(live),
+            waiting=waiting,
+            rows=facts.rows,
+            free_rows=facts.rows - len(live),
+            kv_used_tokens=sum(stream.stream.cached for stream in live),
+            kv_tokens=facts.rows * facts.max_length,
+            utility=sum(math.log(max(row.goodput, 0.1)) for row in agents if row.streams),
+            goodput=self._goodput.per_second(now),
+            goodput_history=self._goodput.history(now),
+            committed=self._committed,
+            drafted=self._drafted,
+            accepted=self._accepted,
+            busy_s=self._busy_s,
+            plain_busy_s=self._plain_busy_s,
+            draining=draining,
+        )
+
+    def _phases(self) -> PhaseTimes:
+        count = max(1, len(self._recent))
+        return PhaseTimes(
+            gather_ms=1e3 * sum(record.gather_s for record in self._recent) / count,
+            plan_ms=1e3 * sum(record.plan_s for record in self._recent) / count,
+            verify_ms=1e3 * sum(record.verify_s for record in self._recent) / count,
+            commit_ms=1e3 * sum(record.commit_s for record in self._recent) / count,
+        )
+
+    def _agent_row(
+        self,
+        account: AgentAccount,
+        streams: Sequence[LiveStream],
+        prefilling: Callable[[LiveStream], bool],
+        now: float,
+    ) -> AgentRow:
+        meter = self._meters[account]
+        count = max(1, len(streams))
+        alpha = sum(live.estimator.alpha for live in streams) / count if streams else account.prior_alpha
+        return AgentRow(
+            name=account.name,
+            drafter=account.drafter,
+            streams=len(streams),
+            prefilling=sum(prefilling(live) for live in streams),
+            budget=sum(live.budget for live in streams) / count,
+            alpha=alpha,
+            goodput=meter.per_second(now),
+            history=meter.history(now),
+            drafted=account.drafted,
+            accepted=account.accepted,
+            committed=account.committed,
+        )

@@ -1,0 +1,122 @@
+"""The blocking half of a round, run on the engine's own thread: one forward pass, then every draft is judged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from goodspeed.sampling import Domain, SamplingParams, position_keys
+from goodspeed.sampling.warping import RowParams, log_probs, sample
+from goodspeed.verification import DraftDistribution, Judgement, Rule, judge_coupled, judge_ratio
+from goodspeed_server.engine import Engine, Segment
+
+__all__ = ["Chunk", "Outcome", "Pass", "Turn", "Verifier"]
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a prompt on its way into the slab."""
+
+    row: int
+    start: int
+    tokens: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One stream's part in a round: its last committed token, which the model has not seen yet, and its draft."""
+
+    row: int
+    base: int
+    """The committed length; the last committed token stands at `base - 1`."""
+    last_token: int
+    drafted: Sequence[int]
+    params: SamplingParams
+    q: Sequence[DraftDistribution] = ()
+    """Ratio rule only: what each drafted token was drawn from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Everything one forward pass carries."""
+
+    turns: Sequence[Turn]
+    chunks: Sequence[Chunk]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a pass; one judgement a turn."""
+
+    judgements: Sequence[Judgement]
+    forward_s: float
+    judge_s: float
+
+
+class Verifier:
+    """Runs passes and judges drafts under one rule.
+
+    Args:
+        engine: holds the target and its KV slab.
+        rule: `coupled` or `ratio`.
+    """
+
+    def __init__(self, engine: Engine, rule: Rule) -> None:
+        self._engine = engine
+        self._judge = {"coupled": self._judge_coupled, "ratio": self._judge_ratio}[rule]
+
+    @torch.inference_mode()
+    def run(self, work: Pass) -> Outcome:
+        """Verify; blocks for as long as the forward pass takes."""
+        segments = [Segment(chunk.row, chunk.start, chunk.tokens, 0) for chunk in work.chunks]
+        segments += [
+            Segment(turn.row, turn.base - 1, [turn.last_token, *turn.drafted], len(turn.drafted) + 1)
+            for turn in work.turns
+        ]
+        started = time.perf_counter()
+        logits = self._engine.forward(segments)  # [sum(S_i + 1), vocab]
+        if logits.is_cuda:
+            torch.cuda.synchronize()
+        forwarded = time.perf_counter()
+        judgements = self._judge(work.turns, logits) if work.turns else []
+        return Outcome(judgements, forwarded - started, time.perf_counter() - forwarded)
+
+    def _judge_coupled(self, turns: Sequence[Turn], logits: Tensor) -> list[Judgement]:
+        drawn = self._draw(turns, logits).tolist()
+        judgements = []
+        offset = 0
+        for turn in turns:
+            end = offset + len(turn.drafted) + 1
+            judgements.append(judge_coupled(turn.drafted, drawn[offset:end]))
+            offset = end
+        return judgements
+
+    def _draw(self, turns: Sequence[Turn], logits: Tensor) -> Tensor:
+        """The target's own draw at every drafted position and one past: [sum(S_i + 1)]."""
+        if all(turn.params.greedy for turn in turns):
+            return logits.argmax(-1)
+        params: list[SamplingParams] = []
+        seeds: list[int] = []
+        positions: list[int] = []
+        for turn in turns:
+            count = len(turn.drafted) + 1
+            params += [turn.params] * count
+            seeds += [turn.params.seed] * count
+            positions += range(turn.base, turn.base + count)
+        keys = torch.from_numpy(position_keys(seeds, positions, Domain.SHARED)).to(logits.device)
+        return sample(logits, RowParams.of(params, logits.device), keys)
+
+    def _judge_ratio(self, turns: Sequence[Turn], logits: Tensor) -> list[Judgement]:
+        params = [turn.params for turn in turns for _ in range(len(turn.drafted) + 1)]
+        log_p = log_probs(logits, RowParams.of(params, logits.device))
+        judgements = []
+        offset = 0
+        for turn in turns:
+            end = offset + len(turn.drafted) + 1
+            judgements.append(judge_ratio(log_p[offset:end], turn.drafted, turn.q, turn.params.seed, turn.base))
+            offset = end
+        return judgements

@@ -1,0 +1,138 @@
+"""A server in this process on a free port, and a peer that speaks bare messages to it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import TypeVar
+
+from tokenizers import Tokenizer as HubTokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from websockets.asyncio.client import ClientConnection, connect
+
+from goodspeed.catalog import Files
+from goodspeed.messages import (
+    PROTOCOL_VERSION,
+    AgentMessage,
+    Close,
+    Draft,
+    Failure,
+    Hello,
+    Open,
+    Opened,
+    ServerMessage,
+    Verdict,
+    Welcome,
+    decode_server,
+    encode,
+)
+from goodspeed.sampling import SamplingParams
+from goodspeed.stream import Transcript
+from goodspeed_server.round_loop import RoundSettings
+from goodspeed_server.server import VerificationServer
+from goodspeed_server.settings import ServerSettings
+from tests.tiny_models import CONTEXT, VOCAB, tiny_llama
+
+__all__ = ["GREEDY", "Peer", "linked", "serving", "tiny_settings", "tiny_tokenizer"]
+
+GREEDY = SamplingParams()
+MessageT = TypeVar("MessageT", bound=ServerMessage)
+
+
+def tiny_tokenizer(vocab: int = VOCAB) -> Files:
+    """A word-level tokenizer whose words are w0, w1, ..."""
+    tokenizer = HubTokenizer(WordLevel({f"w{token}": token for token in range(vocab)}, unk_token="w0"))
+    tokenizer.pre_tokenizer = Whitespace()
+    return {"tokenizer.json": tokenizer.to_str().encode(), "tokenizer_config.json": json.dumps({}).encode()}
+
+
+def tiny_settings(**changes: object) -> ServerSettings:
+    """Settings for a server in a test: any free port, few rows, a barrier that does not give up on a slow machine."""
+    rounds = RoundSettings(**{"round_timeout_s": 30.0} | changes.pop("rounds", {}))  # type: ignore[arg-type, call-overload, operator]
+    return ServerSettings(**{"port": 0, "max_streams": 4, "max_length": CONTEXT, "rounds": rounds} | changes)  # type: ignore[arg-type]
+
+
+@contextlib.asynccontextmanager
+async def serving(settings: ServerSettings | None = None) -> AsyncIterator[tuple[VerificationServer, str]]:
+    """Serve the tiny Llama; yields the server and its address."""
+    server = VerificationServer(settings or tiny_settings(), tiny_llama(), tiny_tokenizer())
+    async with server.listen() as address:
+        yield server, address
+
+
+class Peer:
+    """An agent reduced to its messages."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self.connection = connection
+
+    async def send(self, message: AgentMessage | bytes | str) -> None:
+        await self.connection.send(message if isinstance(message, bytes | str) else encode(message))
+
+    async def receive(self) -> ServerMessage:
+        frame = await self.connection.recv()
+        assert isinstance(frame, bytes)
+        return decode_server(frame)
+
+    async def expect(self, kind: type[MessageT]) -> MessageT:
+        message = await self.receive()
+        assert isinstance(message, kind), message
+        return message
+
+    async def greet(self, **changes: object) -> Welcome:
+        hello = {"protocol": PROTOCOL_VERSION, "role": "agent", "name": "test"} | changes
+        await self.send(Hello(**hello))  # type: ignore[arg-type]
+        return await self.expect(Welcome)
+
+    async def open(
+        self,
+        stream: int,
+        prompt: Sequence[int],
+        *,
+        max_new_tokens: int = 8,
+        max_draft: int = 4,
+        params: SamplingParams = GREEDY,
+    ) -> Opened:
+        await self.send(Open(stream, list(prompt), len(prompt), params, max_new_tokens, max_draft, True))
+        return await self.expect(Opened)
+
+    async def generate(
+        self,
+        stream: int,
+        prompt: Sequence[int],
+        guess: Sequence[int] = (),
+        *,
+        max_new_tokens: int = 8,
+        max_draft: int = 4,
+        params: SamplingParams = GREEDY,
+    ) -> list[int]:
+        """Generate on a link with one stream, drafting from `guess`, a continuation that may be right or wrong."""
+        opened = await self.open(stream, prompt, max_new_tokens=max_new_tokens, max_draft=max_draft, params=params)
+        transcript, budget = Transcript(prompt), opened.budget
+        while transcript.finish is None:
+            done = transcript.length - len(prompt)
+            drafted = list(guess[done : done + budget]) if budget else []
+            if budget:
+                await self.send(Draft(stream, transcript.length, drafted))
+            verdict = await self.expect(Verdict)
+            transcript.apply(verdict, drafted)
+            budget = verdict.budget
+        return transcript.generated
+
+    async def close(self, stream: int) -> None:
+        await self.send(Close(stream))
+
+    async def failure(self) -> Failure:
+        return await self.expect(Failure)
+
+
+@contextlib.asynccontextmanager
+async def linked(address: str, *, greet: bool = True) -> AsyncIterator[Peer]:
+    """A peer linked to a server, its handshake done unless told otherwise."""
+    async with connect(address, compression=None, max_size=None) as connection:
+        peer = Peer(connection)
+        if greet:
+            await peer.greet()
+        yield peer
