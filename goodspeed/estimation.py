@@ -1,9 +1,13 @@
 """What is known of a stream: its acceptance rate, and its smoothed goodput.
 
 The ratio rule shows `min(1, p/q)` at every drafted position, so equation (3) of the paper applies as it stands. The
-coupled rule shows less: hit or miss, up to the first miss. Both estimators forget while nothing is observed: with a
-budget of 0 they drift back to the prior and their uncertainty grows, and `optimistic` (what the scheduler is given)
-rises until drafting is tried again. That is what keeps an estimate from locking in.
+coupled rule shows less: hit or miss, up to the first miss.
+
+No estimate locks in. A round with a budget of 0 shows nothing, and equation (3) would keep the rate it has for ever.
+Here `optimistic`, which is what the scheduler is given, rises with every such round and reaches `ALPHA_MAX` after
+`patience` of them, so that drafting is tried again unless no rate at all would earn a token; and what is seen then
+weighs the more, the longer nothing was seen. A rising guess buys its first token as soon as it is worth the price of
+capacity, so a probe costs about one draft token, and hopeless drafters are probed the less the dearer capacity is.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from goodspeed.verification import Judgement
 
 __all__ = [
     "ALPHA_MAX",
+    "PATIENCE",
     "PRIOR_ALPHA",
     "AcceptanceEstimator",
     "HitOrMiss",
@@ -27,6 +32,8 @@ ALPHA_MAX = 0.995
 """The theorem asks for alpha_hat <= alpha_max < 1."""
 PRIOR_ALPHA = 0.6
 """What a drafter nobody has seen is given credit for."""
+PATIENCE = 50
+"""Rounds without a budget after which nothing is taken for granted."""
 
 
 def expected_tokens(alpha: float, budget: int) -> float:
@@ -48,14 +55,20 @@ class AcceptanceEstimator(Protocol):
 
     @property
     def optimistic(self) -> float:
-        """The guess plus one standard error: what is worth finding out is worth a little budget."""
+        """The highest rate that is still plausible: what is worth finding out is worth a little budget."""
 
-    def observe(self, drafted: int, judgement: Judgement) -> None:
-        """Learn from one round; `drafted` may be 0, which teaches nothing and lets the estimate age."""
+    def observe(self, budget: int, judgement: Judgement) -> None:
+        """Learn from one round.
+
+        Args:
+            budget: how many tokens the agent was granted. 0 teaches nothing. A draft that is shorter, or unusable,
+                counts as a miss behind its last token: an agent with nothing to say makes no use of a budget.
+            judgement: what became of the draft.
+        """
 
 
 class HitOrMiss:
-    """For the coupled rule: discounted counts of hits and misses, a Beta posterior around the prior.
+    """For the coupled rule: discounted counts of hits and trials, started off by a prior.
 
     A round with S drafted tokens shows `accepted` hits and, where `accepted < S`, one miss; what lies behind the
     first miss was drafted on a wrong prefix and shows nothing. Under a constant rate this is the maximum-likelihood
@@ -65,51 +78,64 @@ class HitOrMiss:
         prior: the rate before anything is seen.
         prior_weight: how many observations the prior counts for.
         memory: how many rounds an observation keeps most of its weight.
+        patience: how many rounds without a budget make `optimistic` rise to `ALPHA_MAX`.
     """
 
-    def __init__(self, prior: float = PRIOR_ALPHA, *, prior_weight: float = 2.0, memory: float = 40.0) -> None:
-        self._prior_hits = prior * prior_weight
-        self._prior_weight = prior_weight
+    _LEAST_TRIALS = 0.5
+    """Forgetting ends here, so that there is always something to guess from."""
+
+    def __init__(
+        self,
+        prior: float = PRIOR_ALPHA,
+        *,
+        prior_weight: float = 2.0,
+        memory: float = 40.0,
+        patience: int = PATIENCE,
+    ) -> None:
+        self._hits = prior * prior_weight
+        self._trials = prior_weight
         self._keep = math.exp(-1.0 / memory)
-        self._hits = 0.0
-        self._trials = 0.0
+        self._patience = patience
+        self._idle = 0
 
     @property
     def alpha(self) -> float:
-        """The posterior mean."""
-        return min((self._prior_hits + self._hits) / (self._prior_weight + self._trials), ALPHA_MAX)
+        """The discounted share of hits."""
+        return min(self._hits / self._trials, ALPHA_MAX)
 
     @property
     def optimistic(self) -> float:
-        """The posterior mean plus its standard deviation."""
-        mean = self.alpha
-        spread = math.sqrt(mean * (1.0 - mean) / (self._prior_weight + self._trials + 1.0))
-        return min(mean + spread, ALPHA_MAX)
+        """One standard deviation above `alpha`, and higher with every round that showed nothing."""
+        spread = math.sqrt(self.alpha * (1.0 - self.alpha) / (self._trials + 1.0))
+        return _rise(self.alpha + spread, self._idle / self._patience)
 
-    def observe(self, drafted: int, judgement: Judgement) -> None:
+    def observe(self, budget: int, judgement: Judgement) -> None:
         """Count the hits, and the miss that ended them."""
-        self._hits = self._keep * self._hits + judgement.accepted
-        self._trials = self._keep * self._trials + judgement.accepted + (judgement.accepted < drafted)
+        if self._trials > self._LEAST_TRIALS:
+            self._hits *= self._keep
+            self._trials *= self._keep
+        self._hits += judgement.accepted
+        self._trials += judgement.accepted + (judgement.accepted < budget)
+        self._idle = 0 if budget else self._idle + 1
 
 
 class RatioMean:
     """For the ratio rule: equation (3), `alpha <- (1 - eta) alpha + eta mean_j min(1, p_j/q_j)`.
 
-    With nothing drafted the equation divides by zero; here the estimate then moves towards the prior instead, and the
-    uncertainty towards that of the prior, at the same pace.
+    Without a draft the equation divides by zero; here such a round leaves the estimate alone, and makes the next
+    step longer than `eta`: after `patience` of them, what is seen replaces what was believed.
 
     Args:
         prior: the rate before anything is seen.
         eta: the step.
-        idle_eta: the step towards the prior in a round without a draft.
+        patience: how many rounds without a budget make `optimistic` rise to `ALPHA_MAX`.
     """
 
-    def __init__(self, prior: float = PRIOR_ALPHA, *, eta: float = 0.1, idle_eta: float = 0.02) -> None:
-        self._prior = prior
-        self._eta = eta
-        self._idle_eta = idle_eta
+    def __init__(self, prior: float = PRIOR_ALPHA, *, eta: float = 0.1, patience: int = PATIENCE) -> None:
         self._alpha = prior
-        self._uncertainty = 1.0
+        self._eta = eta
+        self._patience = patience
+        self._idle = 0
 
     @property
     def alpha(self) -> float:
@@ -118,15 +144,22 @@ class RatioMean:
 
     @property
     def optimistic(self) -> float:
-        """The smoothed mean plus what the lack of observations leaves open."""
-        return min(self._alpha + self._uncertainty * math.sqrt(self._alpha * (1.0 - self._alpha) / 3.0), ALPHA_MAX)
+        """The smoothed mean, and higher with every round that showed nothing."""
+        return _rise(self.alpha, self._idle / self._patience)
 
-    def observe(self, drafted: int, judgement: Judgement) -> None:
+    def observe(self, budget: int, judgement: Judgement) -> None:
         """Take one step."""
-        if drafted and judgement.ratios:
-            mean = sum(judgement.ratios) / len(judgement.ratios)
-            self._alpha += self._eta * (mean - self._alpha)
-            self._uncertainty *= 1.0 - self._eta
-        else:
-            self._alpha += self._idle_eta * (self._prior - self._alpha)
-            self._uncertainty += self._idle_eta * (1.0 - self._uncertainty)
+        if budget == 0:
+            self._idle += 1
+            return
+        ratios = judgement.ratios or ()
+        mean = sum(ratios) / (len(ratios) + (len(ratios) < budget))
+        step = self._eta + (1.0 - self._eta) * min(1.0, self._idle / self._patience)
+        self._alpha += step * (mean - self._alpha)
+        self._idle = 0
+
+
+def _rise(alpha: float, idle_share: float) -> float:
+    """Part of the way from `alpha` to `ALPHA_MAX`."""
+    alpha = min(alpha, ALPHA_MAX)
+    return alpha + (ALPHA_MAX - alpha) * min(1.0, idle_share)

@@ -18,15 +18,15 @@ agent                                   server
 monitor: Hello(role="monitor"), then Snapshot messages come at about 4 Hz
 ```
 
-Decoding is defensive: sizes are bounded before anything is built, unknown types, extra elements and wrong types are
-refused, and every failure is one `MalformedMessage`.
+Decoding is defensive: the frame's size is bounded, and it is decoded straight into the typed structs, so that the
+first element of a wrong type ends it before anything is built from what follows; unknown types and extra elements
+are refused, and every failure is one `MalformedMessage`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
-import msgpack
 import msgspec
 from msgspec import Meta, Struct
 
@@ -65,14 +65,14 @@ MAX_AGENT_FRAME_BYTES = 2 * 2**20
 MAX_SERVER_FRAME_BYTES = 64 * 2**20
 """What an agent takes in one frame: the largest is a tokenizer."""
 
-_MAX_ELEMENTS = 400_000
-_MAX_TEXT_BYTES = 4096
+_MAX_TEXT = 4096
 
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 StreamId = Annotated[int, Meta(ge=0, lt=2**31)]
 Length = Annotated[int, Meta(ge=0, lt=2**31)]
-ShortText = Annotated[str, Meta(max_length=_MAX_TEXT_BYTES)]
+ShortText = Annotated[str, Meta(max_length=_MAX_TEXT)]
 Drafted = Annotated[list[TokenId], Meta(max_length=MAX_DRAFT_TOKENS)]
+Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 
 
 class _Message(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -141,10 +141,10 @@ class Welcome(_Message, tag="W", frozen=True):
     tokenizer: ShortText
     """The digest of the target's tokenizer files (`catalog.digest`): what an agent's cache is keyed by."""
     rule: Rule
-    vocab_size: int
-    max_length: int
+    vocab_size: Length
+    max_length: Length
     """Prompt and generated tokens together, per stream."""
-    max_draft: int
+    max_draft: Length
     eos_tokens: list[TokenId]
 
 
@@ -152,7 +152,7 @@ class Tokenizer(_Message, tag="T", frozen=True):
     """The target's tokenizer, as files by name (tokenizer.json, tokenizer_config.json)."""
 
     digest: ShortText
-    files: dict[ShortText, bytes]
+    files: Annotated[dict[ShortText, bytes], Meta(max_length=64)]
 
 
 class Opened(_Message, tag="o", frozen=True):
@@ -184,14 +184,14 @@ class Failure(_Message, tag="F", frozen=True):
     code: ShortText
     message: ShortText
     stream: StreamId | None = None
-    retry_after_s: float | None = None
+    retry_after_s: Seconds | None = None
 
 
 class Goodbye(_Message, tag="G", frozen=True):
     """The server is going away in order; streams can be resumed elsewhere, or here later."""
 
     reason: ShortText
-    retry_after_s: float | None = None
+    retry_after_s: Seconds | None = None
 
 
 class Snapshot(_Message, tag="S", frozen=True):
@@ -204,55 +204,72 @@ AgentMessage: TypeAlias = Hello | Open | Draft | Close | GetTokenizer
 ServerMessage: TypeAlias = Welcome | Tokenizer | Opened | Verdict | Failure | Goodbye | Snapshot
 
 
+class _AgentGreeting(Struct, array_like=True, tag="H"):
+    """What can be read of a `Hello` of any version."""
+
+    protocol: int
+
+
+class _ServerGreeting(Struct, array_like=True, tag="W"):
+    """What can be read of a `Welcome` of any version."""
+
+    protocol: int
+
+
+_AGENT: msgspec.msgpack.Decoder[AgentMessage] = msgspec.msgpack.Decoder(AgentMessage)
+_SERVER: msgspec.msgpack.Decoder[ServerMessage] = msgspec.msgpack.Decoder(ServerMessage)
+_GREETING = msgspec.msgpack.Decoder(_AgentGreeting | _ServerGreeting)
+_ENCODER = msgspec.msgpack.Encoder()
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+MessageT = TypeVar("MessageT")
+
+
 def encode(message: AgentMessage | ServerMessage) -> bytes:
     """Pack one message into the bytes of one frame."""
-    return msgspec.msgpack.encode(message)
+    return _ENCODER.encode(message)
 
 
-def decode_agent(frame: bytes) -> AgentMessage:
+def decode_agent(frame: bytes | str) -> AgentMessage:
     """Read what an agent sent.
 
     Raises:
         MalformedMessage: the frame is not exactly one agent message within the limits.
         VersionMismatch: it is a `Hello` of another protocol version, whatever else that version put into it.
     """
-    return _decode(frame, AgentMessage, MAX_AGENT_FRAME_BYTES)  # type: ignore[no-any-return]
+    return _decode(frame, _AGENT, MAX_AGENT_FRAME_BYTES)
 
 
-def decode_server(frame: bytes) -> ServerMessage:
+def decode_server(frame: bytes | str) -> ServerMessage:
     """Read what a server sent.
 
     Raises:
         MalformedMessage: the frame is not exactly one server message within the limits.
-        VersionMismatch: it is a `Welcome` of another protocol version.
+        VersionMismatch: it is a `Welcome` of another protocol version, whatever else that version put into it.
     """
-    return _decode(frame, ServerMessage, MAX_SERVER_FRAME_BYTES)  # type: ignore[no-any-return]
+    return _decode(frame, _SERVER, MAX_SERVER_FRAME_BYTES)
 
 
-def _decode(frame: bytes, kind: Any, max_bytes: int) -> Any:
+def _decode(frame: bytes | str, decoder: msgspec.msgpack.Decoder[MessageT], max_bytes: int) -> MessageT:
+    if isinstance(frame, str):
+        raise MalformedMessage("a text frame; every message of this protocol is one binary frame")
     if len(frame) > max_bytes:
         raise MalformedMessage(f"a frame of {len(frame)} bytes; the limit is {max_bytes}")
     try:
-        plain = msgpack.unpackb(
-            frame,
-            strict_map_key=True,
-            max_array_len=_MAX_ELEMENTS,
-            max_map_len=64,
-            max_str_len=_MAX_TEXT_BYTES,
-            max_bin_len=max_bytes,
-            max_ext_len=0,
-        )
-        _check_version(plain)
-        return msgspec.convert(plain, kind, strict=True)
-    except (ValueError, TypeError, RecursionError, msgpack.UnpackException, msgspec.MsgspecError) as error:
-        # UnicodeDecodeError and the decoder's own errors are ValueErrors; RecursionError is not (deep nesting).
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise MalformedMessage(f"not a message of this protocol: {reason}") from None
+        message = decoder.decode(frame)
+    except _UNREADABLE as error:
+        _check_version(frame)
+        raise MalformedMessage(f"not a message of this protocol: {str(error)[:200]}") from None
+    if isinstance(message, Hello | Welcome) and message.protocol != PROTOCOL_VERSION:
+        raise VersionMismatch(ours=PROTOCOL_VERSION, theirs=message.protocol)
+    return message
 
 
-def _check_version(plain: Any) -> None:
-    # `protocol` is the first field of both sides' first message in every version, so that this can always be read.
-    if isinstance(plain, list) and len(plain) > 1 and plain[0] in ("H", "W"):
-        theirs = plain[1]
-        if type(theirs) is int and theirs != PROTOCOL_VERSION:
-            raise VersionMismatch(ours=PROTOCOL_VERSION, theirs=theirs)
+def _check_version(frame: bytes) -> None:
+    """See whether a frame that cannot be read is a greeting of another version, laid out in its own way."""
+    try:
+        greeting = _GREETING.decode(frame)
+    except _UNREADABLE:
+        return
+    if greeting.protocol != PROTOCOL_VERSION:
+        raise VersionMismatch(ours=PROTOCOL_VERSION, theirs=greeting.protocol)

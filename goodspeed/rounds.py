@@ -3,7 +3,8 @@
 Streams that are part of the rounds are either *drafting* (their agent owes a draft) or *ready* (their draft is here,
 or their budget is 0 and the server decodes them without waiting for anybody). The paper's barrier closes a round when
 nobody is drafting any more. Ours has a deadline: when it passes, the round closes over whoever is ready. A late draft
-is not lost: the stream becomes ready when it arrives and is verified in the next round.
+is not lost: the stream becomes ready when it arrives and is verified in the next round. Until then the rounds do not
+wait for it again, so that an agent that hangs costs everybody else one deadline, not one a round.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Barrier(Generic[StreamT]):
     """Rounds behind a barrier with a deadline.
 
     Args:
-        timeout_s: how long after its opening a round closes over whoever is ready.
+        timeout_s: how long an open round waits for a draft, and how long any one draft is waited for.
         max_streams: how many streams one round may take; the longest ready go first.
     """
 
@@ -35,7 +36,7 @@ class Barrier(Generic[StreamT]):
         self._timeout_s = timeout_s
         self._max_streams = max_streams
         self._drafting: dict[StreamT, _Drafting] = {}
-        self._ready: dict[StreamT, float] = {}  # since when, in order of arrival
+        self._ready: dict[StreamT, int] = {}  # with their budgets, in order of arrival
         self._opened_at: float | None = None
 
     def __len__(self) -> int:
@@ -46,12 +47,12 @@ class Barrier(Generic[StreamT]):
 
     @property
     def outstanding(self) -> int:
-        """The draft tokens that have been granted and not verified yet by streams that are still drafting."""
-        return sum(entry.budget for entry in self._drafting.values())
+        """The draft tokens that have been granted and are still to be verified, drafted already or not."""
+        return sum(entry.budget for entry in self._drafting.values()) + sum(self._ready.values())
 
     @property
     def drafting(self) -> tuple[StreamT, ...]:
-        """Whom the round waits for."""
+        """Who owes a draft."""
         return tuple(self._drafting)
 
     @property
@@ -65,9 +66,7 @@ class Barrier(Generic[StreamT]):
         if budget > 0:
             self._drafting[stream] = _Drafting(budget, now)
         else:
-            self._ready[stream] = now
-        if self._opened_at is None:
-            self._opened_at = now
+            self._ready[stream] = 0
 
     def arrive(self, stream: StreamT, now: float) -> float:
         """The draft of `stream` is here.
@@ -79,32 +78,41 @@ class Barrier(Generic[StreamT]):
             KeyError: no draft of this stream is awaited.
         """
         entry = self._drafting.pop(stream)
-        self._ready[stream] = now
+        self._ready[stream] = entry.budget
         return now - entry.since
 
     def leave(self, stream: StreamT) -> None:
         """The stream has ended, or its agent has gone; nobody waits for it any more."""
         self._drafting.pop(stream, None)
         self._ready.pop(stream, None)
+        if not len(self):
+            self._opened_at = None
 
     def closes_at(self) -> float | None:
-        """When the open round closes at the latest; None while nobody is ready."""
+        """When the open round closes at the latest; None while nobody is ready, or no round is open."""
         if not self._ready or self._opened_at is None:
             return None
-        return self._opened_at + self._timeout_s if self._drafting else self._opened_at
+        if not self._drafting:
+            return self._opened_at
+        return min(self._opened_at, max(entry.since for entry in self._drafting.values())) + self._timeout_s
 
     def close(self, now: float) -> list[StreamT]:
-        """Close the round if it is time.
+        """Close the round if it is time; the server calls this as soon as it could verify, and again at every event.
+
+        The first call after a batch opens the next round: the time the server was busy with the batch is nobody's
+        waiting time.
 
         Returns:
             The streams to verify, the longest ready first; empty when the round stays open. They are out of the
-            rounds until `expect` is called for them again, and the next round opens now.
+            rounds until `expect` is called for them again.
         """
+        if self._opened_at is None and len(self):
+            self._opened_at = now
         closes_at = self.closes_at()
         if closes_at is None or now < closes_at:
             return []
         batch = list(self._ready)[: self._max_streams]
         for stream in batch:
             del self._ready[stream]
-        self._opened_at = now
+        self._opened_at = None
         return batch

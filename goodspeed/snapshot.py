@@ -75,6 +75,8 @@ class ServerSnapshot(Struct, frozen=True, kw_only=True):
     accepted: int
     busy_s: float
     """Time the engine has spent in forward passes."""
+    judge_s: float
+    """Time the engine's thread has spent on sampling and judging drafts."""
     plain_busy_s: float
     """Estimate of the time the same tokens would have taken by plain decoding in the same batches."""
     draining: bool = False
@@ -102,5 +104,5 @@ class ServerSnapshot(Struct, frozen=True, kw_only=True):
         """
         try:
             return msgspec.json.decode(data, type=cls)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise MalformedMessage(f"not a snapshot: {error}") from None

@@ -63,6 +63,11 @@ class Transcript:
         if verdict.base < self.length:
             # A repetition: everything it holds must be here already, or follow what is.
             known = self.tokens[verdict.base :]
+            if verdict.accepted > len(known):
+                raise ProtocolError(
+                    f"a verdict accepts {verdict.accepted} tokens upon {verdict.base} of stream {verdict.stream}, "
+                    f"which has {self.length} here"
+                )
             told = known[: verdict.accepted] + verdict.tokens
             new = told[len(known) :]
             if told[: len(known)] != known[: len(told)]:
@@ -118,8 +123,10 @@ class ServedStream:
         """Check an `Open` and make its stream."""
         message.params.validate()
         size = len(message.tokens)
-        if not 1 <= message.prompt_tokens <= size:
+        if message.prompt_tokens == 0:
             raise InvalidRequest("the prompt is empty: send at least one token", code="empty_prompt")
+        if message.prompt_tokens > size:
+            raise InvalidRequest(f"a prompt of {message.prompt_tokens} tokens was announced, and {size} tokens came")
         if size >= max_length:
             raise InvalidRequest(
                 f"the prompt has {size} tokens and this server holds {max_length} a stream, prompt and text together: "
@@ -162,10 +169,14 @@ class ServedStream:
         return self.cached >= self.length - 1
 
     @property
+    def room(self) -> int:
+        """How many tokens the stream may still grow by."""
+        return min(self.max_new_tokens - self.generated, self.max_length - self.length)
+
+    @property
     def draft_limit(self) -> int:
         """The longest draft that can still be of use: one token of every round comes from the target itself."""
-        remaining = self.max_new_tokens - self.generated
-        return max(0, min(self.max_draft, remaining - 1, self.max_length - self.length))
+        return max(0, min(self.max_draft, self.room - 1))
 
     def missing(self, base: int) -> list[int]:
         """The suffix an agent at `base` lacks.
@@ -179,15 +190,14 @@ class ServedStream:
 
     def commit(self, drafted: Sequence[int], judgement: Judgement) -> Commit:
         """Append what was accepted and the token behind it, up to the stream's end."""
-        base = self.length
+        base, room = self.length, self.room
         new = [*drafted[: judgement.accepted], judgement.token]
         finish: Finish | None = None
         for index, token in enumerate(new):
             if token in self.eos_tokens:
                 new, finish = new[: index + 1], "stop"
                 break
-        room = min(self.max_new_tokens - self.generated, self.max_length - base)
-        if len(new) >= room and not (finish == "stop" and len(new) == room):
+        if len(new) > room or (len(new) == room and finish is None):
             new, finish = new[:room], "length"
         self.tokens += new
         self.finish = finish

@@ -20,7 +20,7 @@ __all__ = ["MIN_GOODPUT", "AlphaFair", "jain_index"]
 Floats = NDArray[np.float64]
 
 MIN_GOODPUT = 1e-6
-"""Goodputs are held above this, so that log and gradients stay finite."""
+"""Goodputs are held above this, so that logarithms stay finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +44,15 @@ class AlphaFair:
             return np.asarray(weight * np.log(x))
         return np.asarray(weight * x ** (1.0 - self.fairness) / (1.0 - self.fairness))
 
-    def gradient(self, goodput: Floats, weight: Floats | float = 1.0) -> Floats:
-        """`omega U'(x) = omega x^-gamma` of each stream, [streams]."""
-        return np.asarray(weight * np.maximum(goodput, MIN_GOODPUT) ** -self.fairness)
+    def log_gradient(self, goodput: Floats) -> Floats:
+        """`log U'(x) = -gamma log x` of each stream, [streams]; no exponent is too large for it."""
+        return np.asarray(-self.fairness * np.log(np.maximum(goodput, MIN_GOODPUT)))
 
 
 def jain_index(goodput: Floats) -> float:
     """Jain's fairness index: 1 when all are equal, 1/n when one has everything; 1 for nobody at all."""
-    total = float(np.sum(goodput))
-    return total * total / (len(goodput) * float(np.sum(goodput * goodput))) if total > 0 else 1.0
+    largest = float(np.max(goodput, initial=0.0))
+    if largest <= 0.0:
+        return 1.0
+    share = goodput / largest
+    return float(np.sum(share) ** 2 / (len(share) * np.sum(share * share)))

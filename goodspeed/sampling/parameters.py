@@ -11,6 +11,8 @@ from goodspeed.errors import InvalidRequest
 __all__ = ["SamplingParams"]
 
 _MAX_SEED = 2**63 - 1
+_MIN_TEMPERATURE = 1e-4
+"""Below it no noise can lift a token over one that float32 logits tell from it, and scaled logits overflow."""
 
 
 class SamplingParams(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -20,7 +22,7 @@ class SamplingParams(Struct, array_like=True, frozen=True, forbid_unknown_fields
     """
 
     temperature: float = 0.0
-    """0 is greedy decoding."""
+    """0 is greedy decoding, and so is anything below 0.0001."""
     top_p: float = 1.0
     """Keep the smallest set of likeliest tokens whose mass reaches this; 1 keeps all."""
     top_k: int = 0
@@ -33,7 +35,7 @@ class SamplingParams(Struct, array_like=True, frozen=True, forbid_unknown_fields
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is taken, so that no noise is needed."""
-        return self.temperature == 0.0
+        return self.temperature < _MIN_TEMPERATURE
 
     @property
     def truncated(self) -> bool:

@@ -21,6 +21,7 @@ from goodspeed.sampling.parameters import SamplingParams
 __all__ = ["RowParams", "log_probs", "sample"]
 
 _PREFILTER = 128
+_NO_TOP_K = 2**62
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class RowParams:
     temperature: Tensor  # float32; 1 where greedy, so that dividing by it is harmless
     greedy: Tensor  # bool
     truncated: Tensor  # bool
-    top_k: Tensor  # int64; the vocabulary's size where off
+    top_k: Tensor  # int64; beyond any vocabulary where off
     top_p: Tensor  # float32
     min_p: Tensor  # float32
     any_greedy: bool
@@ -48,7 +49,7 @@ class RowParams:
             temperature=column([1.0 if row.greedy else row.temperature for row in rows], torch.float32),
             greedy=column([row.greedy for row in rows], torch.bool),
             truncated=column([row.truncated and not row.greedy for row in rows], torch.bool),
-            top_k=column([row.top_k or 2**62 for row in rows], torch.int64),
+            top_k=column([min(row.top_k or _NO_TOP_K, _NO_TOP_K) for row in rows], torch.int64),
             top_p=column([row.top_p for row in rows], torch.float32),
             min_p=column([row.min_p for row in rows], torch.float32),
             any_greedy=any(row.greedy for row in rows),
@@ -134,27 +135,34 @@ def _draw_truncated(scores: Tensor, rows: RowParams, keys: Tensor) -> Tensor:
     pending = torch.arange(scores.shape[0], device=scores.device)
     while True:
         chosen = rows.select(pending)
-        # A stable order among equals makes both views of the distribution keep the same tokens.
         ranked, ids = _top(scores[pending], width)
         kept = _keep(ranked, normaliser[pending], chosen)
         noisy = (ranked + gumbel(keys[pending][:, None, :], ids.int())).where(kept, -torch.inf)
         tokens[pending] = ids.gather(-1, noisy.argmax(-1, keepdim=True)).squeeze(-1)
         if width == vocab:
             return tokens
-        # Where even the last token looked at is kept, the nucleus goes on beyond the prefilter.
-        pending = pending[kept[:, -1] & (chosen.top_k > width)]
+        # Where a token as likely as the last one looked at is kept, the nucleus may go on beyond the prefilter, and
+        # where top-k does, so does the mass that top-p is a share of.
+        open_ended = (kept & (ranked == ranked[:, -1:])).any(-1)
+        mass_unknown = (chosen.top_k > width) & (chosen.top_k < vocab) & (chosen.top_p < 1.0)
+        pending = pending[open_ended | mass_unknown]
         if pending.numel() == 0:
             return tokens
         width = vocab
 
 
 def _top(scores: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The `width` largest scores of each row in order, and their tokens: two [rows, width]."""
+    """The `width` largest scores of each row, in order and among equals by token, and their tokens: [rows, width] each.
+
+    `topk` chooses freely among equals, and bf16 logits have many; in a fixed order, both views of a distribution keep
+    the same tokens.
+    """
     if width == scores.shape[-1]:
         ranked, ids = scores.sort(dim=-1, descending=True, stable=True)
         return ranked, ids
-    top, ids = scores.topk(width, dim=-1)
-    return top, ids
+    ids, _ = scores.topk(width, dim=-1, sorted=False).indices.sort(dim=-1)
+    ranked, order = scores.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
+    return ranked, ids.gather(-1, order)
 
 
 def _keep(ranked: Tensor, normaliser: Tensor, rows: RowParams) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from goodspeed.errors import InvalidRequest
 from goodspeed.scheduling.interface import Demand, Plan
 
 __all__ = ["FixedS", "PlainDecoding", "RandomS"]
@@ -12,14 +13,20 @@ __all__ = ["FixedS", "PlainDecoding", "RandomS"]
 class FixedS:
     """The paper's Fixed-S: `C / N` tokens each.
 
-    The remainder of the division is spread, one token more for some, and moves on every round, so that nothing of
-    the capacity is lost and nobody is favoured; `floor(C / N)` alone would flatter whoever is compared with it.
+    The remainder of the division is spread, one token more for some, and moves on every round, so that nobody is
+    favoured and no capacity is lost but what a stream's own limit forbids; `floor(C / N)` alone would flatter
+    whoever is compared with it.
 
     Args:
         length: the same length for everybody, instead of `C / N`.
+
+    Raises:
+        InvalidRequest: the length is negative.
     """
 
     def __init__(self, length: int | None = None) -> None:
+        if length is not None and length < 0:
+            raise InvalidRequest(f"a fixed draft length of {length}: it must be 0 (plain decoding) or above")
         self._length = length
         self._turn = 0
 
@@ -35,14 +42,15 @@ class FixedS:
         budgets[drafting] = share
         lucky = (np.arange(remainder) + self._turn) % len(drafting)
         budgets[drafting[lucky]] += 1
-        self._turn = (self._turn + remainder) % len(drafting)
+        self._turn += remainder
         return Plan(np.minimum(budgets, demand.limit))
 
 
 class RandomS:
     """The paper's Random-S: random lengths whose sum is at most `C`.
 
-    Every length is uniform on 0 to `2 C / N`, and random tokens are taken away again while the sum is too large.
+    Every length is a uniform number below `2 C / N + 1`, rounded down, and random tokens are taken away again while
+    the sum is too large.
 
     Args:
         seed: of the generator.
@@ -57,11 +65,11 @@ class RandomS:
         if not drafting.any() or capacity <= 0:
             return Plan(np.zeros(len(demand), dtype=np.int64))
         mean = capacity / drafting.sum()
-        wanted = self._random.integers(0, round(2 * mean) + 1, size=len(demand))
-        budgets = np.where(drafting, np.minimum(wanted, demand.limit), 0)
+        wanted = np.floor(self._random.random(len(demand)) * (2 * mean + 1))
+        budgets = np.where(drafting, np.minimum(wanted, demand.limit), 0).astype(np.int64)
         if budgets.sum() > capacity:
             budgets = self._random.multivariate_hypergeometric(budgets, capacity)
-        return Plan(budgets.astype(np.int64))
+        return Plan(budgets)
 
 
 class PlainDecoding:

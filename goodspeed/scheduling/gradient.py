@@ -37,15 +37,14 @@ class GoodSpeedSched:
 
     def plan(self, demand: Demand, capacity: int) -> Plan:
         """Solve equation (5); O(streams) a bisection step, at most `_BISECTIONS` steps."""
-        gradient = self._utility.gradient(demand.goodput, demand.weight)
-        useful = (demand.alpha > _NEAR_ZERO) & (gradient > 0)
+        useful = (demand.alpha > _NEAR_ZERO) & (demand.weight > 0)
         limit = np.where(useful, demand.limit, 0)
         if capacity <= 0 or not limit.any():
             return Plan(np.zeros(len(demand), dtype=np.int64))
-        log_gradient = np.log(np.where(useful, gradient, 1.0))
-        log_alpha = np.minimum(np.log(np.clip(demand.alpha, _NEAR_ZERO, 1.0)), -_NEAR_ZERO)
         if limit.sum() <= capacity:
             return Plan(limit)
+        log_gradient = np.log(np.where(useful, demand.weight, 1.0)) + self._utility.log_gradient(demand.goodput)
+        log_alpha = np.minimum(np.log(np.clip(demand.alpha, _NEAR_ZERO, 1.0)), -_NEAR_ZERO)
         return _allocate(log_gradient, log_alpha, limit, capacity)
 
 
