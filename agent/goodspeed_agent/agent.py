@@ -1,0 +1,185 @@
+"""An agent: one link, one drafter, the target's tokenizer, and any number of completions side by side."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import goodspeed
+from goodspeed.errors import InvalidRequest, TokenizerMismatch
+from goodspeed.messages import MAX_DRAFT_TOKENS, PROTOCOL_VERSION, Hello
+from goodspeed.sampling import SamplingParams
+from goodspeed_agent.backoff import Backoff
+from goodspeed_agent.drafters import Drafter
+from goodspeed_agent.generation import Generation, Request, tokens_of
+from goodspeed_agent.link import Link
+from goodspeed_agent.report import Completion
+from goodspeed_agent.text import TextStream
+from goodspeed_agent.tokenizer import TargetTokenizer, TokenizerCache
+
+__all__ = ["Agent", "TextRequest"]
+
+OnText = Callable[[str, list[int]], None]
+"""Called with text that is certain, and with the tokens that were committed; either may be empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextRequest:
+    """What a user asks for, in text."""
+
+    prompt: str | Sequence[Mapping[str, Any]]
+    """Text, or the messages of a conversation (`role` and `content` each) for the target's chat template."""
+    params: SamplingParams = field(default_factory=SamplingParams)
+    max_new_tokens: int = 128
+    stop: tuple[str, ...] = ()
+    """The text ends before the first of these."""
+    ignore_eos: bool = False
+    max_draft: int | None = None
+    """The longest draft; None leaves it to drafter and server."""
+
+    def validate(self) -> None:
+        """Check what can be checked without a server.
+
+        Raises:
+            InvalidRequest: naming the value, and the range it has to be in.
+        """
+        Request((0,), self.params, self.max_new_tokens, self.max_draft or 0, self.ignore_eos).validate()
+        if not self.prompt:
+            raise InvalidRequest("the prompt is empty", code="empty_prompt")
+        if "" in self.stop:
+            raise InvalidRequest("a stop string is empty: it would end every text before it begins")
+
+
+class Agent:
+    """An agent at work while the block runs.
+
+    Args:
+        url: the server's address.
+        drafter: what to draft with.
+        name: what the server's operator sees.
+        cache: where tokenizers are kept.
+        backoff: how patiently a link that fails is made again, and an overloaded server asked again.
+    """
+
+    link: Link
+    tokenizer: TargetTokenizer
+
+    def __init__(
+        self,
+        url: str,
+        drafter: Drafter,
+        *,
+        name: str | None = None,
+        cache: TokenizerCache | None = None,
+        backoff: Backoff | None = None,
+    ) -> None:
+        self._drafter = drafter
+        self._backoff = backoff or Backoff()
+        hello = Hello(
+            PROTOCOL_VERSION,
+            "agent",
+            name or platform.node(),
+            drafter.name,
+            drafter.fingerprint,
+            f"goodspeed {goodspeed.__version__}",
+        )
+        self.link = Link(url, hello, cache or TokenizerCache(), self._backoff)
+        # One thread: drafting is for one stream at a time, and models do not share a core well.
+        self._drafting = ThreadPoolExecutor(1, thread_name_prefix="drafting")
+
+    async def __aenter__(self) -> Self:
+        """Connect.
+
+        Raises:
+            LinkLost: no connection could be made in time.
+            Refused: the server said no.
+            TokenizerMismatch: the draft's tokenizer is not the target's.
+            ProtocolError: the server does not speak this protocol.
+        """
+        await self.link.__aenter__()
+        try:
+            self._check_fingerprint()
+            self.tokenizer = TargetTokenizer(self.link.files)
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.link.__aexit__(kind, error, trace)
+        self._drafting.shutdown(cancel_futures=True)
+
+    def _check_fingerprint(self) -> None:
+        welcome = self.link.welcome
+        if self._drafter.fingerprint not in (None, welcome.fingerprint):
+            raise TokenizerMismatch(
+                f"the draft {self._drafter.name!r} does not share a tokenizer with {welcome.model!r}: "
+                "choose a draft of the same family, or --draft suffix, which fits every target"
+            )
+
+    async def complete(self, request: TextRequest, on_text: OnText | None = None) -> Completion:
+        """Generate a text.
+
+        Args:
+            request: what is asked for.
+            on_text: called as the text comes.
+
+        Raises:
+            InvalidRequest: a value is out of range, or the prompt too long for this server.
+            GoodSpeedError: as `generation.tokens_of`.
+        """
+        request.validate()
+        channel = self.link.channel()
+        generation = Generation(channel.stream, self._request(request))
+        welcome = self.link.welcome
+        session = self._drafter.open(request.params, rule=welcome.rule, vocab_size=welcome.vocab_size)
+        text = TextStream(self.tokenizer.decode, request.stop)
+        pieces: list[str] = []
+
+        def take(piece: str, tokens: list[int]) -> None:
+            pieces.append(piece)
+            if on_text is not None:
+                on_text(piece, tokens)
+
+        async with aclosing(tokens_of(generation, channel, session, self._drafting, self._backoff)) as verified:
+            async for tokens in verified:
+                taken = len(text.tokens)
+                new = []
+                for token in tokens:
+                    new.append(text.push(token))
+                    if text.stopped:
+                        break
+                take("".join(new), text.tokens[taken:])
+                if text.stopped:
+                    break
+        take(text.finish(), [])
+        finish = "stop" if text.stopped else generation.transcript.finish
+        assert finish is not None
+        return Completion(
+            "".join(pieces), text.tokens, finish, generation.transcript.prompt_tokens, generation.speculation
+        )
+
+    def _request(self, request: TextRequest) -> Request:
+        if isinstance(request.prompt, str):
+            prompt = self.tokenizer.encode(request.prompt)
+        else:
+            prompt = self.tokenizer.encode_chat(request.prompt)
+        welcome = self.link.welcome
+        if len(prompt) >= welcome.max_length:
+            raise InvalidRequest(
+                f"the prompt has {len(prompt)} tokens and this server holds {welcome.max_length} a stream, prompt and "
+                f"text together: shorten it to {welcome.max_length - 1} or less",
+                code="prompt_too_long",
+            )
+        wanted = MAX_DRAFT_TOKENS if request.max_draft is None else request.max_draft
+        max_draft = min(wanted, self._drafter.max_draft, welcome.max_draft)
+        made = Request(tuple(prompt), request.params, request.max_new_tokens, max_draft, request.ignore_eos)
+        made.validate()
+        return made

@@ -1,0 +1,254 @@
+"""The commands: one prompt, or a file of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+from typing import Annotated, Any, Optional, TextIO, TypeVar
+
+import typer
+from rich.console import Console
+
+from goodspeed.errors import InvalidRequest, TokenizerMismatch
+from goodspeed.sampling import SamplingParams
+from goodspeed_agent.agent import Agent, TextRequest
+from goodspeed_agent.backoff import Backoff
+from goodspeed_agent.batch import work_through
+from goodspeed_agent.drafters import SuffixDrafter, default_draft, load_drafter
+from goodspeed_agent.exits import Exit, exit_codes, run
+from goodspeed_agent.link import check_url
+from goodspeed_agent.progress import ProgressDisplay
+from goodspeed_agent.prompts import PromptLine, read_prompts
+from goodspeed_agent.report import Completion
+
+__all__ = ["app"]
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Drafts tokens here, has them verified by a goodspeed-server, and prints what the server's model says.",
+)
+
+Server = Annotated[str, typer.Option(help="The server's address: ws://HOST:PORT or wss://HOST:PORT.")]
+Draft = Annotated[
+    Optional[str],  # noqa: UP045  (typer reads annotations)
+    typer.Option(help="none, suffix (needs no torch), a bundled draft, a folder or a Hugging Face name."),
+]
+Name = Annotated[str | None, typer.Option(help="What the server's operator sees; the host's name by default.")]
+ConnectTimeout = Annotated[
+    float, typer.Option(min=0.0, help="Give up when there was no link, or no room, for this many seconds.")
+]
+Threads = Annotated[int, typer.Option(min=1, help="How many threads a draft model may use.")]
+MaxNewTokens = Annotated[int, typer.Option(help="The longest text, in tokens.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")]
+TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that make up this mass; 1 keeps all.")]
+TopK = Annotated[int, typer.Option(help="Draw from this many of the likeliest tokens; 0 keeps all.")]
+MinP = Annotated[float, typer.Option(help="Draw from tokens at least this fraction as likely as the likeliest.")]
+Seed = Annotated[int, typer.Option(help="The same seed, prompt and parameters give the same text.")]
+Stop = Annotated[list[str] | None, typer.Option(help="End the text before this string (repeatable).")]
+IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on when the model says it is done.")]
+MaxDraft = Annotated[int | None, typer.Option(help="The longest draft; by default as drafter and server like it.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what goes on, on standard error.")]
+
+
+@app.command()
+def complete(
+    server: Server,
+    prompt: Annotated[str | None, typer.Option(help="The prompt; - reads it from standard input.")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="Read the prompt from a file (- is standard input).")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The prompt is a user's message: use the chat template.")
+    ] = False,
+    draft: Draft = None,
+    max_new_tokens: MaxNewTokens = 128,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    seed: Seed = 0,
+    stop: Stop = None,
+    ignore_eos: IgnoreEos = False,
+    max_draft: MaxDraft = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
+    name: Name = None,
+    threads: Threads = 1,
+    connect_timeout: ConnectTimeout = 30.0,
+    verbose: Verbose = False,
+) -> None:
+    """Complete one prompt; verified text streams to standard output as it comes."""
+    _log_to_stderr(verbose)
+    with exit_codes():
+        text = _prompt(prompt, prompt_file)
+        request = TextRequest(
+            [{"role": "user", "content": text}] if chat else text,
+            SamplingParams(temperature, top_p, top_k, min_p, seed),
+            max_new_tokens,
+            tuple(stop or ()),
+            ignore_eos,
+            max_draft,
+        )
+        request.validate()
+        began_s = time.monotonic()
+        write = None if as_json else _write
+        completion = _with_agent(
+            lambda agent: agent.complete(request, write), server, draft, name, threads, connect_timeout
+        )
+        if as_json:
+            print(json.dumps(completion.to_json(), ensure_ascii=False))
+        else:
+            print("" if completion.text.endswith("\n") else "\n", end="", flush=True)
+            _summarise(completion, time.monotonic() - began_s)
+
+
+@app.command(name="run")
+def run_file(
+    prompts: Annotated[Path, typer.Option(help='JSON lines: {"prompt": "..."}, and any of the options below.')],
+    server: Server,
+    output: Annotated[Path | None, typer.Option(help="Where the results go; standard output by default.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="How many streams at once.")] = 8,
+    draft: Draft = None,
+    max_new_tokens: MaxNewTokens = 128,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    seed: Seed = 0,
+    stop: Stop = None,
+    ignore_eos: IgnoreEos = False,
+    max_draft: MaxDraft = None,
+    name: Name = None,
+    threads: Threads = 1,
+    connect_timeout: ConnectTimeout = 300.0,
+    verbose: Verbose = False,
+) -> None:
+    """Work through a file of prompts; results come in its order, one JSON object a line."""
+    _log_to_stderr(verbose)
+    with exit_codes(), ExitStack() as stack:
+        defaults = TextRequest(
+            "-",
+            SamplingParams(temperature, top_p, top_k, min_p, seed),
+            max_new_tokens,
+            tuple(stop or ()),
+            ignore_eos,
+            max_draft,
+        )
+        defaults.validate()
+        lines = _read_prompts(prompts, defaults)
+        file = sys.stdout if output is None else stack.enter_context(_open_output(output))
+        console = Console(stderr=True)
+        # A bar and results on the same terminal would write over each other.
+        bar = console.is_terminal and not file.isatty()
+        display = ProgressDisplay(len(lines), console, bar=bar)
+
+        def write(result: dict[str, Any]) -> None:
+            print(json.dumps(result, ensure_ascii=False), file=file, flush=True)
+
+        async def work(agent: Agent) -> int:
+            with display:
+                return await work_through(agent, lines, concurrency, write, display)
+
+        failed = _with_agent(work, server, draft, name, threads, connect_timeout)
+        if failed:
+            typer.echo(f"goodspeed-agent: {failed} of {len(lines)} prompts failed; their results say why", err=True)
+            raise typer.Exit(Exit.SOME_FAILED)
+
+
+def _with_agent(
+    work: Callable[[Agent], Coroutine[None, None, T]],
+    server: str,
+    draft: str | None,
+    name: str | None,
+    threads: int,
+    connect_timeout_s: float,
+) -> T:
+    """Connect an agent and let it work."""
+    check_url(server)
+    backoff = Backoff(give_up_after_s=connect_timeout_s)
+    chosen = draft or default_draft()
+    if draft is None and chosen == "suffix":
+        _note("drafting from the text's own repetitions; for a draft model: pip install 'goodspeed[models]'")
+    drafter = load_drafter(chosen, threads=threads)
+
+    async def main() -> T:
+        async with AsyncExitStack() as stack:
+            try:
+                agent = await stack.enter_async_context(Agent(server, drafter, name=name, backoff=backoff))
+            except TokenizerMismatch:
+                if draft is not None:
+                    raise
+                # Nobody asked for this draft; the one that fits every target does as well.
+                _note(f"{chosen} does not fit this server's model; drafting from the text's own repetitions instead")
+                agent = await stack.enter_async_context(Agent(server, SuffixDrafter(), name=name, backoff=backoff))
+            return await work(agent)
+
+    return run(main())
+
+
+def _prompt(prompt: str | None, file: Path | None) -> str:
+    if (prompt is None) == (file is None):
+        raise InvalidRequest(
+            "give the prompt as --prompt TEXT, as --prompt-file FILE, or on standard input: --prompt -"
+        )
+    source = Path(prompt) if file is None and prompt == "-" else file
+    if source is None:
+        assert prompt is not None
+        return prompt
+    try:
+        return _read(source).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"the prompt in {source} is not UTF-8: {error}") from None
+
+
+def _read_prompts(file: Path, defaults: TextRequest) -> list[PromptLine]:
+    try:
+        return read_prompts(_read(file).splitlines(), defaults)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{file}: {error}") from None
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        raise InvalidRequest(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _open_output(file: Path) -> TextIO:
+    try:
+        return file.open("w", encoding="utf-8")
+    except OSError as error:
+        raise InvalidRequest(f"{file} cannot be written: {error.strerror}") from None
+
+
+def _write(text: str, tokens: list[int]) -> None:
+    if text:
+        print(text, end="", flush=True)
+
+
+def _summarise(completion: Completion, seconds: float) -> None:
+    """On a terminal, say how it went; never into a file."""
+    if not sys.stderr.isatty():
+        return
+    count, speculation = len(completion.tokens), completion.speculation
+    parts = [f"{count} tokens in {seconds:.1f} s"]
+    if speculation.mean_acceptance_length is not None:
+        parts.append(f"{speculation.mean_acceptance_length:.2f} per verdict")
+        parts.append(f"{speculation.draft_acceptance_rate:.0%} of {speculation.num_draft_tokens} drafted accepted")
+    Console(stderr=True).print(", ".join(parts), style="dim", highlight=False)
+
+
+def _note(text: str) -> None:
+    typer.echo(f"goodspeed-agent: {text}", err=True)
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    logging.basicConfig(format="goodspeed-agent: %(message)s", level=logging.WARNING, force=True)
+    logging.getLogger("goodspeed_agent").setLevel(logging.INFO if verbose else logging.WARNING)

@@ -1,0 +1,46 @@
+"""What an agent can draft with: nothing, its own text's repetitions, or a small model."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from goodspeed import catalog
+from goodspeed.errors import ModelError
+from goodspeed_agent.drafters.interface import Draft, Drafter, DraftSession
+from goodspeed_agent.drafters.none import NoDrafter
+from goodspeed_agent.drafters.suffix import SuffixDrafter
+
+__all__ = ["Draft", "DraftSession", "Drafter", "NoDrafter", "SuffixDrafter", "default_draft", "load_drafter"]
+
+
+def load_drafter(name: str, *, threads: int = 1) -> Drafter:
+    """Make a drafter.
+
+    Args:
+        name: `none`, `suffix`, a bundled model, a local folder or a Hugging Face name.
+        threads: how many a model may use.
+
+    Raises:
+        ModelError: the model cannot be used, or torch is not installed.
+    """
+    if name == "none":
+        return NoDrafter()
+    if name == "suffix":
+        return SuffixDrafter()
+    if not _have_torch():
+        raise ModelError(
+            f"drafting with {name!r} needs torch: pip install 'goodspeed[models]', or draft without: --draft suffix"
+        )
+    from goodspeed_agent.drafters.model import ModelDrafter
+
+    return ModelDrafter.load(name, threads=threads)
+
+
+def default_draft() -> str:
+    """The drafter of a user who named none: the bundled draft if it can run here, else `suffix`."""
+    here = any(model.name == catalog.DEFAULT_DRAFT for model in catalog.bundled())
+    return catalog.DEFAULT_DRAFT if here and _have_torch() else "suffix"
+
+
+def _have_torch() -> bool:
+    return all(importlib.util.find_spec(module) is not None for module in ("torch", "transformers"))

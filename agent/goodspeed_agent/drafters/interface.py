@@ -1,0 +1,72 @@
+"""What a drafter is: something that guesses how the target will go on.
+
+Nothing a drafter does can change a text, only how fast it comes; so it may be anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from goodspeed.sampling import SamplingParams
+from goodspeed.verification import Rule
+
+__all__ = ["Draft", "DraftSession", "Drafter", "common_prefix"]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a drafter proposes; no tokens if it has nothing to say."""
+
+    tokens: list[int]
+    q: bytes = b""
+    """Ratio rule: the distribution each token was drawn from (`verification.pack_q`)."""
+
+
+class DraftSession(Protocol):
+    """A drafter at work on one stream."""
+
+    def draft(self, tokens: Sequence[int], budget: int) -> Draft:
+        """Guess the next tokens.
+
+        There is nothing to commit or to roll back: a session compares `tokens` with what it saw before, and drops
+        what was not accepted by itself.
+
+        Args:
+            tokens: the transcript, at least one token.
+            budget: how many at most, 1 or more.
+        """
+
+
+class Drafter(Protocol):
+    """Opens a session for every stream."""
+
+    @property
+    def name(self) -> str:
+        """What users and the server's monitor call it."""
+
+    @property
+    def max_draft(self) -> int:
+        """The longest draft worth asking for; 0 never drafts."""
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the vocabulary it drafts in (`catalog.fingerprint`); None if any will do."""
+
+    def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int) -> DraftSession:
+        """Begin a stream.
+
+        Args:
+            params: how the target draws; the drafter draws the same way, with the same noise.
+            rule: the server's; the ratio rule needs `q`.
+            vocab_size: of the target: no token at or beyond it is drafted.
+        """
+
+
+def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """The length of the longest common prefix, quick where one is the other's prefix."""
+    size = min(len(left), len(right))
+    if left[:size] == right[:size]:
+        return size
+    return next(i for i in range(size) if left[i] != right[i])

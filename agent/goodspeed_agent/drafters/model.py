@@ -1,0 +1,131 @@
+"""A draft model: any causal language model that shares the target's tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor
+
+from goodspeed import catalog
+from goodspeed.sampling import SamplingParams, position_keys
+from goodspeed.sampling.warping import RowParams, log_probs, sample
+from goodspeed.verification import RATIO_TOP_K, DraftDistribution, Rule, draw_drafted, pack_q, quantise
+from goodspeed_agent.drafters.interface import Draft, DraftSession, common_prefix
+from goodspeed_agent.drafters.slots import SlotCache
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["ModelDrafter"]
+
+Draw: TypeAlias = Callable[[Tensor, int], tuple[int, DraftDistribution | None]]
+"""Draws a token from float32 [1, vocab] logits at a position, and says what it was drawn from if that is needed."""
+
+_CHUNK = 512
+"""The longest piece of a prompt that goes through the model at once."""
+
+
+class ModelDrafter:
+    """Drafts with a transformers model.
+
+    Args:
+        model: loaded, in evaluation mode.
+        name: what to call it.
+        fingerprint: of its tokenizer's vocabulary.
+        max_draft: the longest draft worth asking for.
+    """
+
+    def __init__(self, model: PreTrainedModel, name: str, fingerprint: str | None, max_draft: int = 16) -> None:
+        self.name = name
+        self.fingerprint = fingerprint
+        self.max_draft = max_draft
+        self._model = model
+
+    @classmethod
+    def load(cls, name: str, *, threads: int = 1) -> ModelDrafter:
+        """Load a bundled model, a local folder or a Hugging Face name.
+
+        Args:
+            name: which.
+            threads: how many torch may use; more than one rarely pays for a draft model.
+
+        Raises:
+            ModelError: it cannot be loaded, or is no model that can draft.
+        """
+        torch.set_num_threads(threads)
+        fingerprint = catalog.fingerprint(catalog.tokenizer_files(name))
+        return cls(catalog.load_model(name), name, fingerprint)
+
+    def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int) -> DraftSession:
+        """Begin a stream."""
+        return ModelSession(self._model, params, rule, vocab_size)
+
+
+class ModelSession:
+    """The model at work on one stream, with a KV cache of its own."""
+
+    def __init__(self, model: PreTrainedModel, params: SamplingParams, rule: Rule, vocab_size: int) -> None:
+        self._model = model
+        self._vocab_size = vocab_size
+        self._cache = SlotCache(model.config)
+        self._cached: list[int] = []
+        self._draw = _make_draw(params, rule, model.device)
+        text_config = model.config.get_text_config()
+        self._context: int = getattr(text_config, "max_position_embeddings", None) or 2**31
+
+    @torch.inference_mode()
+    def draft(self, tokens: Sequence[int], budget: int) -> Draft:
+        """Guess the next tokens; none when the model's context is full."""
+        base = len(tokens)
+        budget = min(budget, self._context - base)
+        if budget < 1:
+            return Draft([])
+        self._roll_back(tokens)
+        drafted: list[int] = []
+        distributions: list[DraftDistribution] = []
+        pending: Sequence[int] = tokens[len(self._cached) :]
+        for position in range(base, base + budget):
+            token, q = self._draw(self._forward(pending), position)
+            drafted.append(token)
+            if q is not None:
+                distributions.append(q)
+            pending = [token]
+        return Draft(drafted, pack_q(distributions))
+
+    def _roll_back(self, tokens: Sequence[int]) -> None:
+        # The last token goes through the model again even if it is cached: its logits are what comes next.
+        keep = min(common_prefix(self._cached, tokens), len(tokens) - 1)
+        self._cache.roll_back(keep)
+        del self._cached[keep:]
+
+    def _forward(self, tokens: Sequence[int]) -> Tensor:
+        """Append tokens to the cache; return the logits behind the last one, float32 [1, vocab]."""
+        logits: Tensor
+        for start in range(0, len(tokens), _CHUNK):
+            piece = list(tokens[start : start + _CHUNK])
+            ids = torch.tensor([piece], device=self._model.device)
+            logits = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits
+            self._cached += piece
+        return logits[:, -1, : self._vocab_size].float()
+
+
+def _make_draw(params: SamplingParams, rule: Rule, device: torch.device) -> Draw:
+    rows = RowParams.of([params], device)
+
+    def greedy(logits: Tensor, position: int) -> tuple[int, None]:
+        return int(logits.argmax()), None
+
+    def coupled(logits: Tensor, position: int) -> tuple[int, None]:
+        keys = torch.from_numpy(position_keys([params.seed], [position])).to(device)
+        return int(sample(logits, rows, keys)), None
+
+    def ratio(logits: Tensor, position: int) -> tuple[int, DraftDistribution]:
+        top = log_probs(logits, rows)[0].topk(min(RATIO_TOP_K, logits.shape[-1]))
+        q = quantise(top.indices.cpu().numpy(), top.values.exp().cpu().numpy())
+        return draw_drafted(q, params.seed, position), q
+
+    if rule == "ratio":
+        return ratio
+    return greedy if params.greedy else coupled

@@ -1,0 +1,163 @@
+"""One stream's life: open, draft, hear the verdict, and again, until the target has finished.
+
+`Generation` is the pure part: messages in, messages out. `tokens_of` drives it over a channel and drafts off the event
+loop, so that the link is never blocked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+from goodspeed.errors import GoodSpeedError, InvalidRequest, Overloaded
+from goodspeed.messages import MAX_DRAFT_TOKENS, Close, Draft, Failure, Open, Opened, Verdict
+from goodspeed.sampling import SamplingParams
+from goodspeed.stream import Transcript
+from goodspeed_agent.backoff import Backoff, Patience
+from goodspeed_agent.drafters.interface import DraftSession
+from goodspeed_agent.link import Channel, Relinked, refusal
+from goodspeed_agent.report import Speculation
+
+__all__ = ["Generation", "Request", "tokens_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be generated."""
+
+    prompt: tuple[int, ...]
+    params: SamplingParams = field(default_factory=SamplingParams)
+    max_new_tokens: int = 128
+    max_draft: int = 0
+    ignore_eos: bool = False
+
+    def validate(self) -> None:
+        """Check every value that can be checked here.
+
+        Raises:
+            InvalidRequest: naming the value, and the range it has to be in.
+        """
+        self.params.validate()
+        if not self.prompt:
+            raise InvalidRequest("the prompt is empty: it needs at least one token", code="empty_prompt")
+        if not 1 <= self.max_new_tokens < 2**31:
+            raise InvalidRequest(f"max_new_tokens is {self.max_new_tokens}: it must be 1 or above")
+        if not 0 <= self.max_draft <= MAX_DRAFT_TOKENS:
+            raise InvalidRequest(f"max_draft is {self.max_draft}: it must be between 0 and {MAX_DRAFT_TOKENS}")
+
+
+class Generation:
+    """The agent's side of a stream.
+
+    Args:
+        stream: its number on the link.
+        request: validated.
+    """
+
+    def __init__(self, stream: int, request: Request) -> None:
+        self.stream = stream
+        self.request = request
+        self.transcript = Transcript(request.prompt)
+        self.speculation = Speculation()
+        self._drafted: list[int] = []
+        self._drafted_upon = -1
+        """The length that the draft under way builds on."""
+
+    def opening(self) -> Open:
+        """The message that opens the stream, or opens it again from what is committed."""
+        self._drafted, self._drafted_upon = [], -1
+        return Open(
+            self.stream,
+            list(self.transcript.tokens),
+            self.transcript.prompt_tokens,
+            self.request.params,
+            self.request.max_new_tokens,
+            self.request.max_draft,
+            self.request.ignore_eos,
+        )
+
+    def draft(self, tokens: list[int], q: bytes = b"") -> Draft:
+        """The message that sends a draft upon the committed length."""
+        self._drafted, self._drafted_upon = tokens, self.transcript.length
+        return Draft(self.stream, self.transcript.length, tokens, q)
+
+    def commit(self, verdict: Verdict) -> list[int]:
+        """Take a verdict in.
+
+        Returns:
+            The tokens that are new.
+
+        Raises:
+            ProtocolError: it does not fit what was drafted and committed.
+        """
+        answers_draft = verdict.base == self.transcript.length == self._drafted_upon
+        drafted = self._drafted if answers_draft else []
+        new = self.transcript.apply(verdict, drafted)
+        if drafted and new:
+            self.speculation.count(len(drafted), verdict.accepted)
+        return new
+
+    def draft_due(self, budget: int) -> bool:
+        """Whether the server waits for a draft, and none is under way upon the committed length."""
+        return budget > 0 and self.transcript.finish is None and self._drafted_upon != self.transcript.length
+
+
+async def tokens_of(
+    generation: Generation, channel: Channel, session: DraftSession, executor: Executor, backoff: Backoff
+) -> AsyncGenerator[list[int], None]:
+    """Generate: yield newly committed tokens as verdicts bring them, then end.
+
+    Leaving early (`aclosing`) closes the stream at the server.
+
+    Args:
+        generation: what to generate; holds the transcript and the counters afterwards.
+        channel: the stream's end of the link.
+        session: the drafter's.
+        executor: where drafting runs.
+        backoff: how patiently an overloaded server is asked again.
+
+    Raises:
+        Refused: the server refused the stream.
+        Overloaded: it had no room for too long.
+        LinkLost: the link could not be made again.
+        ProtocolError: the server contradicts itself.
+    """
+    loop = asyncio.get_running_loop()
+    patience = Patience(backoff)
+    try:
+        await channel.send(generation.opening())
+        while generation.transcript.finish is None:
+            match await channel.receive():
+                case Relinked():
+                    await channel.send(generation.opening())
+                    continue
+                case Failure() as failure:
+                    await _wait_for_room(patience, refusal(failure))
+                    await channel.send(generation.opening())
+                    continue
+                case Opened(budget=budget):
+                    patience.succeeded()
+                case Verdict(budget=budget) as verdict:
+                    new = generation.commit(verdict)
+                    if new:
+                        yield new
+            if generation.draft_due(budget):
+                tokens = list(generation.transcript.tokens)
+                guess = await loop.run_in_executor(executor, session.draft, tokens, budget)
+                await channel.send(generation.draft(guess.tokens, guess.q))
+    finally:
+        channel.close()
+        if generation.transcript.finish is None:
+            await channel.send(Close(generation.stream))
+
+
+async def _wait_for_room(patience: Patience, error: GoodSpeedError) -> None:
+    """Wait as long as an overloaded server asked for; raise anything else, and that too when it lasts too long."""
+    if not isinstance(error, Overloaded):
+        raise error
+    wait_s = patience.failed(asyncio.get_running_loop().time(), at_least_s=error.retry_after_s)
+    if wait_s is None:
+        raise error
+    await asyncio.sleep(wait_s)

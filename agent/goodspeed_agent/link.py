@@ -1,0 +1,348 @@
+"""One WebSocket link to a server: the handshake, many streams side by side, and coming back after a loss.
+
+A link that is lost is made again by itself. The streams on it are told (`Relinked`) and open themselves anew from
+their own transcripts; whatever was under way on the old connection is void, and no stream sees or sends anything
+across the gap. So nothing here has to be repeated, acknowledged or kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeAlias, TypeVar
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.uri import parse_uri
+
+from goodspeed.catalog import Files
+from goodspeed.errors import (
+    GoodSpeedError,
+    InvalidRequest,
+    LinkLost,
+    Overloaded,
+    ProtocolError,
+    Refused,
+    TokenizerMismatch,
+)
+from goodspeed.messages import (
+    MAX_AGENT_FRAME_BYTES,
+    MAX_SERVER_FRAME_BYTES,
+    AgentMessage,
+    Failure,
+    GetTokenizer,
+    Goodbye,
+    Hello,
+    Opened,
+    ServerMessage,
+    Tokenizer,
+    Verdict,
+    Welcome,
+    decode_server,
+    encode,
+)
+from goodspeed_agent.backoff import Backoff, Patience
+from goodspeed_agent.tokenizer import TokenizerCache
+
+__all__ = ["Channel", "Event", "Link", "Relinked", "refusal"]
+
+T = TypeVar("T", Welcome, Tokenizer)
+
+_log = logging.getLogger(__name__)
+
+_ATTEMPT_S = 10.0
+"""The longest that one attempt to connect and shake hands may take."""
+_SOUND_S = 10.0
+"""A link that has stood this long, or brought a verdict, counts as made: the next loss starts a new count."""
+
+
+@dataclass(frozen=True, slots=True)
+class Relinked:
+    """The link was lost and is there again; what was under way on the old one is void."""
+
+
+Event: TypeAlias = Opened | Verdict | Failure | Relinked
+
+
+class Channel:
+    """One stream's end of a link. Made by `Link.channel`."""
+
+    def __init__(self, link: Link, stream: int, connection: ClientConnection) -> None:
+        self.stream = stream
+        self._link = link
+        self._connection = connection
+        self._events: asyncio.Queue[tuple[Event, ClientConnection] | Exception] = asyncio.Queue()
+
+    async def send(self, message: AgentMessage) -> None:
+        """Send a message, unless the connection it belongs to is gone: then `Relinked` is on its way here.
+
+        Raises:
+            InvalidRequest: the message is larger than a server takes.
+        """
+        frame = encode(message)
+        if len(frame) > MAX_AGENT_FRAME_BYTES:
+            raise InvalidRequest(
+                f"the prompt makes a message of {len(frame)} bytes; a server takes {MAX_AGENT_FRAME_BYTES}: shorten it",
+                code="prompt_too_long",
+            )
+        with contextlib.suppress(ConnectionClosed):
+            await self._connection.send(frame)
+
+    async def receive(self) -> Event:
+        """Wait for what the server says to this stream next.
+
+        Raises:
+            GoodSpeedError: the link has ended for good: `LinkLost`, or the server's refusal.
+        """
+        item = await self._events.get()
+        if isinstance(item, Exception):
+            self._events.put_nowait(item)
+            raise item
+        event, self._connection = item
+        return event
+
+    def close(self) -> None:
+        """Take the stream off the link; what still comes for it is dropped."""
+        self._link._channels.pop(self.stream, None)
+
+    def _put(self, event: Event, connection: ClientConnection) -> None:
+        self._events.put_nowait((event, connection))
+
+    def _relinked(self, connection: ClientConnection) -> None:
+        while not self._events.empty():
+            self._events.get_nowait()
+        self._put(Relinked(), connection)
+
+    def _end(self, error: Exception) -> None:
+        self._events.put_nowait(error)
+
+
+class Link:
+    """A link to a server, kept up while the block runs.
+
+    Args:
+        url: `ws://HOST:PORT` or `wss://HOST:PORT`.
+        hello: what this agent is.
+        cache: where tokenizers are kept.
+        backoff: how patiently a link that fails is made again.
+
+    Raises:
+        InvalidRequest: on construction, the address is not one.
+    """
+
+    welcome: Welcome
+    files: Files
+    """The target's tokenizer."""
+
+    def __init__(self, url: str, hello: Hello, cache: TokenizerCache, backoff: Backoff | None = None) -> None:
+        check_url(url)
+        self.url = url
+        self.reconnections = 0
+        self._hello = hello
+        self._cache = cache
+        self._backoff = backoff or Backoff()
+        self._channels: dict[int, Channel] = {}
+        self._ids = itertools.count(1)
+        self._connection: ClientConnection
+        self._keeper: asyncio.Task[None]
+        self._over: Exception | None = None
+        self._patience = Patience(self._backoff)
+        self._retry_after_s = 0.0
+
+    async def __aenter__(self) -> Self:
+        """Connect and shake hands.
+
+        Raises:
+            LinkLost: no connection could be made in time.
+            Refused: the server said no.
+            TokenizerMismatch: the draft's tokenizer is not the target's.
+            ProtocolError: the server does not speak this protocol.
+        """
+        self.welcome, self.files, self._connection = await self._connect()
+        self._keeper = asyncio.create_task(self._keep(), name="link")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._keeper.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._keeper
+        await self._connection.close()
+
+    def channel(self) -> Channel:
+        """Put one more stream on the link.
+
+        Raises:
+            GoodSpeedError: the link has ended for good.
+        """
+        if self._over is not None:
+            raise self._over
+        channel = Channel(self, next(self._ids), self._connection)
+        self._channels[channel.stream] = channel
+        return channel
+
+    async def _keep(self) -> None:
+        """Read until the link is lost, make it again, and so on, until it cannot be made."""
+        try:
+            while True:
+                await self._read()
+                await self._wait_for_next_attempt("lost")
+                welcome, _, self._connection = await self._connect()
+                self._check_same(welcome)
+                self.welcome = welcome
+                self.reconnections += 1
+                _log.warning("the link to %s is there again", self.url)
+                for channel in self._channels.values():
+                    channel._relinked(self._connection)
+        except Exception as error:
+            # Whatever it is, nobody may wait for a link that nobody keeps.
+            self._over = error
+            for channel in self._channels.values():
+                channel._end(error)
+            if not isinstance(error, GoodSpeedError):
+                raise
+
+    async def _read(self) -> None:
+        """Hand on what comes until the connection closes."""
+        connection = self._connection
+        sound = asyncio.get_running_loop().call_later(_SOUND_S, self._patience.succeeded)
+        try:
+            while True:
+                self._take(await _receive(connection))
+        except ConnectionClosed:
+            return
+        except ProtocolError:
+            await connection.close(1002)
+            raise
+        finally:
+            sound.cancel()
+
+    def _take(self, message: ServerMessage) -> None:
+        match message:
+            case Opened():
+                self._dispatch(message, message.stream)
+            case Verdict():
+                self._patience.succeeded()
+                self._dispatch(message, message.stream)
+            case Failure(stream=int(stream)):
+                self._dispatch(message, stream)
+            case Failure(code="overloaded"):
+                self._retry_after_s = message.retry_after_s or 1.0
+            case Failure():
+                raise refusal(message)
+            case Goodbye():
+                self._retry_after_s = message.retry_after_s or 0.0
+                _log.warning("the server is going away: %s", message.reason)
+            case _:
+                raise ProtocolError(f"the server sent a {type(message).__name__} that nobody asked for")
+
+    def _dispatch(self, message: Opened | Verdict | Failure, stream: int) -> None:
+        channel = self._channels.get(stream)
+        if channel is not None:  # else the last words to a stream that was closed here meanwhile
+            channel._put(message, self._connection)
+
+    async def _connect(self) -> tuple[Welcome, Files, ClientConnection]:
+        """Try until there is a link."""
+        while True:
+            try:
+                return await self._attempt(min(_ATTEMPT_S, self._backoff.give_up_after_s))
+            except Overloaded as error:
+                self._retry_after_s = error.retry_after_s
+                reason: Exception = error
+            except (OSError, TimeoutError, ConnectionClosed, InvalidHandshake) as error:
+                self._raise_if_hopeless(error)
+                reason = error
+            await self._wait_for_next_attempt(str(reason) or "no answer")
+
+    async def _wait_for_next_attempt(self, reason: str) -> None:
+        wait_s = self._patience.failed(asyncio.get_running_loop().time(), at_least_s=self._retry_after_s)
+        self._retry_after_s = 0.0
+        if wait_s is None:
+            raise LinkLost(
+                f"no link to {self.url} for {self._backoff.give_up_after_s:.0f} s ({reason}): "
+                "check the address, and that a goodspeed-server runs there"
+            )
+        level = logging.WARNING if self._patience.failures == 1 else logging.INFO
+        _log.log(level, "no link to %s (%s); trying again in %.1f s", self.url, reason, wait_s)
+        await asyncio.sleep(wait_s)
+
+    async def _attempt(self, timeout_s: float) -> tuple[Welcome, Files, ClientConnection]:
+        async with asyncio.timeout(timeout_s):
+            connection = await connect(
+                self.url,
+                compression=None,
+                max_size=MAX_SERVER_FRAME_BYTES,
+                open_timeout=None,
+                close_timeout=2.0,
+                user_agent_header="goodspeed-agent",
+            )
+            try:
+                await connection.send(encode(self._hello))
+                welcome = _expect(await _receive(connection), Welcome)
+                return welcome, await self._tokenizer(connection, welcome.tokenizer), connection
+            except BaseException:
+                await connection.close()
+                raise
+
+    async def _tokenizer(self, connection: ClientConnection, digest: str) -> Files:
+        files = self._cache.load(digest)
+        if files is None:
+            await connection.send(encode(GetTokenizer()))
+            files = _expect(await _receive(connection), Tokenizer).files
+            self._cache.store(digest, files)
+        return files
+
+    def _raise_if_hopeless(self, error: Exception) -> None:
+        if isinstance(error, InvalidStatus) and error.response.status_code < 500:
+            raise Refused(
+                f"{self.url} answers with HTTP {error.response.status_code}: that is not a goodspeed-server",
+                code="not_a_server",
+            ) from None
+
+    def _check_same(self, welcome: Welcome) -> None:
+        if (welcome.tokenizer, welcome.rule) != (self.welcome.tokenizer, self.welcome.rule):
+            raise TokenizerMismatch(
+                f"the server at {self.url} came back with another model or rule ({welcome.model}, {welcome.rule}): "
+                "what was generated so far cannot be continued there; start anew"
+            )
+
+
+def check_url(url: str) -> None:
+    """Refuse what cannot be a server's address.
+
+    Raises:
+        InvalidRequest: with the form it should have.
+    """
+    try:
+        parse_uri(url)
+    except (InvalidURI, ValueError):
+        raise InvalidRequest(f"{url!r} is no server address: write ws://HOST:PORT or wss://HOST:PORT") from None
+
+
+def refusal(failure: Failure) -> GoodSpeedError:
+    """The exception that a server's failure stands for."""
+    if failure.code == "overloaded":
+        return Overloaded(failure.message, retry_after_s=failure.retry_after_s or 1.0)
+    if failure.code == TokenizerMismatch.code:
+        return TokenizerMismatch(failure.message)
+    return Refused(f"the server refused: {failure.message}", code=failure.code)
+
+
+async def _receive(connection: ClientConnection) -> ServerMessage:
+    frame = await connection.recv()
+    if isinstance(frame, str):
+        raise ProtocolError("the server sent a text frame: that is not a goodspeed-server of this version")
+    return decode_server(frame)
+
+
+def _expect(message: ServerMessage, kind: type[T]) -> T:
+    if isinstance(message, kind):
+        return message
+    if isinstance(message, Failure):
+        raise refusal(message)
+    raise ProtocolError(f"the server sent a {type(message).__name__} where a {kind.__name__} was due")

@@ -1,0 +1,89 @@
+"""How a batch is going: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from goodspeed_agent.report import Completion, Speculation
+
+__all__ = ["ProgressDisplay"]
+
+
+class ProgressDisplay:
+    """Counts tokens and prompts and shows them.
+
+    Args:
+        total: how many prompts there are.
+        console: where to show it, standard error normally.
+        bar: draw a bar; otherwise a line a finished prompt.
+        clock: in seconds.
+    """
+
+    def __init__(self, total: int, console: Console, *, bar: bool, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total = total
+        self._console = console
+        self._clock = clock
+        self._began_s = clock()
+        self._tokens = 0
+        self._done = 0
+        self._failed = 0
+        self._speculation = Speculation()
+        self._bar: Progress | None = None
+        if bar:
+            self._bar = Progress(
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                console=console,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> Self:
+        """Begin to show it."""
+        self._began_s = self._clock()
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def tokens(self, count: int) -> None:
+        """Tokens were committed."""
+        self._tokens += count
+        if self._bar is not None:
+            self._bar.update(self._task, description=self._figures())
+
+    def finished(self, completion: Completion | None) -> None:
+        """A prompt is done; None if it failed."""
+        self._done += 1
+        if completion is None:
+            self._failed += 1
+        else:
+            self._speculation.add(completion.speculation)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, description=self._figures())
+        else:
+            self._console.print(f"{self._done}/{self._total} prompts, {self._figures()}", markup=False, highlight=False)
+
+    def _figures(self) -> str:
+        seconds = max(self._clock() - self._began_s, 1e-9)
+        parts = [f"{self._tokens} tokens", f"{self._tokens / seconds:.1f} tokens/s"]
+        rate, length = self._speculation.draft_acceptance_rate, self._speculation.mean_acceptance_length
+        if rate is not None and length is not None:
+            parts.append(f"{rate:.0%} of drafts accepted ({length:.2f} tokens per verdict)")
+        if self._failed:
+            parts.append(f"{self._failed} failed")
+        return ", ".join(parts)

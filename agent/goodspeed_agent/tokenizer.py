@@ -1,0 +1,181 @@
+"""The target's tokenizer, as the server hands it out, kept on disk by digest.
+
+Everything here comes from a peer: names and digest are checked before they touch the disk, contents against the
+digest, and the chat template runs in a sandbox.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+import platformdirs
+import tokenizers
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from goodspeed.catalog import Files, digest
+from goodspeed.errors import InvalidRequest, ProtocolError
+from goodspeed.messages import Tokenizer, decode_server, encode
+
+__all__ = ["TargetTokenizer", "TokenizerCache"]
+
+_log = logging.getLogger(__name__)
+
+_NAMES = frozenset({"tokenizer.json", "tokenizer_config.json"})
+_DIGEST = re.compile(r"[0-9a-f]{16,64}")
+
+
+class TokenizerCache:
+    """Tokenizers on disk, one file each, named by digest.
+
+    Args:
+        folder: where; by default `GOODSPEED_CACHE`, or the user's own cache folder.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        chosen = os.environ.get("GOODSPEED_CACHE")
+        self.folder = folder or Path(chosen or platformdirs.user_cache_dir("goodspeed")) / "tokenizers"
+
+    def load(self, name: str) -> Files | None:
+        """The files of a digest, or None if they are not here or no longer what they were.
+
+        Raises:
+            ProtocolError: the digest is not one.
+        """
+        try:
+            message = decode_server(self._path(name).read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ProtocolError) as error:
+            _log.warning("a cached tokenizer cannot be read and is fetched again: %s", error)
+            return None
+        if not isinstance(message, Tokenizer) or digest(message.files) != name:
+            _log.warning("the cached tokenizer %s is damaged and is fetched again", name)
+            return None
+        return message.files
+
+    def store(self, name: str, files: Files) -> None:
+        """Keep what a server sent. A folder that cannot be written costs a fetch the next time, nothing else.
+
+        Raises:
+            ProtocolError: the files are not those of the digest, or not a tokenizer's.
+        """
+        path = self._path(name)
+        if files.keys() != _NAMES:
+            raise ProtocolError(f"the server's tokenizer consists of {sorted(files)}, not of {sorted(_NAMES)}")
+        if digest(files) != name:
+            raise ProtocolError("the server's tokenizer does not match the digest it announced")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Written beside and renamed, so that no other agent ever reads half a file.
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
+                file.write(encode(Tokenizer(name, files)))
+            os.replace(file.name, path)
+        except OSError as error:
+            _log.warning("the tokenizer cannot be cached in %s: %s", path.parent, error)
+
+    def _path(self, name: str) -> Path:
+        if not _DIGEST.fullmatch(name):
+            raise ProtocolError(f"the server announced a tokenizer digest of {name[:80]!r}")
+        return self.folder / name
+
+
+class TargetTokenizer:
+    """Text to the target's token ids and back.
+
+    Args:
+        files: `tokenizer.json`, and `tokenizer_config.json` with `chat_template`, `bos_token`, `eos_token`.
+
+    Raises:
+        ProtocolError: the files are no tokenizer.
+    """
+
+    def __init__(self, files: Files) -> None:
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
+            self._config: dict[str, Any] = json.loads(files["tokenizer_config.json"])
+        # The library raises a bare Exception for whatever it cannot read.
+        except Exception as error:
+            raise ProtocolError(f"the server's tokenizer cannot be read: {error}") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether messages can be turned into a prompt."""
+        return self._config.get("chat_template") is not None
+
+    def encode(self, text: str) -> list[int]:
+        """Cut a prompt into token ids, with the special tokens the target wants at its start."""
+        return self._tokenizer.encode(text).ids
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Cut a conversation into token ids, ready for the assistant's turn.
+
+        Args:
+            messages: `role` and `content` each.
+
+        Raises:
+            InvalidRequest: the target has no chat template, or the template refuses these messages.
+        """
+        return self._tokenizer.encode(self.render_chat(messages), add_special_tokens=False).ids
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Write a conversation out the way the target was trained on it.
+
+        Raises:
+            InvalidRequest: the target has no chat template, or the template refuses these messages.
+        """
+        template = self._config.get("chat_template")
+        if not isinstance(template, str):
+            raise InvalidRequest("the target has no chat template: send a plain prompt")
+        try:
+            return (
+                _environment()
+                .from_string(template)
+                .render(
+                    messages=list(messages),
+                    add_generation_prompt=True,
+                    bos_token=_text(self._config.get("bos_token")),
+                    eos_token=_text(self._config.get("eos_token")),
+                )
+            )
+        # A template is a program of somebody else's, and fails in any way a program can.
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
+            raise InvalidRequest(f"the target's chat template does not take these messages: {error}") from None
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Turn token ids into text, special tokens left out; what is no whole character shows as U+FFFD."""
+        return self._tokenizer.decode(list(tokens))
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    return environment
+
+
+def _tojson(value: Any, indent: int | None = None) -> str:
+    # Jinja's own filter escapes for HTML, which a prompt is not.
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _text(token: Any) -> str:
+    """A special token from the configuration: a string, or an object with its `content`."""
+    if isinstance(token, Mapping):
+        return str(token.get("content", ""))
+    return token if isinstance(token, str) else ""
