@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_GUMBEL", "Domain", "gumbel", "position_keys", "uniform"]
 
-Keys: TypeAlias = NDArray[np.int32]  # [rows, 2]
+Ints: TypeAlias = NDArray[np.int32]
+Floats: TypeAlias = NDArray[np.float32]
 
 MAX_GUMBEL = 22.2
 """No noise is larger: the smallest uniform drawn is 2**-32."""
@@ -56,7 +57,7 @@ def _splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
-def position_keys(seeds: Sequence[int], positions: Sequence[int], domain: Domain = Domain.SHARED) -> Keys:
+def position_keys(seeds: Sequence[int], positions: Sequence[int], domain: Domain = Domain.SHARED) -> Ints:
     """Derive the keys of some positions.
 
     Args:
@@ -93,7 +94,11 @@ def _is_torch(x: object) -> bool:
     return torch is not None and isinstance(x, torch.Tensor)
 
 
-def uniform(keys: ArrayT, tokens: ArrayT) -> ArrayT:
+@overload
+def uniform(keys: Ints, tokens: Ints) -> Floats: ...
+@overload
+def uniform(keys: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor: ...
+def uniform(keys: Any, tokens: Any) -> Any:
     """Uniform numbers in (0, 1), one for each (key, token).
 
     Args:
@@ -105,12 +110,16 @@ def uniform(keys: ArrayT, tokens: ArrayT) -> ArrayT:
     """
     hashed = _hash(keys, tokens)
     if _is_torch(hashed):
-        return cast("ArrayT", ((cast("Any", hashed).float() + 0.5) * 2.0**-31).clamp_(max=1 - 2.0**-24))
-    lanes = (cast("Any", hashed).astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-31)
-    return cast("ArrayT", np.minimum(lanes, np.float32(1 - 2.0**-24)))
+        return ((hashed.float() + 0.5) * 2.0**-31).clamp_(max=1 - 2.0**-24)
+    lanes = (hashed.astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-31)
+    return np.minimum(lanes, np.float32(1 - 2.0**-24))
 
 
-def gumbel(keys: ArrayT, tokens: ArrayT) -> ArrayT:
+@overload
+def gumbel(keys: Ints, tokens: Ints) -> Floats: ...
+@overload
+def gumbel(keys: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor: ...
+def gumbel(keys: Any, tokens: Any) -> Any:
     """Standard Gumbel noise, one number for each (key, token).
 
     Args:
@@ -122,5 +131,5 @@ def gumbel(keys: ArrayT, tokens: ArrayT) -> ArrayT:
     """
     u = uniform(keys, tokens)
     if _is_torch(u):
-        return cast("ArrayT", cast("Any", -u).log1p_().neg_().log_().neg_())
-    return cast("ArrayT", -np.log(-np.log1p(-cast("Any", u))))
+        return (-u).log1p_().neg_().log_().neg_()
+    return -np.log(-np.log1p(-u))

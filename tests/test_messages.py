@@ -1,0 +1,295 @@
+import contextlib
+import tracemalloc
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from goodspeed.errors import MalformedMessage, ProtocolError, VersionMismatch
+from goodspeed.messages import (
+    MAX_AGENT_FRAME_BYTES,
+    MAX_DRAFT_TOKENS,
+    PROTOCOL_VERSION,
+    AgentMessage,
+    Close,
+    Draft,
+    Failure,
+    GetTokenizer,
+    Goodbye,
+    Hello,
+    Open,
+    Opened,
+    ServerMessage,
+    Snapshot,
+    Tokenizer,
+    Verdict,
+    Welcome,
+    decode_agent,
+    decode_server,
+    encode,
+)
+from goodspeed.sampling import SamplingParams
+
+VOCAB = 151_936
+MIB = 2**20
+
+numbers = st.integers(0, 2**31 - 1)
+token_lists = st.lists(st.integers(0, VOCAB - 1), max_size=40)
+texts = st.text(max_size=50)
+seconds = st.floats(0, 86_400)
+params = st.builds(
+    SamplingParams,
+    temperature=st.floats(0, 10),
+    top_p=st.floats(0, 1),
+    top_k=st.integers(0, 2**31),
+    min_p=st.floats(0, 1),
+    seed=st.integers(0, 2**63 - 1),
+)
+versions = st.just(PROTOCOL_VERSION)
+AGENT: dict[type, st.SearchStrategy[AgentMessage]] = {
+    Hello: st.builds(
+        Hello,
+        versions,
+        st.sampled_from(["agent", "monitor"]),
+        texts,
+        texts,
+        fingerprint=st.none() | texts,
+        software=texts,
+    ),
+    Open: st.builds(
+        Open, numbers, token_lists, numbers, params, st.integers(1, 2**31 - 1), st.integers(0, 64), st.booleans()
+    ),
+    Draft: st.builds(Draft, numbers, numbers, token_lists, q=st.binary(max_size=400)),
+    Close: st.builds(Close, numbers),
+    GetTokenizer: st.builds(GetTokenizer),
+}
+SERVER: dict[type, st.SearchStrategy[ServerMessage]] = {
+    Welcome: st.builds(
+        Welcome,
+        *(versions, texts, texts, texts, texts, st.sampled_from(["coupled", "ratio"])),
+        *(numbers, numbers, numbers, token_lists),
+    ),
+    Tokenizer: st.builds(Tokenizer, texts, st.dictionaries(texts, st.binary(max_size=100), max_size=4)),
+    Opened: st.builds(Opened, numbers, numbers, numbers),
+    Verdict: st.builds(
+        Verdict, numbers, numbers, numbers, token_lists, numbers, finish=st.sampled_from([None, "stop", "length"])
+    ),
+    Failure: st.builds(Failure, texts, texts, st.none() | numbers, st.none() | seconds),
+    Goodbye: st.builds(Goodbye, texts, st.none() | seconds),
+    Snapshot: st.builds(Snapshot, st.binary(max_size=400)),
+}
+agent_messages = st.one_of(*AGENT.values())
+server_messages = st.one_of(*SERVER.values())
+
+
+def test_every_message_of_the_protocol_is_tested_here() -> None:
+    assert set(AGENT) == set(typing.get_args(AgentMessage))
+    assert set(SERVER) == set(typing.get_args(ServerMessage))
+
+
+@given(agent_messages)
+def test_what_an_agent_says_is_what_the_server_hears(message: AgentMessage) -> None:
+    assert decode_agent(encode(message)) == message
+
+
+@given(server_messages)
+def test_what_the_server_says_is_what_an_agent_hears(message: ServerMessage) -> None:
+    assert decode_server(encode(message)) == message
+
+
+def test_the_wire_format_is_pinned() -> None:
+    assert encode(Draft(7, 300, [1, 151_935])) == bytes.fromhex("95 a144 07 cd012c 92 01 ce0002517f c400")
+    assert encode(Verdict(7, 300, 2, [5], 4, "stop")) == bytes.fromhex("97 a156 07 cd012c 02 9105 04 a473746f70")
+    tags = "".join(chr(encode(message)[2]) for message in (Close(1), GetTokenizer(), Opened(1, 2, 3), Snapshot(b"")))
+    assert tags == "CKoS"
+
+
+def survives(decode: Callable[[bytes], object], frame: bytes) -> None:
+    """Decoding either succeeds or raises one of the two errors of the protocol."""
+    with contextlib.suppress(MalformedMessage, VersionMismatch):
+        decode(frame)
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes(frame: bytes) -> None:
+    survives(decode_agent, frame)
+    survives(decode_server, frame)
+
+
+@given(st.recursive(st.none() | st.integers(-(2**63), 2**64 - 1) | st.floats() | texts | st.binary(), st.lists))
+def test_random_structures(value: object) -> None:
+    for tag in "HODCKWTVFGS":
+        survives(decode_agent, msgspec.msgpack.encode([tag, value]))
+        survives(decode_server, msgspec.msgpack.encode([tag, *(value if isinstance(value, list) else [value])]))
+
+
+@given(agent_messages | server_messages, st.data())
+def test_mutated_frames(message: Any, data: st.DataObject) -> None:
+    frame = bytearray(encode(message))
+    for _ in range(data.draw(st.integers(1, 4))):
+        frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
+    survives(decode_agent, bytes(frame))
+    survives(decode_server, bytes(frame))
+
+
+@given(agent_messages, st.data())
+def test_truncated_and_lengthened_frames_are_refused(message: AgentMessage, data: st.DataObject) -> None:
+    frame = encode(message)
+    cut = data.draw(st.integers(0, len(frame) - 1))
+    for broken in (frame[:cut], frame + b"\x00", frame + frame):
+        with pytest.raises(MalformedMessage):
+            decode_agent(broken)
+
+
+@given(agent_messages)
+def test_a_direction_has_its_own_messages(message: AgentMessage) -> None:
+    with pytest.raises(MalformedMessage):
+        decode_server(encode(message))
+
+
+@pytest.mark.parametrize(
+    "frame", [b"", b"\xc0", b"\x01", b"\x80", b"\x90", b"\x91\xc0", b"\xa1H", b"\xc1", b"\x91\xa1Z"]
+)
+def test_frames_that_are_no_message(frame: bytes) -> None:
+    with pytest.raises(MalformedMessage, match="not a message"):
+        decode_agent(frame)
+
+
+def test_a_text_frame_is_refused_as_one() -> None:
+    with pytest.raises(MalformedMessage, match="text frame"):
+        decode_agent('["H", 1]')
+
+
+def packed(*fields: object) -> bytes:
+    return msgspec.msgpack.encode(fields)
+
+
+SAMPLING = [0.0, 1.0, 0, 0.0, 0]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        packed("C", 1, 2),
+        packed("C"),
+        packed("C", "1"),
+        packed("C", True),
+        packed("C", 1.0),
+        packed("C", -1),
+        packed("C", 2**31),
+        packed("D", 1, 5, [3, -1]),
+        packed("D", 1, 5, [2**31]),
+        packed("D", 1, 5, [1] * (MAX_DRAFT_TOKENS + 1)),
+        packed("D", 1, 5, [1], "text for bytes"),
+        packed("O", 1, [1], 1, SAMPLING, 0, 0, False),
+        packed("O", 1, [1], 1, SAMPLING, 1, MAX_DRAFT_TOKENS + 1, False),
+        packed("O", 1, [1], 1, [*SAMPLING, 0], 1, 0, False),
+        packed("O", 1, [1], 1, {"temperature": 0}, 1, 0, False),
+        packed("H", PROTOCOL_VERSION, "server", "box"),
+        packed("H", PROTOCOL_VERSION, "agent", "x" * 5000),
+        packed("H", "1", "agent", "box"),
+        packed("H", True, "agent", "box"),
+        {"type": "Hello"},
+    ],
+)
+def test_wrong_types_ranges_and_extra_elements(frame: object) -> None:
+    with pytest.raises(MalformedMessage):
+        decode_agent(frame if isinstance(frame, bytes) else msgspec.msgpack.encode(frame))
+
+
+@pytest.mark.parametrize("retry_after_s", [-1.0, float("nan"), float("inf"), 1e9])
+def test_an_agent_is_not_told_to_wait_for_ever(retry_after_s: float) -> None:
+    with pytest.raises(MalformedMessage):
+        decode_server(encode(Failure("overloaded", "full", retry_after_s=retry_after_s)))
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        ["agent", "box"],
+        [],
+        [{"everything": ["is", {"new": None}]}],
+        ["agent", "box", "none", None, "", 1, 2, 3],
+        ["x" * 100_000],
+        [msgspec.msgpack.Ext(5, b"12345678")],
+    ],
+)
+def test_another_version_is_recognised_whatever_its_layout(rest: list[object]) -> None:
+    for decode, tag in ((decode_agent, "H"), (decode_server, "W")):
+        with pytest.raises(VersionMismatch, match="version 7 was offered") as caught:
+            decode(packed(tag, 7, *rest))
+        assert (caught.value.ours, caught.value.theirs) == (PROTOCOL_VERSION, 7)
+
+
+def test_the_same_layout_with_another_number_is_another_version_too() -> None:
+    with pytest.raises(VersionMismatch):
+        decode_agent(encode(Hello(PROTOCOL_VERSION + 1, "agent", "box")))
+    welcome = Welcome(PROTOCOL_VERSION + 1, "", "", "", "", "coupled", 8, 8, 8, [])
+    with pytest.raises(VersionMismatch):
+        decode_server(encode(welcome))
+
+
+def test_a_broken_greeting_of_our_own_version_is_malformed() -> None:
+    with pytest.raises(MalformedMessage):
+        decode_agent(packed("H", PROTOCOL_VERSION, "agent", "box", 5, 6, 7, 8))
+
+
+def declared(count: int) -> bytes:
+    return b"\xdd" + count.to_bytes(4, "big")
+
+
+HOSTILE = {
+    "nested arrays that announce much": declared(400_000) * 900,
+    "nested in the tokens": b"\x98\xa1O\x01" + declared(400_000) * 900,
+    "a million empty arrays": b"\x94\xa1O\x01" + declared(MIB) + b"\x90" * MIB + b"\x01",
+    "a million empty maps": b"\x94\xa1H\x01" + declared(MIB) + b"\x80" * MIB + b"\x01",
+    "a million levels": b"\x91" * MIB,
+    "a million levels in a greeting": b"\x93\xa1H\x02" + b"\x91" * MIB,
+    "an endless token list": b"\x98\xa1O\x01" + declared(2**32 - 1) + b"\x05" * MIB,
+    "a long draft": b"\x94\xa1D\x01\x05" + declared(MIB) + b"\x05" * MIB,
+    "an endless string": b"\x95\xa1H\x01\xdb\xff\xff\xff\xff" + b"a" * 1000,
+    "a long string": b"\x95\xa1H\x01\xdb\x00\x10\x00\x00" + b"a" * MIB,
+    "endless bytes": b"\x95\xa1D\x01\x05\x90\xc6\xff\xff\xff\xff" + b"a" * 1000,
+    "an endless map": b"\xdf\xff\xff\xff\xff" + b"\xa0\xc0" * 1000,
+}
+
+
+@pytest.mark.parametrize("frame", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_frame_neither_balloons_nor_gets_through(frame: bytes) -> None:
+    for decode in (decode_agent, decode_server):
+        tracemalloc.start()
+        try:
+            with pytest.raises(ProtocolError):
+                decode(frame)
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak_bytes < 16 * MIB
+
+
+def test_an_oversized_frame_is_refused_unread() -> None:
+    with pytest.raises(MalformedMessage, match="the limit is"):
+        decode_agent(b"\xc1" * (MAX_AGENT_FRAME_BYTES + 1))
+
+
+def test_the_longest_prompt_promised_fits() -> None:
+    message = Open(1, [VOCAB - 1] * 300_000, 300_000, SamplingParams(), 128, 8)
+    assert decode_agent(encode(message)) == message
+
+
+def websocket_bytes(payload: bytes, *, masked: bool) -> int:
+    """A frame's size on the wire: RFC 6455, 5.2."""
+    header = 2 if len(payload) < 126 else 4
+    return len(payload) + header + 4 * masked
+
+
+@pytest.mark.parametrize("accepted", range(9))
+def test_bytes_per_drafted_token_under_the_coupled_rule(accepted: int) -> None:
+    drafted = [VOCAB - 1 - i for i in range(8)]
+    up = websocket_bytes(encode(Draft(2**20, 100_000, drafted)), masked=True)
+    down = websocket_bytes(encode(Verdict(2**20, 100_000, accepted, [VOCAB - 1], 8)), masked=False)
+    assert (up + down) / len(drafted) <= 16
