@@ -49,8 +49,9 @@ class TokenizerCache:
         Raises:
             ProtocolError: the digest is not one.
         """
+        path = self._path(name)
         try:
-            message = decode_server(self._path(name).read_bytes())
+            message = decode_server(path.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ProtocolError) as error:
@@ -75,9 +76,10 @@ class TokenizerCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Written beside and renamed, so that no other agent ever reads half a file.
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
-                file.write(encode(Tokenizer(name, files)))
-            os.replace(file.name, path)
+            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
+                new = Path(folder, name)
+                new.write_bytes(encode(Tokenizer(name, files)))
+                os.replace(new, path)
         except OSError as error:
             _log.warning("the tokenizer cannot be cached in %s: %s", path.parent, error)
 

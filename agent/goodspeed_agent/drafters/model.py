@@ -106,7 +106,7 @@ class ModelSession:
         for start in range(0, len(tokens), _CHUNK):
             piece = list(tokens[start : start + _CHUNK])
             ids = torch.tensor([piece], device=self._model.device)
-            logits = self._model(input_ids=ids, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits
+            logits = self._model(input_ids=ids, cache=self._cache, use_cache=True, logits_to_keep=1).logits
             self._cached += piece
         return logits[:, -1, : self._vocab_size].float()
 

@@ -22,11 +22,11 @@ __all__ = ["SuffixDrafter"]
 
 _SEED = 2
 """The shortest match: one token alone predicts nothing."""
-_LONGEST = 24
+_LONGEST = 16
 """A longer match is not a better one."""
 _TRUST = 2
 """A draft is at most this many times as long as the match it continues."""
-_PLACES = 32
+_PLACES = 16
 """How many of the latest places are looked at."""
 
 

@@ -1,0 +1,439 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
+
+from goodspeed.errors import (
+    GoodSpeedError,
+    InvalidRequest,
+    LinkLost,
+    MalformedMessage,
+    Overloaded,
+    ProtocolError,
+    Refused,
+    TokenizerMismatch,
+    VersionMismatch,
+)
+from goodspeed.messages import (
+    AgentMessage,
+    Close,
+    Draft,
+    Failure,
+    GetTokenizer,
+    Goodbye,
+    Hello,
+    Open,
+    Opened,
+    Tokenizer,
+    Verdict,
+    encode,
+)
+from goodspeed.sampling import SamplingParams
+from goodspeed_agent.backoff import Backoff
+from goodspeed_agent.link import Channel, Link, Relinked, check_url, refusal
+from goodspeed_agent.tokenizer import TokenizerCache
+from tests.fake_server import FakeServer
+
+HELLO = Hello(1, "agent", "test")
+QUICK = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=5.0, rng=random.Random(1))
+NEVER_AGAIN = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=0.0, rng=random.Random(1))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> TokenizerCache:
+    return TokenizerCache(tmp_path)
+
+
+def opening(channel: Channel, tokens: tuple[int, ...] = (1, 2, 3)) -> Open:
+    return Open(channel.stream, list(tokens), len(tokens), SamplingParams(), 8, 4)
+
+
+@contextlib.asynccontextmanager
+async def linked(server: FakeServer, cache: TokenizerCache, backoff: Backoff = QUICK) -> AsyncIterator[Link]:
+    async with asyncio.timeout(20), server.listening(), Link(server.url, HELLO, cache, backoff) as link:
+        yield link
+
+
+async def test_the_handshake_brings_welcome_and_tokenizer(cache: TokenizerCache) -> None:
+    server = FakeServer()
+    async with linked(server, cache) as link:
+        assert link.welcome == server.welcome()
+        assert link.files == server.files
+    assert server.received == [HELLO, GetTokenizer()]
+
+
+async def test_a_cached_tokenizer_is_not_fetched_again(cache: TokenizerCache) -> None:
+    server = FakeServer()
+    cache.store(server.welcome().tokenizer, server.files)
+    async with linked(server, cache) as link:
+        assert link.files == server.files
+    assert server.received == [HELLO]
+
+
+async def test_streams_share_a_link_and_do_not_see_each_other(cache: TokenizerCache) -> None:
+    async with linked(FakeServer(budget=2), cache) as link:
+        one, two = link.channel(), link.channel()
+        await one.send(opening(one, (1,)))
+        await two.send(opening(two, (11, 12)))
+        assert await two.receive() == Opened(two.stream, 2, 2)
+        assert await one.receive() == Opened(one.stream, 1, 2)
+        await one.send(Draft(one.stream, 1, [2, 9]))
+        await two.send(Draft(two.stream, 2, [13]))
+        assert await one.receive() == Verdict(one.stream, 1, 1, [3], 2)
+        assert await two.receive() == Verdict(two.stream, 2, 1, [14], 2)
+
+
+async def test_last_words_to_a_closed_stream_are_dropped(cache: TokenizerCache) -> None:
+    async with linked(FakeServer(), cache) as link:
+        one, two = link.channel(), link.channel()
+        await one.send(opening(one))
+        one.close()
+        await two.send(opening(two))
+        assert await two.receive() == Opened(two.stream, 3, 4)
+
+
+def losing(times: int, *messages: Any) -> Any:
+    """A hook that sends messages and hangs up when a stream is opened."""
+    left = times
+
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        nonlocal left
+        if not isinstance(message, Open) or left == 0:
+            return False
+        left -= 1
+        await server.send(connection, *messages)
+        await connection.close()
+        return True
+
+    return hook
+
+
+async def test_a_lost_link_is_made_again_and_its_streams_are_told(
+    cache: TokenizerCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = FakeServer(hook=losing(1))
+    async with linked(server, cache) as link:
+        one, two = link.channel(), link.channel()
+        await one.send(opening(one))
+        assert await one.receive() == Relinked()
+        assert await two.receive() == Relinked()
+        await one.send(opening(one))
+        assert await one.receive() == Opened(one.stream, 3, 4)
+        assert link.reconnections == 1
+    assert server.links == 2
+    assert server.got(GetTokenizer) == [GetTokenizer()]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+
+
+async def test_nothing_crosses_the_gap(cache: TokenizerCache) -> None:
+    # An Opened of the old link is still unread when the link is lost: it is void, and so is a draft that answers it.
+    server = FakeServer(hook=losing(1, Opened(1, 3, 4), Verdict(1, 3, 0, [4], 4)))
+    async with linked(server, cache) as link:
+        one = link.channel()
+        await one.send(opening(one))
+        while not link.reconnections:
+            await asyncio.sleep(0)
+        await one.send(Draft(one.stream, 3, [4]))
+        assert await one.receive() == Relinked()
+        await one.send(opening(one))
+        assert await one.receive() == Opened(one.stream, 3, 4)
+    assert server.got(Draft) == []
+
+
+async def test_a_stream_made_while_the_link_is_down_is_told_when_it_is_up(cache: TokenizerCache) -> None:
+    server = FakeServer(hook=losing(1))
+    async with linked(server, cache) as link:
+        one = link.channel()
+        await one.send(opening(one))
+        await link._connection.wait_closed()
+        two = link.channel()
+        await two.send(opening(two))
+        assert await two.receive() == Relinked()
+
+
+async def test_a_link_that_cannot_be_made_again_ends_every_stream(cache: TokenizerCache) -> None:
+    server = FakeServer()
+    async with asyncio.timeout(20):
+        async with contextlib.AsyncExitStack() as stack:
+            listening = await stack.enter_async_context(contextlib.AsyncExitStack())
+            await listening.enter_async_context(server.listening())
+            backoff = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=0.05)
+            link = await stack.enter_async_context(Link(server.url, HELLO, cache, backoff))
+            channel = link.channel()
+            await listening.aclose()
+            for _ in range(2):
+                with pytest.raises(LinkLost, match="no link to ws://.*check the address"):
+                    await channel.receive()
+            with pytest.raises(LinkLost):
+                link.channel()
+
+
+async def test_a_server_that_is_not_there_yet_is_waited_for(cache: TokenizerCache) -> None:
+    server = FakeServer()
+    async with asyncio.timeout(20):
+        async with server.listening():
+            port = int(server.url.rsplit(":", 1)[1])
+        link = Link(server.url, HELLO, cache, Backoff(first_s=0.01, longest_s=0.01))
+        connecting = asyncio.create_task(link.__aenter__())
+        while not link._patience.failures:
+            await asyncio.sleep(0)
+        async with server.listening(port):
+            await connecting
+            await link.__aexit__(None, None, None)
+
+
+async def test_a_server_that_is_not_there_at_all(cache: TokenizerCache) -> None:
+    server = FakeServer()
+    async with server.listening():
+        pass
+    with pytest.raises(LinkLost, match=r"for 0 s \(.*\): check the address, and that a goodspeed-server runs there"):
+        async with Link(server.url, HELLO, cache, NEVER_AGAIN):
+            pass
+
+
+async def test_a_verdict_makes_the_next_loss_the_first(cache: TokenizerCache) -> None:
+    async with linked(FakeServer(), cache) as link:
+        link._patience.failed(0.0)
+        channel = link.channel()
+        await channel.send(opening(channel))
+        await channel.receive()
+        assert link._patience.failures == 1
+        await channel.send(Draft(channel.stream, 3, []))
+        await channel.receive()
+        assert link._patience.failures == 0
+
+
+async def test_a_link_that_is_lost_at_once_every_time_is_given_up(cache: TokenizerCache) -> None:
+    server = FakeServer(hook=losing(10**9))
+    backoff = Backoff(first_s=0.002, longest_s=0.002, give_up_after_s=0.1)
+    async with linked(server, cache, backoff) as link:
+        channel = link.channel()
+        with pytest.raises(LinkLost):  # noqa: PT012  (the loop is the point)
+            while True:
+                await channel.send(opening(channel))
+                assert await channel.receive() == Relinked()
+    assert server.links > 2
+
+
+async def test_goodbye_says_when_to_come_back(cache: TokenizerCache, caplog: pytest.LogCaptureFixture) -> None:
+    server = FakeServer(hook=losing(1, Goodbye("upgrade", 0.02)))
+    caplog.set_level(logging.INFO)
+    async with linked(server, cache) as link:
+        channel = link.channel()
+        await channel.send(opening(channel))
+        assert await channel.receive() == Relinked()
+    assert "the server is going away: upgrade" in caplog.messages
+
+
+async def test_an_overloaded_server_is_asked_again(cache: TokenizerCache) -> None:
+    greeted = 0
+
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        nonlocal greeted
+        greeted += isinstance(message, Hello)
+        if isinstance(message, Hello) and greeted == 1:
+            await server.send(connection, Failure("overloaded", "full", None, 0.001))
+            return True
+        return False
+
+    async with linked(FakeServer(hook=hook), cache) as link:
+        assert link.welcome.model == "counter"
+    assert greeted == 2
+
+
+async def test_a_link_that_becomes_overloaded_is_made_again(cache: TokenizerCache) -> None:
+    server = FakeServer(hook=losing(1, Failure("overloaded", "too many", None, 0.001)))
+    async with linked(server, cache) as link:
+        channel = link.channel()
+        await channel.send(opening(channel))
+        assert await channel.receive() == Relinked()
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("version_mismatch", Refused),
+        ("malformed_message", Refused),
+        ("protocol_error", Refused),
+        ("tokenizer_mismatch", TokenizerMismatch),
+        ("something_new", Refused),
+    ],
+)
+@pytest.mark.parametrize("moment", [Hello, GetTokenizer, Open])
+async def test_a_refused_link_is_not_tried_again(
+    cache: TokenizerCache, code: str, kind: type[GoodSpeedError], moment: type[AgentMessage]
+) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if not isinstance(message, moment):
+            return False
+        await server.send(connection, Failure(code, "because"))
+        await connection.close()
+        return True
+
+    server = FakeServer(hook=hook)
+
+    async def talk() -> None:
+        async with linked(server, cache) as link:
+            channel = link.channel()
+            await channel.send(opening(channel))
+            await channel.receive()
+
+    with pytest.raises(kind, match="because") as caught:
+        await talk()
+    assert caught.value.code == code
+    assert server.links == 1
+
+
+@pytest.mark.parametrize(
+    ("frame", "kind", "match"),
+    [
+        (b"\xc1garbage", MalformedMessage, "not a message"),
+        ("text", ProtocolError, "text frame"),
+        (encode(Opened(1, 1, 1)), ProtocolError, "Opened where a Welcome was due"),
+        (b"\x93\xa1W\x07\xa3new", VersionMismatch, "version 7"),
+    ],
+)
+async def test_a_peer_that_is_no_server_of_ours(
+    cache: TokenizerCache, frame: bytes | str, kind: type[GoodSpeedError], match: str
+) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        await connection.send(frame)
+        return True
+
+    server = FakeServer(hook=hook)
+    with pytest.raises(kind, match=match):
+        async with linked(server, cache):
+            pass
+    assert server.links == 1
+
+
+@pytest.mark.parametrize(
+    ("frame", "match"),
+    [
+        (b"\xc1", "not a message"),
+        ("text", "text frame"),
+        (encode(Tokenizer("", {})), "Tokenizer that nobody asked for"),
+    ],
+)
+async def test_a_server_that_loses_its_wits_ends_the_link(cache: TokenizerCache, frame: bytes | str, match: str) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Open):
+            await connection.send(frame)
+            await connection.wait_closed()
+            assert connection.close_code == 1002
+        return isinstance(message, Open)
+
+    server = FakeServer(hook=hook)
+    async with linked(server, cache) as link:
+        channel = link.channel()
+        await channel.send(opening(channel))
+        with pytest.raises(ProtocolError, match=match):
+            await channel.receive()
+    assert server.links == 1
+
+
+async def test_a_tokenizer_that_is_not_the_one_announced(cache: TokenizerCache) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, GetTokenizer):
+            await server.send(connection, Tokenizer("", {name: b"{}" for name in server.files}))
+        return isinstance(message, GetTokenizer)
+
+    with pytest.raises(ProtocolError, match="does not match the digest"):
+        async with linked(FakeServer(hook=hook), cache):
+            pass
+
+
+async def test_another_model_behind_the_same_address_is_noticed(cache: TokenizerCache) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Open):
+            server.rule = "ratio"
+            await connection.close()
+        return isinstance(message, Open)
+
+    async with linked(FakeServer(hook=hook), cache) as link:
+        channel = link.channel()
+        await channel.send(opening(channel))
+        with pytest.raises(TokenizerMismatch, match="came back with another model"):
+            await channel.receive()
+
+
+async def test_an_address_where_something_else_answers(cache: TokenizerCache) -> None:
+    def answer(connection: ServerConnection, request: Request) -> Response:
+        return connection.respond(404, "no such page")  # type: ignore[arg-type]
+
+    async def never(connection: ServerConnection) -> None:
+        raise AssertionError
+
+    async with serve(never, "127.0.0.1", 0, process_request=answer) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        with pytest.raises(Refused, match="HTTP 404: that is not a goodspeed-server"):
+            async with Link(f"ws://127.0.0.1:{port}", HELLO, cache, QUICK):
+                pass
+
+
+async def test_a_server_error_of_a_proxy_is_tried_again(cache: TokenizerCache) -> None:
+    asked = 0
+
+    def answer(connection: ServerConnection, request: Request) -> Response:
+        nonlocal asked
+        asked += 1
+        return connection.respond(503, "starting")  # type: ignore[arg-type]
+
+    async def never(connection: ServerConnection) -> None:
+        raise AssertionError
+
+    async with serve(never, "127.0.0.1", 0, process_request=answer) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        backoff = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=0.05)
+        with pytest.raises(LinkLost, match="503"):
+            async with Link(f"ws://127.0.0.1:{port}", HELLO, cache, backoff):
+                pass
+    assert asked > 1
+
+
+@pytest.mark.parametrize("url", ["", "localhost", "http://localhost:1", "ws://", "ws://host:port", "ws://a:99999"])
+def test_what_is_no_address_is_refused_at_once(url: str, cache: TokenizerCache) -> None:
+    with pytest.raises(InvalidRequest, match="ws://HOST:PORT"):
+        check_url(url)
+    with pytest.raises(InvalidRequest):
+        Link(url, HELLO, cache)
+
+
+async def test_a_message_larger_than_a_server_takes_never_leaves(cache: TokenizerCache) -> None:
+    async with linked(FakeServer(), cache) as link:
+        channel = link.channel()
+        with pytest.raises(InvalidRequest, match="shorten it"):
+            await channel.send(opening(channel, (2**30,) * 500_000))
+        await channel.send(Close(channel.stream))
+
+
+async def test_a_defect_in_the_link_reaches_everybody(cache: TokenizerCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Link, "_take", broken)
+
+    async def talk() -> None:
+        async with linked(FakeServer(), cache) as link:
+            channel = link.channel()
+            await channel.send(opening(channel))
+            await channel.receive()
+
+    with pytest.raises(ZeroDivisionError):
+        await talk()
+
+
+def test_refusals_keep_their_data() -> None:
+    overloaded = refusal(Failure("overloaded", "full", 3, 2.5))
+    assert isinstance(overloaded, Overloaded)
+    assert overloaded.retry_after_s == 2.5
+    assert refusal(Failure("invalid_q", "bad", 3)).code == "invalid_q"
