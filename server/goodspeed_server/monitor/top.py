@@ -1,0 +1,244 @@
+"""`goodspeed-server top URL`: another server's monitor, from afar."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import random
+import signal
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from typing import TextIO
+
+from rich.console import Console
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+
+import goodspeed
+from goodspeed.errors import InvalidRequest, LinkLost, MalformedMessage, Refused
+from goodspeed.messages import (
+    MAX_SERVER_FRAME_BYTES,
+    PROTOCOL_VERSION,
+    Failure,
+    Goodbye,
+    Hello,
+    Snapshot,
+    Welcome,
+    decode_server,
+    encode,
+)
+from goodspeed.snapshot import ServerSnapshot
+from goodspeed_server.monitor.live import Show, can_draw, print_raw, showing
+from goodspeed_server.monitor.view import draw
+
+try:
+    import termios
+    import tty
+except ImportError:  # Windows: Ctrl-C still ends the monitor.
+    termios = None  # type: ignore[assignment]
+
+__all__ = ["quit_on_key", "snapshots", "top"]
+
+_OPEN_TIMEOUT_S = 10.0
+_SILENCE_S = 10.0
+"""A server sends four snapshots a second; one that is silent for so long is taken for gone."""
+_FIRST_PAUSE_S = 0.25
+_LONGEST_PAUSE_S = 4.0
+
+
+async def top(url: str, *, once: bool, as_json: bool, console: Console | None = None, patience_s: float = 30.0) -> None:
+    """Show a server's monitor until `q` or Ctrl-C.
+
+    Args:
+        url: its address, `ws://HOST:PORT` or `wss://HOST:PORT`.
+        once: show one snapshot and return.
+        as_json: print snapshots as JSON, one on a line, instead of drawing them.
+        console: where to draw; standard output if None.
+        patience_s: how long to look for a server that was there and is gone.
+
+    Raises:
+        InvalidRequest: the address is none.
+        LinkLost: there is no server at the address, or it went away and did not come back in time.
+        Refused: the server does not want this monitor.
+        ProtocolError: it is no GoodSpeed server, or one of another version.
+    """
+    console = console or Console()
+    if once:
+        async with contextlib.aclosing(snapshots(url)) as arriving:
+            _show_once(console, await anext(arriving), as_json=as_json)
+        return
+    stop = asyncio.Event()
+    with _quit_on_interrupt(stop), quit_on_key(stop, sys.stdin if can_draw(console) else None):
+        await _until(stop, _watch(url, console, as_json=as_json, patience_s=patience_s))
+
+
+async def snapshots(url: str) -> AsyncGenerator[ServerSnapshot]:
+    """Everything one connection to a server brings, until it ends.
+
+    Raises:
+        LinkLost: the connection cannot be made, or has ended.
+        (and what `top` raises)
+    """
+    async with _connected(url) as connection:
+        await connection.send(
+            encode(
+                Hello(
+                    protocol=PROTOCOL_VERSION,
+                    role="monitor",
+                    name=platform.node() or "monitor",
+                    software=f"goodspeed {goodspeed.__version__}",
+                )
+            )
+        )
+        while True:
+            try:
+                async with asyncio.timeout(_SILENCE_S):
+                    frame = await connection.recv()
+            except TimeoutError:
+                raise LinkLost(f"{url} has been silent for {_SILENCE_S:g} s") from None
+            except ConnectionClosed:
+                raise LinkLost(f"{url} has closed the connection: is the server still running?") from None
+            if isinstance(frame, str):
+                raise MalformedMessage(f"{url} speaks text: it is no GoodSpeed server")
+            match decode_server(frame):
+                case Snapshot(snapshot):
+                    yield ServerSnapshot.from_json(snapshot)
+                case Failure(code=code, message=message):
+                    raise Refused(f"{url} refuses: {message}", code=code)
+                case Goodbye(reason=reason):
+                    raise LinkLost(f"{url} is going away: {reason}")
+                case Welcome():
+                    pass
+                case other:
+                    raise MalformedMessage(f"{url} sends a monitor a {type(other).__name__}")
+
+
+@contextlib.asynccontextmanager
+async def _connected(url: str) -> AsyncIterator[ClientConnection]:
+    try:
+        connecting = connect(url, compression=None, max_size=MAX_SERVER_FRAME_BYTES, open_timeout=_OPEN_TIMEOUT_S)
+    except (InvalidURI, ValueError) as error:  # ValueError: a port that is no number.
+        raise InvalidRequest(f"{url!r} is no address of a server ({error}): give ws://HOST:PORT") from None
+    try:
+        connection = await connecting
+    except InvalidHandshake as error:
+        raise LinkLost(f"{url} answers, but not as a GoodSpeed server: {error}") from None
+    except (OSError, TimeoutError) as error:
+        reason = str(error) or "no answer"
+        raise LinkLost(f"no server can be reached at {url}: {reason}. Is goodspeed-server running there?") from None
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def _watch(url: str, console: Console, *, as_json: bool, patience_s: float) -> None:
+    async with contextlib.aclosing(_frames(url, patience_s)) as frames:
+        # The first one before the screen is taken: an error about the address belongs on the screen as it was.
+        snapshot, notice = await anext(frames)
+        with _showing_json(console) if as_json else showing(console) as show:
+            await show(snapshot, notice)
+            async for snapshot, notice in frames:
+                await show(snapshot, notice)
+
+
+async def _frames(url: str, patience_s: float) -> AsyncGenerator[tuple[ServerSnapshot, str]]:
+    """Every snapshot with an empty notice, and between two connections the last one with what is going on."""
+    last: ServerSnapshot | None = None
+    lost_at = pause_s = 0.0
+    clock = asyncio.get_running_loop().time
+    while True:
+        try:
+            async with contextlib.aclosing(snapshots(url)) as arriving:
+                async for last in arriving:
+                    pause_s = 0.0
+                    yield last, ""
+        except LinkLost:
+            if pause_s == 0.0:
+                lost_at, pause_s = clock(), _FIRST_PAUSE_S
+            if last is None or clock() - lost_at >= patience_s:
+                raise
+        if last is not None:
+            yield last, "connection lost, trying again"
+        # Jittered, so that the monitors of one server do not all come back at the same moment.
+        await asyncio.sleep(pause_s * random.uniform(0.5, 1.0))
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def _show_once(console: Console, snapshot: ServerSnapshot, *, as_json: bool) -> None:
+    if as_json:
+        print_raw(console, snapshot.to_json().decode())
+    else:
+        console.print(draw(snapshot))
+
+
+@contextlib.contextmanager
+def _showing_json(console: Console) -> Iterator[Show]:
+    async def show(snapshot: ServerSnapshot, notice: str) -> None:
+        if not notice:
+            print_raw(console, snapshot.to_json().decode())
+
+    yield show
+
+
+async def _until(stop: asyncio.Event, work: Coroutine[None, None, None]) -> None:
+    """Work until `stop` is set, or until the work ends by itself."""
+    working = asyncio.create_task(work)
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([working, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+    finally:
+        working.cancel()
+        stopping.cancel()
+        await asyncio.gather(working, stopping, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _quit_on_interrupt(stop: asyncio.Event) -> Iterator[None]:
+    """Ctrl-C ends the monitor in order: the screen is given back, and no traceback is left on it."""
+    loop = asyncio.get_running_loop()
+    try:
+        loop.add_signal_handler(signal.SIGINT, stop.set)
+    except (NotImplementedError, RuntimeError, ValueError):
+        # Not on Windows, nor off the main thread; there KeyboardInterrupt does the same, less quietly.
+        yield
+        return
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+@contextlib.contextmanager
+def quit_on_key(stop: asyncio.Event, keyboard: TextIO | None) -> Iterator[None]:
+    """Set `stop` when `q` is pressed.
+
+    Args:
+        stop: is set.
+        keyboard: a terminal, which gives every key at once while the context is open; anything else is left alone.
+    """
+    if termios is None or keyboard is None or not keyboard.isatty():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    descriptor = keyboard.fileno()
+
+    def read() -> None:
+        keys = os.read(descriptor, 64)
+        if b"q" in keys or b"Q" in keys:
+            stop.set()
+        if not keys:
+            loop.remove_reader(descriptor)
+
+    before = termios.tcgetattr(descriptor)
+    tty.setcbreak(descriptor)
+    loop.add_reader(descriptor, read)
+    try:
+        yield
+    finally:
+        loop.remove_reader(descriptor)
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
