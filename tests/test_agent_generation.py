@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.asyncio.server import ServerConnection
+
+from goodspeed.errors import InvalidRequest, Overloaded, ProtocolError, Refused
+from goodspeed.messages import AgentMessage, Close, Draft, Failure, Hello, Open, Opened, Verdict
+from goodspeed.sampling import SamplingParams
+from goodspeed_agent.backoff import Backoff
+from goodspeed_agent.drafters import Draft as Guess
+from goodspeed_agent.drafters import DraftSession
+from goodspeed_agent.generation import Generation, Request, tokens_of
+from goodspeed_agent.link import Link
+from goodspeed_agent.tokenizer import TokenizerCache
+from tests.fake_server import FakeServer, counting, refusing
+
+QUICK = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=5.0)
+PROMPT = (1, 2, 3)
+REQUEST = Request(PROMPT, max_new_tokens=20, max_draft=8)
+
+
+class Guesser:
+    """Guesses that it goes on counting, and is wrong at every multiple of `wrong`."""
+
+    def __init__(self, wrong: int = 7, limit: int = 64) -> None:
+        self.wrong = wrong
+        self.limit = limit
+        self.asked: list[tuple[int, int]] = []
+        self.threads: set[int] = set()
+
+    def draft(self, tokens: Sequence[int], budget: int) -> Guess:
+        self.threads.add(threading.get_ident())
+        self.asked.append((len(tokens), budget))
+        guess = [(tokens[-1] + i) % 50 for i in range(1, min(budget, self.limit) + 1)]
+        return Guess([token + 1 if token % self.wrong == 0 else token for token in guess])
+
+
+async def generate(
+    server: FakeServer,
+    tmp_path: Path,
+    session: DraftSession | None = None,
+    request: Request = REQUEST,
+    backoff: Backoff = QUICK,
+    leave_after: int | None = None,
+) -> tuple[Generation, list[list[int]]]:
+    """Run one generation against the server."""
+    with ThreadPoolExecutor(1) as executor:
+        async with asyncio.timeout(20), server.listening():
+            async with Link(server.url, Hello(1, "agent", "test"), TokenizerCache(tmp_path), backoff) as link:
+                channel = link.channel()
+                generation = Generation(channel.stream, request)
+                taken = []
+                stream = tokens_of(generation, channel, session or Guesser(), executor, backoff)
+                async with aclosing(stream):
+                    async for tokens in stream:
+                        taken.append(tokens)
+                        if len(taken) == leave_after:
+                            break
+                assert not link._channels
+    return generation, taken
+
+
+def expected(count: int) -> list[int]:
+    tokens, target = list(PROMPT), counting(50)
+    for _ in range(count):
+        tokens.append(target(tokens))
+    return tokens[len(PROMPT) :]
+
+
+@pytest.mark.parametrize("budget", [0, 1, 3, 8])
+@pytest.mark.parametrize("wrong", [1, 2, 7, 1000])
+async def test_the_text_is_the_targets_whatever_is_drafted(tmp_path: Path, budget: int, wrong: int) -> None:
+    server = FakeServer(budget=budget)
+    generation, taken = await generate(server, tmp_path, Guesser(wrong))
+    assert sum(taken, []) == generation.transcript.generated == expected(20)
+    assert generation.transcript.finish == "length"
+    assert server.got(Close) == []
+
+
+async def test_one_draft_for_every_budget_and_none_without(tmp_path: Path) -> None:
+    server, guesser = FakeServer(budget=4), Guesser()
+    generation, taken = await generate(server, tmp_path, guesser)
+    drafts = server.got(Draft)
+    assert [(draft.base, len(draft.tokens)) for draft in drafts] == guesser.asked
+    assert generation.speculation.num_spec_steps == len(drafts)
+    assert generation.speculation.num_draft_tokens == sum(len(draft.tokens) for draft in drafts)
+    assert generation.speculation.num_accepted_tokens == 20 - len(taken)
+    alone = FakeServer(budget=0)
+    generation, _ = await generate(alone, tmp_path)
+    assert alone.got(Draft) == []
+    assert generation.speculation.num_spec_steps == 0
+
+
+async def test_a_drafter_with_nothing_to_say_says_so(tmp_path: Path) -> None:
+    server = FakeServer(budget=4)
+    generation, taken = await generate(server, tmp_path, Guesser(limit=0))
+    assert len(taken) == 20
+    assert all(draft.tokens == [] for draft in server.got(Draft))
+    assert generation.speculation.num_spec_steps == 0
+
+
+async def test_drafting_does_not_block_the_event_loop(tmp_path: Path) -> None:
+    guesser = Guesser()
+    await generate(FakeServer(), tmp_path, guesser)
+    assert threading.get_ident() not in guesser.threads
+    assert len(guesser.threads) == 1
+
+
+async def test_the_end_of_text_ends_it(tmp_path: Path) -> None:
+    generation, _ = await generate(FakeServer(eos_tokens=(10,)), tmp_path)
+    assert generation.transcript.generated == [4, 5, 6, 7, 8, 9, 10]
+    assert generation.transcript.finish == "stop"
+    generation, _ = await generate(FakeServer(eos_tokens=(10,)), tmp_path, request=replace(REQUEST, ignore_eos=True))
+    assert generation.transcript.generated == expected(20)
+
+
+async def test_leaving_early_closes_the_stream(tmp_path: Path) -> None:
+    server = FakeServer(budget=4)
+    generation, taken = await generate(server, tmp_path, leave_after=2)
+    assert len(taken) == 2
+    assert server.got(Close) == [Close(generation.stream)]
+
+
+async def test_cancelling_closes_the_stream(tmp_path: Path) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Draft):
+            working.cancel()
+        return isinstance(message, Draft)
+
+    server = FakeServer(hook=hook)
+    working = asyncio.create_task(generate(server, tmp_path))
+    with pytest.raises(asyncio.CancelledError):
+        await working
+    assert len(server.got(Close)) == 1
+
+
+@pytest.mark.parametrize("budget", [0, 4])
+async def test_a_lost_link_loses_nothing(tmp_path: Path, budget: int) -> None:
+    drops = 0
+
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        nonlocal drops
+        kind = Draft if budget else Open
+        if isinstance(message, kind) and drops < 3 and len(server.received) % 2:
+            drops += 1
+            await connection.close()
+            return True
+        return False
+
+    server = FakeServer(budget=budget, hook=hook)
+    generation, taken = await generate(server, tmp_path)
+    assert drops > 0
+    assert sum(taken, []) == generation.transcript.generated == expected(20)
+    opens = server.got(Open)
+    assert len(opens) == drops + 1
+    for message in opens:
+        assert message.prompt_tokens == len(PROMPT)
+        assert message.tokens == [*PROMPT, *expected(20)][: len(message.tokens)]
+
+
+async def test_a_full_server_is_asked_again_until_it_has_room(tmp_path: Path) -> None:
+    server = FakeServer(hook=refusing("overloaded", times=3, retry_after_s=0.001))
+    generation, _ = await generate(server, tmp_path)
+    assert generation.transcript.generated == expected(20)
+    assert len(server.got(Open)) == 4
+
+
+async def test_a_server_that_stays_full_is_reported(tmp_path: Path) -> None:
+    server = FakeServer(hook=refusing("overloaded", times=10**9, retry_after_s=0.01))
+    with pytest.raises(Overloaded, match="because of overloaded"):
+        await generate(server, tmp_path, backoff=replace(QUICK, give_up_after_s=0.1))
+    assert len(server.got(Open)) > 1
+
+
+@pytest.mark.parametrize("code", ["invalid_request", "prompt_too_long", "token_out_of_range", "duplicate_stream"])
+async def test_a_refused_stream_is_reported_and_not_repeated(tmp_path: Path, code: str) -> None:
+    server = FakeServer(hook=refusing(code))
+    with pytest.raises(Refused, match=f"because of {code}") as caught:
+        await generate(server, tmp_path)
+    assert caught.value.code == code
+    assert len(server.got(Open)) == 1
+
+
+@pytest.mark.parametrize("code", ["draft_too_long", "invalid_q", "unknown_stream"])
+async def test_a_refused_draft_is_our_defect_and_reported(tmp_path: Path, code: str) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Draft):
+            await server.send(connection, Failure(code, "because", message.stream))
+        return False
+
+    with pytest.raises(Refused, match="because") as caught:
+        await generate(FakeServer(hook=hook), tmp_path)
+    assert caught.value.code == code
+
+
+async def test_a_server_that_accepts_what_was_not_drafted_is_caught(tmp_path: Path) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Draft):
+            await server.send(connection, Verdict(message.stream, message.base, 9, [1], 4))
+        return isinstance(message, Draft)
+
+    with pytest.raises(ProtocolError, match="9 tokens accepted of the"):
+        await generate(FakeServer(hook=hook), tmp_path)
+
+
+async def test_repeated_and_stale_verdicts_change_nothing_and_do_not_multiply(tmp_path: Path) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Draft) and message.base == 8:
+            # A repetition from the very beginning, and one of what the agent has just been told.
+            await server.send(connection, Verdict(message.stream, 3, 0, [4], 4), Verdict(message.stream, 3, 5, [], 4))
+        return False
+
+    server = FakeServer(hook=hook)
+    generation, taken = await generate(server, tmp_path, Guesser(1000))
+    assert sum(taken, []) == expected(20)
+    bases = [draft.base for draft in server.got(Draft)]
+    assert bases == sorted(set(bases))
+    assert generation.speculation.num_draft_tokens == sum(len(draft.tokens) for draft in server.got(Draft))
+
+
+def test_a_server_that_decoded_on_meanwhile_sends_the_missing_suffix() -> None:
+    generation = Generation(1, REQUEST)
+    generation.opening()
+    generation.draft([9, 9])
+    assert generation.commit(Verdict(1, 3, 0, [4, 5, 6], 4)) == [4, 5, 6]
+    assert generation.draft_due(4)
+
+
+def test_an_opening_after_a_loss_carries_the_transcript() -> None:
+    generation = Generation(5, REQUEST)
+    first = generation.opening()
+    assert (first.tokens, first.prompt_tokens, first.max_draft) == ([1, 2, 3], 3, 8)
+    generation.draft([4, 9])
+    assert not generation.draft_due(4)
+    generation.commit(Verdict(5, 3, 1, [5], 4))
+    assert generation.draft_due(4)
+    again = generation.opening()
+    assert (again.tokens, again.prompt_tokens, again.max_new_tokens) == ([1, 2, 3, 4, 5], 3, 20)
+    assert generation.speculation.num_accepted_tokens == 1
+
+
+def test_a_draft_lost_with_its_link_is_not_counted_and_due_again() -> None:
+    generation = Generation(5, REQUEST)
+    generation.opening()
+    generation.draft([4, 5])
+    generation.opening()
+    assert generation.draft_due(4)
+    with pytest.raises(ProtocolError):
+        generation.commit(Verdict(5, 3, 2, [6], 4))
+    assert generation.speculation.num_spec_steps == 0
+
+
+def test_nothing_is_due_at_budget_zero_or_at_the_end() -> None:
+    generation = Generation(5, REQUEST)
+    assert not generation.draft_due(0)
+    generation.commit(Verdict(5, 3, 0, [4], 4, "stop"))
+    assert not generation.draft_due(4)
+
+
+@pytest.mark.parametrize(
+    ("request_", "match"),
+    [
+        (Request(()), "the prompt is empty"),
+        (Request((1,), max_new_tokens=0), "max_new_tokens is 0"),
+        (Request((1,), max_draft=65), "max_draft is 65"),
+        (Request((1,), max_draft=-1), "max_draft is -1"),
+        (Request((1,), SamplingParams(temperature=-1)), "temperature is -1"),
+    ],
+)
+def test_values_out_of_range(request_: Request, match: str) -> None:
+    with pytest.raises(InvalidRequest, match=match):
+        request_.validate()
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40))
+def test_any_mixture_of_answers_keeps_the_transcript_the_targets(moves: list[int]) -> None:
+    """Answers, repetitions, missing suffixes and losses in any order: the agent's copy is the target's prefix."""
+    truth = [*PROMPT, *expected(200)]
+    generation, guesser = Generation(1, replace(REQUEST, max_new_tokens=200)), Guesser()
+    committed = len(PROMPT)
+    generation.opening()
+    for move in moves:
+        length = generation.transcript.length
+        if generation.draft_due(3):
+            generation.draft(guesser.draft(generation.transcript.tokens, 3).tokens)
+        drafted = generation._drafted
+        if move == 0:
+            hits = sum(1 for _ in _agreeing(drafted, truth[length:]))
+            committed = max(committed, length + hits + 1)
+            verdict = Verdict(1, length, hits, [truth[length + hits]], 3)
+        elif move == 1:
+            verdict = Verdict(1, len(PROMPT), 0, truth[len(PROMPT) : committed], 3)
+        elif move == 2:
+            committed = max(committed, length + 2)
+            verdict = Verdict(1, length, 0, truth[length:committed], 3)
+        else:
+            assert generation.opening().tokens == truth[:length]
+            continue
+        generation.commit(verdict)
+        assert generation.transcript.tokens == truth[: generation.transcript.length]
+
+
+def _agreeing(drafted: Sequence[int], truth: Sequence[int]) -> list[int]:
+    hits = []
+    for ours, theirs in zip(drafted, truth, strict=False):
+        if ours != theirs:
+            break
+        hits.append(ours)
+    return hits
