@@ -162,9 +162,7 @@ class FakeServer:
         budget = await self._round(connection, draft.stream, stream, draft.tokens)
         await self._decode_alone(connection, draft.stream, stream, budget)
 
-    async def _decode_alone(
-        self, connection: ServerConnection, number: int, stream: ServedStream, budget: int
-    ) -> None:
+    async def _decode_alone(self, connection: ServerConnection, number: int, stream: ServedStream, budget: int) -> None:
         while budget == 0 and stream.finish is None:
             budget = await self._round(connection, number, stream, [])
 

@@ -77,9 +77,7 @@ def test_only_what_is_new_goes_through_the_model() -> None:
     model = tiny_llama()
     used = session(model)
     fed: list[int] = []
-    model.register_forward_pre_hook(
-        lambda _, args, kwargs: fed.append(kwargs["input_ids"].shape[-1]), with_kwargs=True
-    )
+    model.register_forward_pre_hook(lambda _, args, kwargs: fed.append(kwargs["input_ids"].shape[-1]), with_kwargs=True)
     guess = used.draft(PROMPT, 3).tokens
     assert fed == [8, 1, 1]
     fed.clear()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from websockets.asyncio.server import ServerConnection
 
 from goodspeed.errors import InvalidRequest, Overloaded, ProtocolError, Refused
-from goodspeed.messages import AgentMessage, Close, Draft, Failure, Hello, Open, Opened, Verdict
+from goodspeed.messages import AgentMessage, Close, Draft, Failure, Hello, Open, Verdict
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.drafters import Draft as Guess
@@ -54,19 +55,22 @@ async def generate(
     leave_after: int | None = None,
 ) -> tuple[Generation, list[list[int]]]:
     """Run one generation against the server."""
-    with ThreadPoolExecutor(1) as executor:
-        async with asyncio.timeout(20), server.listening():
-            async with Link(server.url, Hello(1, "agent", "test"), TokenizerCache(tmp_path), backoff) as link:
-                channel = link.channel()
-                generation = Generation(channel.stream, request)
-                taken = []
-                stream = tokens_of(generation, channel, session or Guesser(), executor, backoff)
-                async with aclosing(stream):
-                    async for tokens in stream:
-                        taken.append(tokens)
-                        if len(taken) == leave_after:
-                            break
-                assert not link._channels
+    async with (
+        asyncio.timeout(20),
+        server.listening(),
+        Link(server.url, Hello(1, "agent", "test"), TokenizerCache(tmp_path), backoff) as link,
+    ):
+        channel = link.channel()
+        generation = Generation(channel.stream, request)
+        taken = []
+        with ThreadPoolExecutor(1) as executor:
+            stream = tokens_of(generation, channel, session or Guesser(), executor, backoff)
+            async with aclosing(stream):
+                async for tokens in stream:
+                    taken.append(tokens)
+                    if len(taken) == leave_after:
+                        break
+        assert not link._channels
     return generation, taken
 
 
@@ -82,7 +86,7 @@ def expected(count: int) -> list[int]:
 async def test_the_text_is_the_targets_whatever_is_drafted(tmp_path: Path, budget: int, wrong: int) -> None:
     server = FakeServer(budget=budget)
     generation, taken = await generate(server, tmp_path, Guesser(wrong))
-    assert sum(taken, []) == generation.transcript.generated == expected(20)
+    assert list(chain.from_iterable(taken)) == generation.transcript.generated == expected(20)
     assert generation.transcript.finish == "length"
     assert server.got(Close) == []
 
@@ -160,7 +164,7 @@ async def test_a_lost_link_loses_nothing(tmp_path: Path, budget: int) -> None:
     server = FakeServer(budget=budget, hook=hook)
     generation, taken = await generate(server, tmp_path)
     assert drops > 0
-    assert sum(taken, []) == generation.transcript.generated == expected(20)
+    assert list(chain.from_iterable(taken)) == generation.transcript.generated == expected(20)
     opens = server.got(Open)
     assert len(opens) == drops + 1
     for message in opens:
@@ -222,7 +226,7 @@ async def test_repeated_and_stale_verdicts_change_nothing_and_do_not_multiply(tm
 
     server = FakeServer(hook=hook)
     generation, taken = await generate(server, tmp_path, Guesser(1000))
-    assert sum(taken, []) == expected(20)
+    assert list(chain.from_iterable(taken)) == expected(20)
     bases = [draft.base for draft in server.got(Draft)]
     assert bases == sorted(set(bases))
     assert generation.speculation.num_draft_tokens == sum(len(draft.tokens) for draft in server.got(Draft))

@@ -38,7 +38,7 @@ from goodspeed.messages import (
     encode,
 )
 from goodspeed.sampling import SamplingParams
-from goodspeed_agent.backoff import Backoff
+from goodspeed_agent.backoff import Backoff, Patience
 from goodspeed_agent.link import Channel, Link, Relinked, check_url, refusal
 from goodspeed_agent.tokenizer import TokenizerCache
 from tests.fake_server import FakeServer
@@ -138,10 +138,9 @@ async def test_nothing_crosses_the_gap(cache: TokenizerCache) -> None:
     # An Opened of the old link is still unread when the link is lost: it is void, and so is a draft that answers it.
     server = FakeServer(hook=losing(1, Opened(1, 3, 4), Verdict(1, 3, 0, [4], 4)))
     async with linked(server, cache) as link:
-        one = link.channel()
+        one, two = link.channel(), link.channel()
         await one.send(opening(one))
-        while not link.reconnections:
-            await asyncio.sleep(0)
+        assert await two.receive() == Relinked()
         await one.send(Draft(one.stream, 3, [4]))
         assert await one.receive() == Relinked()
         await one.send(opening(one))
@@ -171,7 +170,7 @@ async def test_a_link_that_cannot_be_made_again_ends_every_stream(cache: Tokeniz
             channel = link.channel()
             await listening.aclose()
             for _ in range(2):
-                with pytest.raises(LinkLost, match="no link to ws://.*check the address"):
+                with pytest.raises(LinkLost, match=r"no link to ws://.*check the address"):
                     await channel.receive()
             with pytest.raises(LinkLost):
                 link.channel()
@@ -179,13 +178,20 @@ async def test_a_link_that_cannot_be_made_again_ends_every_stream(cache: Tokeniz
 
 async def test_a_server_that_is_not_there_yet_is_waited_for(cache: TokenizerCache) -> None:
     server = FakeServer()
+    async with server.listening():
+        port = int(server.url.rsplit(":", 1)[1])
+    link = Link(server.url, HELLO, cache, Backoff(first_s=0.01, longest_s=0.01))
+    failed = asyncio.Event()
+
+    class Telling(Patience):
+        def failed(self, now_s: float, at_least_s: float = 0.0) -> float | None:
+            failed.set()
+            return super().failed(now_s, at_least_s)
+
+    link._patience = Telling(link._backoff)
     async with asyncio.timeout(20):
-        async with server.listening():
-            port = int(server.url.rsplit(":", 1)[1])
-        link = Link(server.url, HELLO, cache, Backoff(first_s=0.01, longest_s=0.01))
         connecting = asyncio.create_task(link.__aenter__())
-        while not link._patience.failures:
-            await asyncio.sleep(0)
+        await failed.wait()
         async with server.listening(port):
             await connecting
             await link.__aexit__(None, None, None)
@@ -324,7 +330,9 @@ async def test_a_peer_that_is_no_server_of_ours(
         (encode(Tokenizer("", {})), "Tokenizer that nobody asked for"),
     ],
 )
-async def test_a_server_that_loses_its_wits_ends_the_link(cache: TokenizerCache, frame: bytes | str, match: str) -> None:
+async def test_a_server_that_loses_its_wits_ends_the_link(
+    cache: TokenizerCache, frame: bytes | str, match: str
+) -> None:
     async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
         if isinstance(message, Open):
             await connection.send(frame)
@@ -344,7 +352,7 @@ async def test_a_server_that_loses_its_wits_ends_the_link(cache: TokenizerCache,
 async def test_a_tokenizer_that_is_not_the_one_announced(cache: TokenizerCache) -> None:
     async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
         if isinstance(message, GetTokenizer):
-            await server.send(connection, Tokenizer("", {name: b"{}" for name in server.files}))
+            await server.send(connection, Tokenizer("", dict.fromkeys(server.files, b"{}")))
         return isinstance(message, GetTokenizer)
 
     with pytest.raises(ProtocolError, match="does not match the digest"):
@@ -368,7 +376,7 @@ async def test_another_model_behind_the_same_address_is_noticed(cache: Tokenizer
 
 async def test_an_address_where_something_else_answers(cache: TokenizerCache) -> None:
     def answer(connection: ServerConnection, request: Request) -> Response:
-        return connection.respond(404, "no such page")  # type: ignore[arg-type]
+        return connection.respond(404, "no such page")
 
     async def never(connection: ServerConnection) -> None:
         raise AssertionError
@@ -386,7 +394,7 @@ async def test_a_server_error_of_a_proxy_is_tried_again(cache: TokenizerCache) -
     def answer(connection: ServerConnection, request: Request) -> Response:
         nonlocal asked
         asked += 1
-        return connection.respond(503, "starting")  # type: ignore[arg-type]
+        return connection.respond(503, "starting")
 
     async def never(connection: ServerConnection) -> None:
         raise AssertionError

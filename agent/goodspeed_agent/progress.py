@@ -76,7 +76,8 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, description=self._figures())
         else:
-            self._console.print(f"{self._done}/{self._total} prompts, {self._figures()}", markup=False, highlight=False)
+            line = f"{self._done}/{self._total} prompts, {self._figures()}"
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _figures(self) -> str:
         seconds = max(self._clock() - self._began_s, 1e-9)

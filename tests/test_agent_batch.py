@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.asyncio.server import ServerConnection
+
+from goodspeed.errors import ProtocolError
+from goodspeed.messages import AgentMessage, Close, Draft, Open, Verdict
+from goodspeed_agent.agent import Agent, TextRequest
+from goodspeed_agent.backoff import Backoff
+from goodspeed_agent.batch import work_through
+from goodspeed_agent.drafters import SuffixDrafter
+from goodspeed_agent.prompts import PromptLine
+from goodspeed_agent.report import Completion
+from goodspeed_agent.tokenizer import TokenizerCache
+from tests.fake_server import FakeServer
+
+QUICK = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=5.0)
+
+
+class Watching:
+    def __init__(self) -> None:
+        self.count = 0
+        self.done: list[Completion | None] = []
+
+    def tokens(self, count: int) -> None:
+        self.count += count
+
+    def finished(self, completion: Completion | None) -> None:
+        self.done.append(completion)
+
+
+async def work(
+    server: FakeServer, tmp_path: Path, prompts: list[PromptLine], written: list[dict[str, Any]], concurrency: int = 3
+) -> tuple[int, Watching]:
+    watching = Watching()
+    async with asyncio.timeout(20), server.listening():
+        cache = TokenizerCache(tmp_path)
+        async with Agent(server.url, SuffixDrafter(), cache=cache, backoff=QUICK) as agent:
+            return await work_through(agent, prompts, concurrency, written.append, watching), watching
+
+
+def prompts(*lengths: int) -> list[PromptLine]:
+    return [
+        PromptLine(number, f"p{number}", TextRequest("ab"[number % 2] * number, max_new_tokens=length))
+        for number, length in enumerate(lengths, start=1)
+    ]
+
+
+async def test_results_come_in_the_order_of_the_prompts(tmp_path: Path) -> None:
+    written: list[dict[str, Any]] = []
+    failed, watching = await work(FakeServer(), tmp_path, prompts(40, 3, 9, 1, 30, 2), written)
+    assert failed == 0
+    assert [result["line"] for result in written] == [1, 2, 3, 4, 5, 6]
+    assert [result["id"] for result in written] == ["p1", "p2", "p3", "p4", "p5", "p6"]
+    assert [len(result["tokens"]) for result in written] == [40, 3, 9, 1, 30, 2]
+    assert watching.count == 85
+    # The short ones were done first, on three streams at once.
+    assert [len(done.tokens) for done in watching.done if done] != [40, 3, 9, 1, 30, 2]
+
+
+async def test_the_text_does_not_depend_on_the_concurrency(tmp_path: Path) -> None:
+    alone: list[dict[str, Any]] = []
+    crowd: list[dict[str, Any]] = []
+    await work(FakeServer(budget=0), tmp_path, prompts(*range(1, 17)), alone, concurrency=1)
+    await work(FakeServer(budget=5), tmp_path, prompts(*range(1, 17)), crowd, concurrency=16)
+    assert [result["tokens"] for result in alone] == [result["tokens"] for result in crowd]
+
+
+async def test_a_prompt_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    written: list[dict[str, Any]] = []
+    batch = prompts(3, 3, 3)
+    batch[1] = PromptLine(2, None, TextRequest("x" * 50))
+    failed, watching = await work(FakeServer(max_length=50), tmp_path, batch, written)
+    assert failed == 1
+    assert written[1]["line"] == 2
+    assert "id" not in written[1]
+    assert written[1]["error"]["code"] == "prompt_too_long"
+    assert [len(result.get("tokens", [])) for result in written] == [3, 0, 3]
+    assert None in watching.done
+
+
+async def test_what_ends_the_link_ends_the_batch_and_keeps_what_was_done(tmp_path: Path) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        first = server.got(Open)[0].stream if server.got(Open) else None
+        if isinstance(message, Draft) and message.stream == first:
+            if len(server.got(Open)) < 3:
+                return True  # kept waiting until the others are done
+            await server.send(connection, Verdict(message.stream, 10**6, 0, [1], 0))
+        if isinstance(message, Open) and len(server.got(Open)) == 4:
+            await server.send(connection, Verdict(1, 10**6, 0, [1], 0))
+            return True
+        return False
+
+    written: list[dict[str, Any]] = []
+    server = FakeServer(hook=hook)
+    with pytest.raises(ProtocolError, match="a verdict upon 1000000 tokens"):
+        await work(server, tmp_path, prompts(20, 2, 2, 20), written, concurrency=2)
+    assert [result["line"] for result in written] == [2, 3]
+    assert len(server.got(Close)) >= 1

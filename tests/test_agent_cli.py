@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+from websockets.asyncio.server import ServerConnection
+
+from goodspeed import catalog
+from goodspeed.messages import AgentMessage, Close, Draft, Failure, Hello, Open
+from goodspeed_agent.__main__ import app
+from goodspeed_agent.drafters import load_drafter
+from tests.fake_server import FakeServer, byte_tokenizer, counting, saying
+
+PROMPT = "once upon a time"
+STORY = " there was a naïve 😀 and there was a naïve 😀."
+TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOODSPEED_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    """A server in a thread of its own, since the command brings its own event loop."""
+    fake = FakeServer(target=saying(STORY, len(PROMPT)), files=byte_tokenizer(TEMPLATE))
+    ready, stop = threading.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        async with fake.listening():
+            ready.set()
+            await stop.wait()
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    ready.wait()
+    yield fake
+    loop.call_soon_threadsafe(stop.set)
+    thread.join()
+    loop.close()
+
+
+def invoke(*args: str, stdin: str | bytes | None = None) -> Result:
+    return CliRunner().invoke(app, args, input=stdin)
+
+
+def complete(server: FakeServer, *args: str, stdin: str | bytes | None = None) -> Result:
+    return invoke("complete", "--server", server.url, *args, stdin=stdin)
+
+
+@pytest.mark.parametrize("draft", ["none", "suffix"])
+def test_verified_text_goes_to_standard_output(server: FakeServer, draft: str) -> None:
+    result = complete(server, "--draft", draft, "--prompt", PROMPT)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, STORY + "\n", "")
+
+
+def test_one_json_object(server: FakeServer) -> None:
+    result = complete(server, "--draft", "suffix", "--prompt", PROMPT, "--json", "--max-new-tokens", "20")
+    answer = json.loads(result.stdout)
+    assert len(result.stdout.splitlines()) == 1
+    assert answer.keys() == {"text", "tokens", "finish_reason", "usage", "speculative"}
+    assert answer["finish_reason"] == "length"
+    assert answer["usage"] == {"prompt_tokens": len(PROMPT), "completion_tokens": 20}
+    assert len(answer["tokens"]) == 20
+
+
+def test_the_options_arrive_at_the_server(server: FakeServer) -> None:
+    options = "--temperature 0.8 --top-p 0.9 --top-k 5 --min-p 0.1 --seed 7 --max-new-tokens 9 --max-draft 3 --name box"
+    complete(server, "--draft", "suffix", "--prompt", PROMPT, "--ignore-eos", *options.split())
+    (message,) = server.got(Open)
+    params = message.params
+    assert (params.temperature, params.top_p, params.top_k, params.min_p, params.seed) == (0.8, 0.9, 5, 0.1, 7)
+    assert (message.max_new_tokens, message.max_draft, message.ignore_eos) == (9, 3, True)
+    assert server.got(Hello)[0].name == "box"
+
+
+def test_stop_strings(server: FakeServer) -> None:
+    result = complete(server, "--draft", "suffix", "--prompt", PROMPT, "--stop", "nothing", "--stop", " and")
+    assert result.stdout == STORY.split(" and")[0] + "\n"
+
+
+def test_the_prompt_from_a_file_or_standard_input(server: FakeServer, tmp_path: Path) -> None:
+    file = tmp_path / "prompt.txt"
+    file.write_text(PROMPT)
+    for args, stdin in [
+        (("--prompt-file", str(file)), None),
+        (("--prompt-file", "-"), PROMPT),
+        (("--prompt", "-"), PROMPT),
+    ]:
+        assert complete(server, "--draft", "none", *args, stdin=stdin).stdout == STORY + "\n"
+
+
+def test_a_conversation(server: FakeServer) -> None:
+    complete(server, "--draft", "none", "--chat", "--prompt", "hi", "--max-new-tokens", "1")
+    assert len(server.got(Open)[0].tokens) == len("user: hi\nassistant:")
+
+
+@pytest.mark.parametrize(
+    ("args", "match"),
+    [
+        ([], "give the prompt as --prompt TEXT"),
+        (["--prompt", "a", "--prompt-file", "b"], "give the prompt as --prompt TEXT"),
+        (["--prompt-file", "nowhere"], "nowhere cannot be read: No such file or directory"),
+        (["--prompt", ""], "the prompt is empty"),
+        (["--prompt", "a", "--temperature", "-1"], "temperature is -1.0: it must be 0 (greedy) or above"),
+        (["--prompt", "a", "--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["--prompt", "a", "--max-draft", "65"], "max_draft is 65"),
+        (["--prompt", "a", "--stop", ""], "a stop string is empty"),
+    ],
+)
+def test_what_is_wrong_here_is_said_before_anybody_is_asked(server: FakeServer, args: list[str], match: str) -> None:
+    result = complete(server, "--draft", "none", *args)
+    assert result.exit_code == 2
+    assert match in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert server.received == []
+
+
+def test_a_prompt_that_is_not_text(server: FakeServer) -> None:
+    result = complete(server, "--draft", "none", "--prompt", "-", stdin=b"\xff\xfe")
+    assert result.exit_code == 2
+    assert "not UTF-8" in result.stderr
+
+
+def test_an_address_that_is_none() -> None:
+    result = invoke("complete", "--server", "localhost:8765", "--draft", "none", "--prompt", "a")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "goodspeed-agent: 'localhost:8765' is no server address: write ws://HOST:PORT or wss://HOST:PORT\n"
+    )
+
+
+def test_nobody_there() -> None:
+    async def free_port() -> str:
+        async with FakeServer().listening() as fake:
+            return fake.url
+
+    url = asyncio.run(free_port())
+    result = invoke("complete", "--server", url, "--draft", "none", "--prompt", "a", "--connect-timeout", "0.05")
+    assert result.exit_code == 4
+    assert "check the address, and that a goodspeed-server runs there" in result.stderr
+
+
+def test_a_refusal(server: FakeServer) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Open):
+            await server.send(connection, Failure("token_out_of_range", "token id 5 is out of range", message.stream))
+        return isinstance(message, Open)
+
+    server.hook = hook
+    result = complete(server, "--draft", "none", "--prompt", "a")
+    assert result.exit_code == 3
+    assert result.stderr == "goodspeed-agent: the server refused: token id 5 is out of range\n"
+
+
+def test_a_draft_that_cannot_be_loaded(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None if name == "torch" else object())
+    result = complete(server, "--draft", "some/model", "--prompt", "a")
+    assert result.exit_code == 5
+    assert "pip install 'goodspeed[models]'" in result.stderr
+
+
+def without_bundled_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "bundled", list)
+
+
+def test_without_a_draft_and_without_models_the_text_itself_is_drafted_from(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_bundled_models(monkeypatch)
+    result = complete(server, "--prompt", PROMPT)
+    assert (result.exit_code, result.stdout) == (0, STORY + "\n")
+    assert server.got(Hello)[0].drafter == "suffix"
+    assert len(result.stderr.splitlines()) == 1
+    assert "pip install 'goodspeed[models]'" in result.stderr
+
+
+class Foreign:
+    """A default draft whose tokenizer is not this server's."""
+
+    name = "default"
+    max_draft = 4
+    fingerprint = "another"
+
+
+def test_a_default_draft_that_does_not_fit_gives_way(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("goodspeed_agent.cli.default_draft", lambda: "default")
+    monkeypatch.setattr(
+        "goodspeed_agent.cli.load_drafter",
+        lambda name, threads: Foreign() if name == "default" else load_drafter(name),
+    )
+    result = complete(server, "--prompt", PROMPT)
+    assert (result.exit_code, result.stdout) == (0, STORY + "\n")
+    assert [hello.drafter for hello in server.got(Hello)] == ["default", "suffix"]
+    assert "default does not fit this server's model" in result.stderr
+    asked_for = complete(server, "--prompt", PROMPT, "--draft", "default")
+    assert asked_for.exit_code == 5
+    assert "choose a draft of the same family" in asked_for.stderr
+
+
+def write_prompts(folder: Path, *lines: object) -> Path:
+    file = folder / "prompts.jsonl"
+    file.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
+    return file
+
+
+def test_a_file_of_prompts_to_standard_output(server: FakeServer, tmp_path: Path) -> None:
+    server.target = counting(50)
+    lines = [{"prompt": "a" * size, "id": size, "max_new_tokens": size} for size in (9, 1, 5)]
+    file = write_prompts(tmp_path, *lines)
+    result = invoke("run", "--prompts", str(file), "--server", server.url, "--draft", "suffix", "--concurrency", "2")
+    assert result.exit_code == 0
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(answer["id"], len(answer["tokens"])) for answer in answers] == [(9, 9), (1, 1), (5, 5)]
+    assert "3/3 prompts, 15 tokens, " in result.stderr.splitlines()[-1]
+
+
+def test_a_file_of_prompts_to_a_file_with_some_that_fail(server: FakeServer, tmp_path: Path) -> None:
+    server.max_length = 40
+    file = write_prompts(tmp_path, {"prompt": "x" * 50}, {"prompt": PROMPT, "max_new_tokens": 4})
+    output = tmp_path / "out.jsonl"
+    result = invoke("run", "--prompts", str(file), "--server", server.url, "--draft", "none", "--output", str(output))
+    assert result.exit_code == 6
+    assert "1 of 2 prompts failed; their results say why" in result.stderr
+    assert result.stdout == ""
+    bad, good = map(json.loads, output.read_text().splitlines())
+    assert bad["error"]["code"] == "prompt_too_long"
+    assert good["text"] == STORY[:4]
+
+
+def test_a_bad_line_stops_everything_before_it_begins(server: FakeServer, tmp_path: Path) -> None:
+    file = write_prompts(tmp_path, {"prompt": "a"}, "{", {"prompt": "b", "temperature": -3})
+    output = tmp_path / "out.jsonl"
+    output.write_text("precious\n")
+    result = invoke("run", "--prompts", str(file), "--server", server.url, "--draft", "none", "--output", str(output))
+    assert result.exit_code == 2
+    assert f"{file}: line 2: " in result.stderr
+    assert "line 3: temperature is -3" in result.stderr
+    assert server.received == []
+    assert output.read_text() == "precious\n"
+
+
+def test_prompts_from_standard_input_and_an_output_that_cannot_be_written(server: FakeServer, tmp_path: Path) -> None:
+    good = invoke(
+        "run", "--prompts", "-", "--server", server.url, "--draft", "none", "--max-new-tokens", "2",
+        stdin=json.dumps({"prompt": PROMPT}),
+    )  # fmt: skip
+    assert json.loads(good.stdout)["text"] == STORY[:2]
+    bad = invoke(
+        "run", "--prompts", "-", "--server", server.url, "--draft", "none", "--output", str(tmp_path / "no" / "where"),
+        stdin=json.dumps({"prompt": PROMPT}),
+    )  # fmt: skip
+    assert bad.exit_code == 2
+    assert "cannot be written" in bad.stderr
+
+
+def spawn(server: FakeServer, *args: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "goodspeed_agent", "complete", "--server", server.url, "--draft", "suffix", *args],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_closes_the_stream_in_order(server: FakeServer, number: signal.Signals, code: int) -> None:
+    agent: subprocess.Popen[str]
+    closed = threading.Event()
+
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Draft):
+            agent.send_signal(number)
+        if isinstance(message, Close):
+            closed.set()
+        return isinstance(message, Draft)
+
+    server.hook = hook
+    agent = spawn(server, "--prompt", PROMPT)
+    _, errors = agent.communicate(timeout=30)
+    assert agent.returncode == code
+    assert errors == ""
+    assert closed.wait(10)
+
+
+def test_a_reader_that_goes_away_is_no_traceback(server: FakeServer) -> None:
+    server.target = counting(50)
+    agent = spawn(server, "--prompt", PROMPT, "--max-new-tokens", "3000")
+    assert agent.stdout is not None
+    assert agent.stderr is not None
+    agent.stdout.read(1)
+    agent.stdout.close()
+    assert agent.wait(timeout=30) == 141
+    assert agent.stderr.read() == ""
+    agent.stderr.close()

@@ -1,0 +1,45 @@
+import io
+
+from rich.console import Console
+
+from goodspeed_agent.progress import ProgressDisplay
+from goodspeed_agent.report import Completion, Speculation
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def completion(*figures: int) -> Completion:
+    return Completion("", [], "length", 1, Speculation(*figures))
+
+
+def test_plain_lines() -> None:
+    written, clock = io.StringIO(), Clock()
+    with ProgressDisplay(3, Console(file=written, width=40), bar=False, clock=clock) as display:
+        display.tokens(10)
+        clock.now_s += 2.0
+        display.tokens(20)
+        display.finished(completion(5, 20, 10))
+        display.finished(None)
+        clock.now_s += 1.0
+        display.finished(completion())
+    assert written.getvalue().splitlines() == [
+        "1/3 prompts, 30 tokens, 15.0 tokens/s, 50% of drafts accepted (3.00 tokens per verdict)",
+        "2/3 prompts, 30 tokens, 15.0 tokens/s, 50% of drafts accepted (3.00 tokens per verdict), 1 failed",
+        "3/3 prompts, 30 tokens, 10.0 tokens/s, 50% of drafts accepted (3.00 tokens per verdict), 1 failed",
+    ]
+
+
+def test_a_bar_on_a_terminal() -> None:
+    written, clock = io.StringIO(), Clock()
+    console = Console(file=written, width=120, force_terminal=True)
+    with ProgressDisplay(2, console, bar=True, clock=clock) as display:
+        display.tokens(10)
+        clock.now_s += 2.0
+        display.finished(completion(2, 4, 1))
+    assert "1/2" in written.getvalue()
+    assert "5.0 tokens/s, 25% of drafts accepted" in written.getvalue()
