@@ -110,7 +110,11 @@ class Peer:
     ) -> list[int]:
         """Generate on a link with one stream, drafting from `guess`, a continuation that may be right or wrong."""
         opened = await self.open(stream, prompt, max_new_tokens=max_new_tokens, max_draft=max_draft, params=params)
-        transcript, budget = Transcript(prompt), opened.budget
+        return await self.go_on(opened, prompt, guess)
+
+    async def go_on(self, opened: Opened, prompt: Sequence[int], guess: Sequence[int] = ()) -> list[int]:
+        """Generate a stream that has been opened to its end."""
+        stream, transcript, budget = opened.stream, Transcript(prompt), opened.budget
         while transcript.finish is None:
             done = transcript.length - len(prompt)
             drafted = list(guess[done : done + budget]) if budget else []

@@ -3,8 +3,7 @@
 Two views of the same warped distribution: `sample` draws from it with the shared noise (the coupled rule, and every
 drafter), `log_probs` writes it out over the whole vocabulary (the ratio rule). A full sort of a large vocabulary is
 by far the dearest step there is here, so truncated rows look at their `_PREFILTER` likeliest tokens first and only
-rows whose nucleus is larger are sorted whole; rows without truncation skip every token that no noise could lift to
-the top.
+rows whose nucleus is larger are sorted whole.
 """
 
 from __future__ import annotations
@@ -15,12 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from goodspeed.sampling.noise import MAX_GUMBEL, gumbel
+from goodspeed.sampling.noise import gumbel, uniform
 from goodspeed.sampling.parameters import SamplingParams
 
 __all__ = ["RowParams", "log_probs", "sample"]
 
 _PREFILTER = 128
+_BLOCK_ELEMENTS = 2**16
+"""On a CPU, rows are taken in blocks of about so many logits, so that every intermediate stays in the cache."""
+_ROUNDING = 1.0001
+"""More than all the rounding errors of `u / p` together."""
 _NO_TOP_K = 2**62
 
 
@@ -79,13 +82,22 @@ def sample(logits: Tensor, rows: RowParams, keys: Tensor) -> Tensor:
     """
     if not (rows.any_full or rows.any_truncated):
         return logits.argmax(-1)
+    count, vocab = logits.shape
+    size = max(1, _BLOCK_ELEMENTS // vocab) if logits.device.type == "cpu" else count
+    blocks = [slice(first, first + size) for first in range(0, count, size)]
+    return torch.cat([_sample_block(logits[block], rows.select(block), keys[block]) for block in blocks])
+
+
+def _sample_block(logits: Tensor, rows: RowParams, keys: Tensor) -> Tensor:
+    if not (rows.any_greedy or rows.any_truncated):
+        return _draw_full(logits / rows.temperature[:, None], rows, keys)
+    if not (rows.any_greedy or rows.any_full):
+        return _draw_truncated(logits / rows.temperature[:, None], rows, keys)
     tokens = logits.argmax(-1)
-    if rows.any_full:
-        full = (~rows.greedy & ~rows.truncated).nonzero().squeeze(-1)
-        tokens[full] = _draw_full(logits[full] / rows.temperature[full, None], keys[full])
-    if rows.any_truncated:
-        some = rows.truncated.nonzero().squeeze(-1)
-        tokens[some] = _draw_truncated(logits[some] / rows.temperature[some, None], rows.select(some), keys[some])
+    for chosen, draw in ((~rows.greedy & ~rows.truncated, _draw_full), (rows.truncated, _draw_truncated)):
+        some = chosen.nonzero().squeeze(-1)
+        if len(some):
+            tokens[some] = draw(logits[some] / rows.temperature[some, None], rows.select(some), keys[some])
     return tokens
 
 
@@ -112,18 +124,23 @@ def log_probs(logits: Tensor, rows: RowParams) -> Tensor:
     return scores.log_softmax(-1)
 
 
-def _draw_full(scores: Tensor, keys: Tensor) -> Tensor:
-    """`argmax(scores + G)` over the whole vocabulary, evaluating `G` only where it can matter.
+def _draw_full(scores: Tensor, _rows: RowParams, keys: Tensor) -> Tensor:
+    """`argmax(scores + G)` over the whole vocabulary.
 
-    The likeliest token with its own noise sets a bar; a token further below the bar than the largest noise there is
-    cannot be the argmax. On trained models that leaves a small part of a large vocabulary.
+    `G = -log(-log(1 - u))`, so the argmax is where `-log(1 - u) / p` is smallest. As `u <= -log(1 - u)`, the token with
+    the smallest `u / p`, which takes no logarithm, sets a bound, and almost always it is the only one within it.
     """
-    top, best = scores.max(-1, keepdim=True)
-    bar = top + gumbel(keys, best.squeeze(-1).int())[:, None] - MAX_GUMBEL
-    row, token = (scores >= bar).nonzero(as_tuple=True)
-    noisy = scores[row, token] + gumbel(keys[row], token.int())
+    tokens = torch.arange(scores.shape[-1], dtype=torch.int32, device=scores.device)
+    u = uniform(keys[:, None, :], tokens)  # [rows, vocab]
+    odds = (scores.amax(-1, keepdim=True) - scores).exp_().mul_(u)  # u / p, up to a constant of the row
+    best = odds.argmin(-1, keepdim=True)
+    u_best = u.gather(-1, best)
+    bound = odds.gather(-1, best) * (-torch.log1p(-u_best) / u_best) * _ROUNDING
+    row, token = (odds <= bound).nonzero(as_tuple=True)
+    if len(row) == len(scores):
+        return token
     perturbed = torch.full_like(scores, -torch.inf)
-    perturbed[row, token] = noisy
+    perturbed[row, token] = scores[row, token] + gumbel(keys[row], token.int())
     return perturbed.argmax(-1)
 
 

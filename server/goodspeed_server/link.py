@@ -116,8 +116,6 @@ class Link:
                 await self._serve_agent(hello)
         except ConnectionClosed as closed:
             logger.info("link %s is gone: %s", self._peer, closed)
-        except _TextFrame as error:
-            await self._close_with(error, CloseCode.INVALID_DATA)
         except ProtocolError as error:
             await self._close_with(error, CloseCode.PROTOCOL_ERROR)
         except GoodSpeedError as error:
@@ -141,7 +139,7 @@ class Link:
         model = self._model
         if hello.fingerprint is not None and hello.fingerprint != model.fingerprint:
             raise TokenizerMismatch(
-                f"the tokenizer of draft {hello.drafter!r} differs from that of target {model.name!r}: its token "
+                f"the tokenizer of draft {hello.drafter!r} differs from that of {model.name!r}, so its token "
                 "ids mean something else: choose a draft of the target's own family, or --draft suffix, which needs none"
             )
         self.post(
@@ -198,10 +196,7 @@ class Link:
             await asyncio.wait([closed], timeout=_SNAPSHOT_INTERVAL_S)
 
     async def _receive(self) -> AgentMessage:
-        frame = await self._connection.recv()
-        if isinstance(frame, str):
-            raise _TextFrame("a text frame: every message of this protocol is a binary frame")
-        return decode_agent(frame)
+        return decode_agent(await self._connection.recv())
 
     async def _write(self) -> None:
         with contextlib.suppress(ConnectionClosed):
@@ -219,10 +214,6 @@ class Link:
             self._outgoing.put_nowait(None)
         await asyncio.wait([self._writer], timeout=_FLUSH_TIMEOUT_S)
         await self._connection.close(close_code, reason)
-
-
-class _TextFrame(ProtocolError):
-    """The peer sent text where only binary frames are spoken."""
 
 
 def _stream_of(message: AgentMessage) -> int | None:

@@ -228,6 +228,7 @@ class RoundLoop:
                         plan_s=verifying - gathered,
                         verify_s=verified - verifying,
                         forward_s=outcome.forward_s,
+                        judge_s=outcome.judge_s,
                         commit_s=self._clock() - verified,
                         streams=len(commits),
                         drafted=sum(len(turn.drafted) for turn in planned.work.turns),
@@ -288,7 +289,7 @@ class RoundLoop:
             commit = live.stream.commit(turn.drafted, judgement)
             commits.append(commit)
             live.draft, live.q = None, []
-            live.estimator.observe(len(turn.drafted), judgement)
+            live.estimator.observe(live.budget, judgement)
             live.goodput = smooth_goodput(live.goodput, commit.size, self._settings.beta)
             self._telemetry.committed(live, len(turn.drafted), commit, now)
             if commit.finish:
@@ -360,7 +361,9 @@ class RoundLoop:
     def _join(self, live: LiveStream) -> None:
         """Take part in the rounds from now on; the draft may be here already."""
         now = self._clock()
-        self._rounds.expect(live, 0 if live.draft else live.budget, now)
+        self._rounds.expect(live, live.budget, now)
+        if live.draft is not None:
+            self._rounds.arrive(live, now)
 
     def _end(self, live: LiveStream) -> None:
         """Forget a stream; its row is free at once, or when the pass it is in is over."""

@@ -28,6 +28,7 @@ class RoundRecord:
     verify_s: float
     """From handing the pass to the engine's thread until its outcome is back."""
     forward_s: float
+    judge_s: float
     commit_s: float
     streams: int
     drafted: int
@@ -103,7 +104,7 @@ class Telemetry:
         self._round_rate = Rate(now)
         self._meters: dict[AgentAccount, Rate] = {}
         self._committed = self._drafted = self._accepted = 0
-        self._busy_s = self._plain_busy_s = 0.0
+        self._busy_s = self._judge_s = self._plain_busy_s = 0.0
 
     def joined(self, account: AgentAccount, now: float) -> None:
         """An agent has linked up."""
@@ -124,6 +125,7 @@ class Telemetry:
     def round_over(self, record: RoundRecord) -> None:
         """A pass has been committed."""
         self._busy_s += record.forward_s
+        self._judge_s += record.judge_s
         if record.streams == 0:
             return
         self._rounds += 1
@@ -176,6 +178,7 @@ class Telemetry:
             drafted=self._drafted,
             accepted=self._accepted,
             busy_s=self._busy_s,
+            judge_s=self._judge_s,
             plain_busy_s=self._plain_busy_s,
             draining=draining,
         )

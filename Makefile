@@ -1,0 +1,54 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: demo test check format install bench-engine bench-worth bench-overhead bench-scheduler bench-wire models clean
+
+demo: $(INSTALLED)  ## a server, six agents, real prompts: under two minutes
+	$(BIN)/python -m bench.demo
+
+test: $(INSTALLED)  ## the whole suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+check: $(INSTALLED)  ## lint, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(INSTALLED)
+
+# torch goes first and alone: its pin decides which build everything after it meets.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "GoodSpeed needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(INSTALLED)
+
+bench-engine: $(INSTALLED)  ## ms per round: packed, padded, a loop over rows
+	$(BIN)/python -m bench.engine
+
+bench-worth: $(INSTALLED)  ## tokens per second of server busy time, against plain decoding and generate
+	$(BIN)/python -m bench.worth
+
+bench-overhead: $(INSTALLED)  ## what a round costs beside its forward pass
+	$(BIN)/python -m bench.overhead
+
+bench-scheduler: $(INSTALLED)  ## budgets for 10,000 streams
+	$(BIN)/python -m bench.scheduler
+
+bench-wire: $(INSTALLED)  ## bytes per drafted token
+	$(BIN)/python -m bench.wire
+
+models: $(INSTALLED)  ## train the bundled models again (hours)
+	$(BIN)/python -m bench.recipe all
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

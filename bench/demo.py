@@ -1,0 +1,161 @@
+"""`make demo`: one server, six agents as processes of their own, real prompts, one summary.
+
+Every agent also gets one prompt in common with all the others. Whatever drafts, the target's text comes out: the
+summary says whether it did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+import uvloop
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from bench.workloads import Prompt, load_prompts
+from goodspeed.errors import GoodSpeedError
+from goodspeed.snapshot import ServerSnapshot
+from goodspeed_server.monitor import fetch_snapshot, top
+
+__all__ = ["main"]
+
+DRAFTERS = ("pico-draft-l-tuned", "pico-draft-l", "pico-draft-m", "pico-draft-s", "suffix", "none")
+STREAMS_PER_AGENT = 2
+PROMPTS_PER_AGENT = 3
+TEMPERATURE = 0.7
+
+
+@dataclass(frozen=True, slots=True)
+class AgentRun:
+    """What one agent brought home."""
+
+    drafter: str
+    prompts: Sequence[Prompt]
+    results: Sequence[dict[str, object]]
+    seconds: float
+
+
+def main(
+    max_new_tokens: int = typer.Option(120, help="Tokens of each text."),
+    timeout_s: float = typer.Option(110.0, help="Give up after this long."),
+) -> None:
+    """Show the whole system at work."""
+    console = Console()
+    try:
+        uvloop.run(_demo(console, max_new_tokens, timeout_s))
+    except (GoodSpeedError, TimeoutError) as error:
+        console.print(f"the demo failed: {error or f'it took longer than {timeout_s:g} s'}", style="bold")
+        raise typer.Exit(1) from None
+
+
+async def _demo(console: Console, max_new_tokens: int, timeout_s: float) -> None:
+    prompts = load_prompts()
+    common, others = prompts[0], prompts[1:]
+    async with asyncio.timeout(timeout_s), _server() as address:
+        console.print(f"the server is {address}; {len(DRAFTERS)} agents link up: {', '.join(DRAFTERS)}")
+        watching = asyncio.create_task(top(address, once=False, as_json=False, console=console))
+        with tempfile.TemporaryDirectory() as folder:
+            own = PROMPTS_PER_AGENT - 1
+            agents = [
+                _agent(address, drafter, [common, *others[own * i : own * (i + 1)]], Path(folder), max_new_tokens)
+                for i, drafter in enumerate(DRAFTERS)
+            ]
+            runs = await asyncio.gather(*agents)
+        snapshot = await fetch_snapshot(address)
+        watching.cancel()
+        await asyncio.wait([watching])
+    _show_texts(console, runs)
+    _show_summary(console, runs, snapshot)
+    texts = {json.dumps(run.results[0]["tokens"]) for run in runs}
+    if len(texts) != 1:
+        raise GoodSpeedError(f"the prompt all agents share gave {len(texts)} different texts")
+    console.print(f"lossless: {len(runs)} drafters, one prompt in common, T = {TEMPERATURE}: token for token one text")
+
+
+@contextlib.asynccontextmanager
+async def _server() -> AsyncIterator[str]:
+    """Start `goodspeed-server` and yield its address; it ends in order with the context."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "goodspeed_server", "run", "--port", "0", "--threads", "1",
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        line = (await process.stdout.readline()).decode()
+        if not line.startswith("listening on "):
+            raise GoodSpeedError("the server did not start; its message is above")
+        yield line.removeprefix("listening on ").strip()
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        await process.wait()
+
+
+async def _agent(address: str, drafter: str, prompts: Sequence[Prompt], folder: Path, max_new_tokens: int) -> AgentRun:
+    """Run `goodspeed-agent` over a file of prompts."""
+    todo, done = folder / f"{drafter}.jsonl", folder / f"{drafter}.out.jsonl"
+    todo.write_text("".join(json.dumps({"id": p.id, "prompt": p.text}) + "\n" for p in prompts))
+    started = time.monotonic()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "goodspeed_agent", "run",
+        "--server", address, "--name", f"edge-{drafter.removeprefix('pico-draft-')}", "--draft", drafter,
+        "--prompts", str(todo), "--output", str(done), "--concurrency", str(STREAMS_PER_AGENT),
+        "--max-new-tokens", str(max_new_tokens), "--temperature", str(TEMPERATURE), "--seed", "1",
+        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    _, complaints = await process.communicate()
+    if process.returncode != 0:
+        raise GoodSpeedError(f"the agent with draft {drafter} failed: {complaints.decode().strip()[-500:]}")
+    results = [json.loads(line) for line in done.read_text().splitlines()]
+    return AgentRun(drafter, prompts, results, time.monotonic() - started)
+
+
+def _show_texts(console: Console, runs: Sequence[AgentRun]) -> None:
+    for run in runs:
+        prompt, result = run.prompts[1], run.results[1]
+        text = Text(prompt.text, style="dim")
+        text.append(str(result["text"]), style="not dim")
+        console.print(Panel(text, title=f"{prompt.id}, drafted by {run.drafter}", title_align="left"))
+
+
+def _show_summary(console: Console, runs: Sequence[AgentRun], snapshot: ServerSnapshot) -> None:
+    table = Table(
+        title=f"{len(runs)} agents, {STREAMS_PER_AGENT} streams each, T = {TEMPERATURE}, target {snapshot.model}"
+    )
+    for heading in ("agent's draft", "texts", "tokens", "tokens/s", "accepted", "tokens a verdict"):
+        table.add_column(heading, justify="left" if heading == "agent's draft" else "right")
+    for run in runs:
+        tokens = sum(len(result["tokens"]) for result in run.results)  # type: ignore[arg-type, misc]
+        counts = [result["speculative"] for result in run.results]
+        steps, drafted, accepted = (
+            sum(count[key] for count in counts)  # type: ignore[index]
+            for key in ("num_spec_steps", "num_draft_tokens", "num_accepted_tokens")
+        )
+        table.add_row(
+            run.drafter, str(len(run.results)), str(tokens), f"{tokens / run.seconds:.1f}",
+            f"{accepted / drafted:.0%}" if drafted else "-", f"{1 + accepted / steps:.2f}" if steps else "1.00",
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        f"server: {snapshot.committed} tokens in {snapshot.rounds} rounds, {snapshot.mean_acceptance_length:.2f} tokens a "
+        f"stream and round; engine busy for {snapshot.busy_s:.1f} s, {snapshot.speedup:.2f} times plain decoding's "
+        "goodput per second of it"
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,184 @@
+"""Whatever one peer sends, it gets a typed error, and everybody else's text is what it would have been."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from goodspeed.errors import GoodSpeedError, InvalidRequest
+from goodspeed.messages import MAX_AGENT_FRAME_BYTES, PROTOCOL_VERSION, Draft, Hello, Open, Opened, Verdict
+from goodspeed.sampling import SamplingParams
+from goodspeed_server.server import VerificationServer
+from tests.serving import GREEDY, Peer, linked, serving, tiny_settings, tiny_tokenizer
+from tests.test_server import PROMPT, target_text
+from tests.tiny_models import CONTEXT, VOCAB, tiny_llama
+
+SIZE = 40
+
+
+@contextlib.asynccontextmanager
+async def undisturbed(address: str) -> AsyncIterator[None]:
+    """Another agent generates before, during and after the block; its text has to be the target's."""
+    text = target_text(PROMPT, SIZE)
+    async with linked(address) as bystander:
+        async with asyncio.TaskGroup() as tasks:
+            started = tasks.create_task(bystander.generate(0, PROMPT, text[: SIZE // 2], max_new_tokens=SIZE))
+            yield
+        assert started.result() == text
+        assert await bystander.generate(1, PROMPT, max_new_tokens=SIZE) == text
+
+
+def opening(stream: int = 0, **changes: object) -> Open:
+    fields: dict[str, object] = {
+        "stream": stream,
+        "tokens": PROMPT,
+        "prompt_tokens": len(PROMPT),
+        "params": GREEDY,
+        "max_new_tokens": 8,
+        "max_draft": 4,
+    }
+    return Open(**fields | changes)  # type: ignore[arg-type]
+
+
+STREAM_FAILURES = {
+    "prompt_too_long": opening(tokens=[1] * CONTEXT, prompt_tokens=CONTEXT),
+    "empty_prompt": opening(tokens=[], prompt_tokens=0),
+    "token_out_of_range": opening(tokens=[1, VOCAB], prompt_tokens=2),
+    "invalid_request": opening(params=SamplingParams(temperature=-0.5)),
+    "unknown_stream": Draft(77, 3, [1]),
+}
+
+
+@pytest.mark.parametrize("code", STREAM_FAILURES)
+async def test_a_bad_request_fails_its_stream_and_no_other(code: str) -> None:
+    message = STREAM_FAILURES[code]
+    async with serving() as (_, address), undisturbed(address), linked(address) as peer:
+        await peer.send(message)
+        failure = await peer.failure()
+        assert (failure.code, failure.stream) == (code, message.stream)
+        assert await peer.generate(5, PROMPT) == target_text(PROMPT, 8)
+
+
+async def test_a_second_open_of_a_stream_leaves_the_first_alone() -> None:
+    async with serving() as (_, address), undisturbed(address), linked(address) as peer:
+        opened = await peer.open(3, PROMPT)
+        await peer.send(opening(3, tokens=[1, 2], prompt_tokens=2))
+        failure = await peer.failure()
+        assert (failure.code, failure.stream) == ("duplicate_stream", 3)
+        await peer.send(Draft(3, opened.base, []))
+        verdict = await peer.expect(Verdict)
+        assert verdict.tokens == target_text(PROMPT, 1)
+
+
+@pytest.mark.parametrize("drafted", [[5] * 40, [VOCAB + 5]])
+async def test_a_draft_that_cannot_be_used_counts_as_none(drafted: list[int]) -> None:
+    async with serving() as (_, address), undisturbed(address), linked(address) as peer:
+        opened = await peer.open(0, PROMPT)
+        await peer.send(Draft(0, opened.base, drafted))
+        failure = await peer.failure()
+        assert failure.code == ("draft_too_long" if len(drafted) > 1 else "token_out_of_range")
+        assert failure.stream == 0
+        verdict = await peer.expect(Verdict)
+        assert (verdict.accepted, verdict.tokens) == (0, target_text(PROMPT, 1))
+
+
+async def test_a_claim_about_q_that_cannot_be_true_counts_as_no_draft() -> None:
+    async with serving(tiny_settings(rule="ratio")) as (_, address), linked(address) as peer:
+        opened = await peer.open(0, PROMPT)
+        await peer.send(Draft(0, opened.base, [5], b"\x01nonsense"))
+        assert (await peer.failure()).code == "invalid_q"
+        assert (await peer.expect(Verdict)).tokens == target_text(PROMPT, 1)
+
+
+async def send_hello(peer: Peer, **changes: object) -> None:
+    fields: dict[str, object] = {"protocol": PROTOCOL_VERSION, "role": "agent", "name": "x"}
+    await peer.send(Hello(**fields | changes))  # type: ignore[arg-type]
+
+
+LINK_FAILURES: dict[str, tuple[Callable[[Peer], Awaitable[None]], int]] = {
+    "version_mismatch": (lambda peer: send_hello(peer, protocol=PROTOCOL_VERSION + 1), 1002),
+    "tokenizer_mismatch": (lambda peer: send_hello(peer, fingerprint="another", drafter="another"), 1008),
+    "malformed_message": (lambda peer: peer.send(b"\xc1garbage"), 1002),
+    "protocol_error": (lambda peer: peer.send(opening()), 1002),
+}
+
+
+@pytest.mark.parametrize("code", LINK_FAILURES)
+async def test_a_peer_that_breaks_the_protocol_is_told_and_cut_off(code: str) -> None:
+    act, close_code = LINK_FAILURES[code]
+    async with serving() as (_, address), undisturbed(address), linked(address, greet=False) as peer:
+        await act(peer)
+        failure = await peer.failure()
+        assert (failure.code, failure.stream) == (code, None)
+        with pytest.raises(ConnectionClosed) as closed:
+            await peer.receive()
+        assert closed.value.rcvd is not None
+        assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (close_code, code)
+
+
+async def test_garbage_behind_a_good_handshake_ends_the_links_streams_only() -> None:
+    async with serving(tiny_settings(max_streams=2)) as (_, address), undisturbed(address), linked(address) as peer:
+        await peer.open(0, PROMPT)
+        await peer.send(b"\x93\x01\x02")
+        assert (await peer.failure()).code == "malformed_message"
+        await peer.connection.wait_closed()
+        # Its row is free again: beside the bystander there is room for one more.
+        async with linked(address) as other:
+            assert await other.generate(0, PROMPT) == target_text(PROMPT, 8)
+
+
+async def test_a_text_frame_is_refused() -> None:
+    async with serving() as (_, address), undisturbed(address), linked(address) as peer:
+        await peer.send("hello?")
+        failure = await peer.failure()
+        assert failure.code == "malformed_message"
+        assert "text frame" in failure.message
+
+
+async def test_an_oversized_frame_is_refused_before_it_is_read() -> None:
+    async with serving() as (_, address), undisturbed(address), linked(address) as peer:
+        with pytest.raises(ConnectionClosed) as closed:  # noqa: PT012 - the server may hang up while we still send
+            await peer.send(bytes(MAX_AGENT_FRAME_BYTES + 1))
+            await peer.receive()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1009
+
+
+async def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
+    settings = tiny_settings(max_streams=1, rounds={"max_waiting": 1})
+    async with serving(settings) as (_, address), linked(address) as first, linked(address) as second:
+        await first.open(0, PROMPT)
+        await second.send(opening(0))
+        await second.send(opening(1))
+        failure = await second.failure()
+        assert (failure.code, failure.stream) == ("overloaded", 1)
+        assert failure.retry_after_s is not None
+        await first.close(0)
+        assert await second.go_on(await second.expect(Opened), PROMPT) == target_text(PROMPT, 8)
+
+
+async def test_a_port_in_use_is_named() -> None:
+    async with serving() as (_, address):
+        port = int(address.rsplit(":", 1)[1])
+        with pytest.raises(GoodSpeedError, match=f"127.0.0.1:{port} is in use"):
+            async with serving(tiny_settings(port=port)):
+                raise AssertionError("two servers on one port")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"scheduler": "lottery"}, "choose goodspeed"),
+        ({"rule": "trust"}, "choose coupled or ratio"),
+        ({"layout": "round"}, "choose auto, packed or padded"),
+        ({"fairness": -1.0}, "fairness is -1.0"),
+        ({"max_length": 10_000}, "was made for"),
+    ],
+)
+def test_a_setting_that_does_not_exist_is_named_with_those_that_do(changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(InvalidRequest, match=sentence):
+        VerificationServer(tiny_settings(**changes), tiny_llama(), tiny_tokenizer())
