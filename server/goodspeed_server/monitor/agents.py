@@ -55,7 +55,7 @@ def agent_lines(agents: Sequence[AgentRow], width: int, height: int | None) -> l
     shown, hidden = _cut(agents, height)
     scale = _Scale(
         budget=max(agent.budget for agent in agents),
-        goodput=max((value for agent in agents for value in agent.history), default=0.0),
+        goodput=max(max(agent.history, default=0.0) for agent in agents),
     )
     columns = _layout(agents, width)
     missing = width - sum(column_width + _GAP for _, column_width in columns) + _GAP

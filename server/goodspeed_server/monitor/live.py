@@ -10,6 +10,8 @@ from itertools import chain, repeat
 from typing import TypeAlias
 
 from rich.console import Console
+from rich.control import Control
+from rich.segment import Segment, Segments
 
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed_server.monitor import marks
@@ -119,10 +121,11 @@ class _Screen:
         self._frames += 1
         lines = picture.lines(console, size.width, size.height)
         before = chain(self._shown, repeat(None))
-        with console:  # One write for all lines.
-            for y, (line, shown) in enumerate(zip(lines, before, strict=False)):
-                if line != shown:
-                    console.update_screen_lines([line], y=y)
+        changed: list[Segment] = []
+        for y, (line, shown) in enumerate(zip(lines, before, strict=False)):
+            if line != shown:
+                changed += [Control.move_to(0, y).segment, *line]
+        console.print(Segments(changed), end="", crop=False)  # One write for all lines.
         self._shown = lines
 
 
