@@ -140,7 +140,7 @@ class Link:
         if hello.fingerprint is not None and hello.fingerprint != model.fingerprint:
             raise TokenizerMismatch(
                 f"the tokenizer of draft {hello.drafter!r} differs from that of {model.name!r}, so its token "
-                "ids mean something else: choose a draft of the target's own family, or --draft suffix, which needs none"
+                "ids mean something else: take a draft of the target's own family, or --draft suffix, which needs none"
             )
         self.post(
             Welcome(
