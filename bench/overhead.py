@@ -14,7 +14,7 @@ import random
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -26,9 +26,8 @@ from websockets.asyncio.client import connect
 
 from goodspeed.messages import PROTOCOL_VERSION, Draft, Hello, Open, Opened, Verdict, Welcome, decode_server, encode
 from goodspeed.sampling import SamplingParams
-from goodspeed_server.round_loop import RoundSettings
 from goodspeed_server.server import VerificationServer
-from goodspeed_server.settings import ServerSettings
+from goodspeed_server.settings import RoundSettings, ServerSettings
 
 __all__ = ["main"]
 
@@ -39,18 +38,20 @@ AIM = {8: 0.10, 64: 0.20}
 app = typer.Typer(add_completion=False)
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def main(
-    rounds: int = typer.Option(24, help="Rounds measured for each case."),
-    threads: int = typer.Option(1, help="CPU threads of the forward pass."),
-    as_json: Path | None = typer.Option(None, "--json", help="Write the figures here."),
+    context: typer.Context,
+    rounds: Annotated[int, typer.Option(help="Rounds measured for each case.")] = 24,
+    threads: Annotated[int, typer.Option(help="CPU threads of the forward pass.")] = 1,
+    as_json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:
     """Print the overhead of a round, and its share of the forward pass."""
+    if context.invoked_subcommand:
+        return
     torch.set_num_threads(threads)
     target = _target()
-    print(
-        f"target: {sum(p.numel() for p in target.parameters()) / 1e6:.0f}M parameters, {threads} thread(s), budgets of 4"
-    )
+    parameters = sum(weight.numel() for weight in target.parameters())
+    print(f"target: {parameters / 1e6:.0f}M parameters, {threads} thread(s), budgets of 4")
     print(f"{'streams':>8} {'T':>4} {'forward ms':>11} {'loop ms':>8} {'judge ms':>9} {'overhead':>9}  aim")
     figures = []
     for streams in (8, 64):
@@ -98,9 +99,8 @@ async def _measure(target: LlamaForCausalLM, streams: int, temperature: float, r
     )
     async with server.listen() as address:
         peers = await asyncio.create_subprocess_exec(
-            sys.executable, "-c",
-            f"import asyncio; from bench.overhead import act_as_agents as a; asyncio.run(a({address!r}, {streams}, {temperature}))",
-        )  # fmt: skip
+            sys.executable, "-m", "bench.overhead", "agents", address, str(streams), str(temperature)
+        )
         try:
             await _until(server, lambda snapshot: snapshot.rounds >= 3 and snapshot.streams == streams)
             before, cpu_before = server.snapshot(), time.thread_time()
@@ -129,8 +129,13 @@ async def _until(server: VerificationServer, reached: Any) -> None:
         await asyncio.sleep(0.25)
 
 
-async def act_as_agents(address: str, streams: int, temperature: float) -> None:
+@app.command(hidden=True)
+def agents(address: str, streams: int, temperature: float) -> None:
     """Answer every verdict with random tokens at once, on links of a few streams each, until killed."""
+    asyncio.run(_act_as_agents(address, streams, temperature))
+
+
+async def _act_as_agents(address: str, streams: int, temperature: float) -> None:
     links = [range(first, min(first + STREAMS_PER_LINK, streams)) for first in range(0, streams, STREAMS_PER_LINK)]
     await asyncio.gather(*(_act_as_agent(address, numbers, temperature) for numbers in links))
 

@@ -30,9 +30,8 @@ from goodspeed.messages import (
 )
 from goodspeed.sampling import SamplingParams
 from goodspeed.stream import Transcript
-from goodspeed_server.round_loop import RoundSettings
 from goodspeed_server.server import VerificationServer
-from goodspeed_server.settings import ServerSettings
+from goodspeed_server.settings import RoundSettings, ServerSettings
 from tests.tiny_models import CONTEXT, VOCAB, tiny_llama
 
 __all__ = ["GREEDY", "Peer", "linked", "serving", "tiny_settings", "tiny_tokenizer"]

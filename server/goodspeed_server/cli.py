@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,8 +16,7 @@ from goodspeed.catalog import DEFAULT_TARGET
 from goodspeed.errors import GoodSpeedError
 from goodspeed.scheduling import SCHEDULERS
 from goodspeed_server.monitor import run_monitor, top
-from goodspeed_server.round_loop import CAPACITY_PER_STREAM, RoundSettings
-from goodspeed_server.settings import ServerSettings
+from goodspeed_server.settings import CAPACITY_PER_STREAM, RoundSettings, ServerSettings
 
 __all__ = ["app"]
 
@@ -26,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="The verification server of GoodSpeed.",
 )
+
+logger = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
 """Something GoodSpeed knows how to name went wrong; the sentence is on stderr."""
@@ -60,11 +62,14 @@ def run(
     prefill_chunk: Annotated[int, typer.Option(min=1, help="Prompt tokens one pass may carry.")] = 512,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the forward pass.")] = None,
     monitor: Annotated[bool, typer.Option("--monitor", help="Draw the live monitor here.")] = False,
+    log_file: Annotated[Path | None, typer.Option(help="Log here rather than to stderr; wise with --monitor.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log who comes and goes.")] = False,
 ) -> None:
     """Load the target, listen, and verify everybody's drafts."""
     logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
+        level=logging.INFO if verbose else logging.WARNING,
+        format="%(asctime)s %(levelname)s %(message)s",
+        filename=log_file,
     )
     settings = ServerSettings(
         model=model,
@@ -110,7 +115,10 @@ async def _serve(settings: ServerSettings, *, monitor: bool) -> None:
     finally:
         if drawing is not None:
             drawing.cancel()
-            await asyncio.wait([drawing])
+            # A picture that failed is worth a message, but never a server.
+            for trouble in await asyncio.gather(drawing, return_exceptions=True):
+                if isinstance(trouble, Exception):
+                    logger.error("the monitor failed", exc_info=trouble)
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

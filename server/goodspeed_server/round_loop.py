@@ -25,31 +25,13 @@ from goodspeed.verification import DraftDistribution, Rule, unpack_q
 from goodspeed_server.admission import Admission
 from goodspeed_server.engine import Engine
 from goodspeed_server.live import AgentAccount, LiveStream, Outbox
+from goodspeed_server.settings import CAPACITY_PER_STREAM, RoundSettings
 from goodspeed_server.telemetry import RoundRecord, Telemetry
 from goodspeed_server.verifier import Chunk, Outcome, Pass, Turn, Verifier
 
-__all__ = ["RoundLoop", "RoundSettings"]
+__all__ = ["RoundLoop"]
 
 StreamKey = tuple[Outbox, int]
-
-
-@dataclass(frozen=True, slots=True)
-class RoundSettings:
-    """What an operator chooses about rounds."""
-
-    capacity: int | None = None
-    """Draft tokens one pass may verify, `C`; None: `CAPACITY_PER_STREAM` for each open stream."""
-    round_timeout_s: float = 0.5
-    """How long the barrier waits for drafts."""
-    prefill_chunk: int = 512
-    """Prompt tokens one pass may carry beside its drafts, so that a long prompt stalls nobody."""
-    max_waiting: int = 64
-    beta: float = 0.5
-    """The step of equation (4); the paper's value."""
-
-
-CAPACITY_PER_STREAM = 4
-"""A verification a few tokens long costs little more than one decoding step on most hardware."""
 
 
 @dataclass(frozen=True, slots=True)

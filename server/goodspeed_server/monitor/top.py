@@ -39,7 +39,7 @@ try:
 except ImportError:  # Windows: Ctrl-C still ends the monitor.
     termios = None  # type: ignore[assignment]
 
-__all__ = ["quit_on_key", "snapshots", "top"]
+__all__ = ["fetch_snapshot", "quit_on_key", "snapshots", "top"]
 
 _OPEN_TIMEOUT_S = 10.0
 _SILENCE_S = 10.0
@@ -66,12 +66,17 @@ async def top(url: str, *, once: bool, as_json: bool, console: Console | None = 
     """
     console = console or Console()
     if once:
-        async with contextlib.aclosing(snapshots(url)) as arriving:
-            _show_once(console, await anext(arriving), as_json=as_json)
+        _show_once(console, await fetch_snapshot(url), as_json=as_json)
         return
     stop = asyncio.Event()
     with _quit_on_interrupt(stop), quit_on_key(stop, sys.stdin if can_draw(console) else None):
         await _until(stop, _watch(url, console, as_json=as_json, patience_s=patience_s))
+
+
+async def fetch_snapshot(url: str) -> ServerSnapshot:
+    """Look at a server once; raises what `snapshots` raises."""
+    async with contextlib.aclosing(snapshots(url)) as arriving:
+        return await anext(arriving)
 
 
 async def snapshots(url: str) -> AsyncGenerator[ServerSnapshot]:

@@ -1,0 +1,141 @@
+"""The commands, as a person types them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import signal
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.system.processes import address_of, agent, complete, server, start_server
+
+PROMPT = "def read_json(path):\n"
+
+
+def get(url: str) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(url) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+async def test_an_address_is_all_an_agent_needs(tmp_path: Path) -> None:
+    prompts, output = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text("".join(json.dumps({"id": n, "prompt": PROMPT, "seed": n}) + "\n" for n in range(3)))
+    async with server() as address:
+        result = await complete(address, "--prompt", PROMPT, "--max-new-tokens", "24")
+        code, streamed, _ = await agent(
+            "complete", "--server", address, "--draft", "suffix", "--prompt", PROMPT, "--max-new-tokens", "24"
+        )
+        assert code == 0
+        code, _, complaints = await agent(
+            "run", "--server", address, "--draft", "none", "--prompts", str(prompts), "--output", str(output),
+            "--max-new-tokens", "24", "--temperature", "1",
+        )  # fmt: skip
+        assert code == 0, complaints
+        http = address.replace("ws://", "http://")
+        answers = await asyncio.gather(
+            *(asyncio.to_thread(get, http + path) for path in ("/health", "/ready", "/else"))
+        )
+    assert [code for code, _ in answers] == [200, 200, 404]
+    assert set(result) == {"text", "tokens", "finish_reason", "usage", "speculative"}
+    assert result["usage"]["completion_tokens"] == len(result["tokens"]) == 24
+    assert result["speculative"]["num_draft_tokens"] >= result["speculative"]["num_accepted_tokens"] > 0
+    assert streamed.rstrip("\n") == result["text"].rstrip("\n")
+    lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [line["id"] for line in lines] == [0, 1, 2]
+    assert len({line["text"] for line in lines}) == 3
+
+
+async def test_top_shows_a_real_server() -> None:
+    async with server() as address:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "goodspeed_server", "top", address, "--once", "--json",
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        output, _ = await process.communicate()
+    snapshot = json.loads(output)
+    assert (process.returncode, snapshot["model"], snapshot["streams"]) == (0, "pico-target", 0)
+
+
+async def test_the_monitor_draws_in_the_servers_own_terminal() -> None:
+    controller, terminal = pty.openpty()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "goodspeed_server", "run", "--port", "0", "--threads", "1", "--monitor",
+        stdin=terminal, stdout=terminal, stderr=terminal,
+        env=os.environ | {"TERM": "xterm-256color", "LINES": "30", "COLUMNS": "110"},
+    )  # fmt: skip
+    os.close(terminal)
+
+    def until(wanted: str) -> str:
+        shown = b""
+        while wanted.encode() not in shown:
+            shown += os.read(controller, 4096)
+        return shown.decode(errors="replace")
+
+    try:
+        assert "listening on" in await asyncio.to_thread(until, "verify")
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+    finally:
+        os.close(controller)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--model", "no-such-model"), "cannot load"),
+        (("--scheduler", "lottery"), "choose goodspeed"),
+        (("--device", "abacus"), "cannot be used here"),
+        (("--dtype", "float3"), "choose auto"),
+    ],
+)
+async def test_a_server_that_cannot_start_says_why(options: tuple[str, ...], sentence: str) -> None:
+    process = await start_server(*options)
+    output, complaints = await process.communicate()
+    assert (process.returncode, output) == (1, b"")
+    assert complaints.startswith(b"goodspeed-server: ")
+    assert sentence in complaints.decode()
+    assert b"Traceback" not in complaints
+
+
+async def test_a_port_in_use_is_named() -> None:
+    async with server() as address:
+        second = await start_server(port=int(address.rsplit(":", 1)[1]))
+        _, complaints = await second.communicate()
+    assert second.returncode == 1
+    assert "is in use by another program" in complaints.decode()
+
+
+async def test_a_second_signal_ends_a_server_at_once() -> None:
+    process = await start_server()
+    await address_of(process)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    assert await process.wait() in (0, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--server", "ws://127.0.0.1:9", "--prompt", "x", "--connect-timeout", "0.1"), "check the address"),
+        (("--server", "http://[", "--prompt", "x"), "is no server address"),
+        (("--server", "ws://127.0.0.1:9", "--prompt", "x", "--temperature", "-1"), "temperature is -1"),
+        (("--server", "ws://127.0.0.1:9", "--prompt", "x", "--draft", "no-such-draft"), "cannot load"),
+    ],
+)
+async def test_an_agent_that_cannot_work_says_why(options: tuple[str, ...], sentence: str) -> None:
+    code, output, complaints = await agent("complete", *options)
+    assert code != 0
+    assert output == ""
+    assert sentence in complaints
+    assert "Traceback" not in complaints
