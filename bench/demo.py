@@ -152,8 +152,8 @@ def _show_summary(console: Console, runs: Sequence[AgentRun], snapshot: ServerSn
     console.print(table)
     console.print(
         f"server: {snapshot.committed} tokens in {snapshot.rounds} rounds, {snapshot.mean_acceptance_length:.2f} "
-        f"tokens a stream and round; engine busy for {snapshot.busy_s:.1f} s, {snapshot.speedup:.2f} times plain decoding's "
-        "goodput per second of it"
+        f"tokens a stream and round; engine busy for {snapshot.busy_s:.1f} s, {snapshot.speedup:.2f} times "
+        "plain decoding's goodput per second of it"
     )
 
 
