@@ -306,3 +306,23 @@ def test_a_reader_that_goes_away_is_no_traceback(server: FakeServer) -> None:
     assert agent.wait(timeout=30) == 141
     assert agent.stderr.read() == ""
     agent.stderr.close()
+
+
+def test_a_link_that_is_lost_is_mentioned_and_every_attempt_only_on_request(server: FakeServer) -> None:
+    lost = 0
+
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        nonlocal lost
+        if isinstance(message, Open) and lost < 2:
+            lost += 1
+            await connection.close()
+            return True
+        return False
+
+    server.hook = hook
+    quiet = complete(server, "--draft", "none", "--prompt", PROMPT)
+    lost = 0
+    talkative = complete(server, "--draft", "none", "--prompt", PROMPT, "--verbose")
+    assert quiet.stdout == talkative.stdout == STORY + "\n"
+    assert quiet.stderr.count("the connection was lost") == 1
+    assert talkative.stderr.count("the connection was lost") == 2

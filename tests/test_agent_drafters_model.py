@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,6 +145,6 @@ def test_a_model_is_loaded_with_the_fingerprint_of_its_tokenizer(tmp_path: Path)
 
 
 def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    tiny_llama().save_pretrained(tmp_path)
     with pytest.raises(UnknownModel, match="tokenizer"):
         ModelDrafter.load(str(tmp_path))

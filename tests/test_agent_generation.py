@@ -18,8 +18,7 @@ from goodspeed.errors import InvalidRequest, Overloaded, ProtocolError, Refused
 from goodspeed.messages import AgentMessage, Close, Draft, Failure, Hello, Open, Verdict
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.backoff import Backoff
-from goodspeed_agent.drafters import Draft as Guess
-from goodspeed_agent.drafters import DraftSession
+from goodspeed_agent.drafters import DraftSession, Proposal
 from goodspeed_agent.generation import Generation, Request, tokens_of
 from goodspeed_agent.link import Link
 from goodspeed_agent.tokenizer import TokenizerCache
@@ -39,11 +38,11 @@ class Guesser:
         self.asked: list[tuple[int, int]] = []
         self.threads: set[int] = set()
 
-    def draft(self, tokens: Sequence[int], budget: int) -> Guess:
+    def draft(self, tokens: Sequence[int], budget: int) -> Proposal:
         self.threads.add(threading.get_ident())
         self.asked.append((len(tokens), budget))
         guess = [(tokens[-1] + i) % 50 for i in range(1, min(budget, self.limit) + 1)]
-        return Guess([token + 1 if token % self.wrong == 0 else token for token in guess])
+        return Proposal([token + 1 if token % self.wrong == 0 else token for token in guess])
 
 
 async def generate(

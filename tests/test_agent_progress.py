@@ -36,10 +36,10 @@ def test_plain_lines() -> None:
 
 def test_a_bar_on_a_terminal() -> None:
     written, clock = io.StringIO(), Clock()
-    console = Console(file=written, width=120, force_terminal=True)
+    console = Console(file=written, width=80, force_terminal=True)
     with ProgressDisplay(2, console, bar=True, clock=clock) as display:
         display.tokens(10)
         clock.now_s += 2.0
         display.finished(completion(2, 4, 1))
     assert "1/2" in written.getvalue()
-    assert "5.0 tokens/s, 25% of drafts accepted" in written.getvalue()
+    assert "10 tokens, 5.0/s, 25% accepted" in written.getvalue()

@@ -250,5 +250,8 @@ def _note(text: str) -> None:
 
 
 def _log_to_stderr(verbose: bool) -> None:
-    logging.basicConfig(format="goodspeed-agent: %(message)s", level=logging.WARNING, force=True)
-    logging.getLogger("goodspeed_agent").setLevel(logging.INFO if verbose else logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("goodspeed-agent: %(message)s"))
+    ours = logging.getLogger("goodspeed_agent")
+    ours.handlers = [handler]
+    ours.setLevel(logging.INFO if verbose else logging.WARNING)

@@ -191,7 +191,7 @@ class Link:
         try:
             while True:
                 await self._read()
-                await self._wait_for_next_attempt("lost")
+                await self._wait_for_next_attempt("the connection was lost")
                 welcome, _, self._connection = await self._connect()
                 self._check_same(welcome)
                 self.welcome = welcome
@@ -334,10 +334,7 @@ def refusal(failure: Failure) -> GoodSpeedError:
 
 
 async def _receive(connection: ClientConnection) -> ServerMessage:
-    frame = await connection.recv()
-    if isinstance(frame, str):
-        raise ProtocolError("the server sent a text frame: that is not a goodspeed-server of this version")
-    return decode_server(frame)
+    return decode_server(await connection.recv())
 
 
 def _expect(message: ServerMessage, kind: type[T]) -> T:

@@ -37,7 +37,7 @@ class ProgressDisplay:
         self._bar: Progress | None = None
         if bar:
             self._bar = Progress(
-                BarColumn(),
+                BarColumn(20),
                 MofNCompleteColumn(),
                 TextColumn("{task.description}"),
                 TimeElapsedColumn(),
@@ -64,7 +64,7 @@ class ProgressDisplay:
         """Tokens were committed."""
         self._tokens += count
         if self._bar is not None:
-            self._bar.update(self._task, description=self._figures())
+            self._bar.update(self._task, description=self._few_figures())
 
     def finished(self, completion: Completion | None) -> None:
         """A prompt is done; None if it failed."""
@@ -74,14 +74,23 @@ class ProgressDisplay:
         else:
             self._speculation.add(completion.speculation)
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, description=self._figures())
+            self._bar.update(self._task, completed=self._done, description=self._few_figures())
         else:
             line = f"{self._done}/{self._total} prompts, {self._figures()}"
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
+    @property
+    def _tokens_per_s(self) -> float:
+        return self._tokens / max(self._clock() - self._began_s, 1e-9)
+
+    def _few_figures(self) -> str:
+        """What fits beside a bar."""
+        rate = self._speculation.draft_acceptance_rate
+        accepted = "" if rate is None else f", {rate:.0%} accepted"
+        return f"{self._tokens} tokens, {self._tokens_per_s:.1f}/s{accepted}"
+
     def _figures(self) -> str:
-        seconds = max(self._clock() - self._began_s, 1e-9)
-        parts = [f"{self._tokens} tokens", f"{self._tokens / seconds:.1f} tokens/s"]
+        parts = [f"{self._tokens} tokens", f"{self._tokens_per_s:.1f} tokens/s"]
         rate, length = self._speculation.draft_acceptance_rate, self._speculation.mean_acceptance_length
         if rate is not None and length is not None:
             parts.append(f"{rate:.0%} of drafts accepted ({length:.2f} tokens per verdict)")

@@ -6,11 +6,11 @@ import importlib.util
 
 from goodspeed import catalog
 from goodspeed.errors import ModelError
-from goodspeed_agent.drafters.interface import Draft, Drafter, DraftSession
+from goodspeed_agent.drafters.interface import Drafter, DraftSession, Proposal
 from goodspeed_agent.drafters.none import NoDrafter
 from goodspeed_agent.drafters.suffix import SuffixDrafter
 
-__all__ = ["Draft", "DraftSession", "Drafter", "NoDrafter", "SuffixDrafter", "default_draft", "load_drafter"]
+__all__ = ["DraftSession", "Drafter", "NoDrafter", "Proposal", "SuffixDrafter", "default_draft", "load_drafter"]
 
 
 def load_drafter(name: str, *, threads: int = 1) -> Drafter:
@@ -31,8 +31,12 @@ def load_drafter(name: str, *, threads: int = 1) -> Drafter:
         raise ModelError(
             f"drafting with {name!r} needs torch: pip install 'goodspeed[models]', or draft without: --draft suffix"
         )
+    from transformers.utils.logging import disable_progress_bar
+
     from goodspeed_agent.drafters.model import ModelDrafter
 
+    # A bar for every draft that is loaded would stand between the user's prompt and the text.
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # theirs has no annotations
     return ModelDrafter.load(name, threads=threads)
 
 

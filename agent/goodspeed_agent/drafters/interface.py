@@ -12,11 +12,11 @@ from typing import Protocol
 from goodspeed.sampling import SamplingParams
 from goodspeed.verification import Rule
 
-__all__ = ["Draft", "DraftSession", "Drafter", "common_prefix"]
+__all__ = ["DraftSession", "Drafter", "Proposal", "common_prefix"]
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class Proposal:
     """What a drafter proposes; no tokens if it has nothing to say."""
 
     tokens: list[int]
@@ -27,7 +27,7 @@ class Draft:
 class DraftSession(Protocol):
     """A drafter at work on one stream."""
 
-    def draft(self, tokens: Sequence[int], budget: int) -> Draft:
+    def draft(self, tokens: Sequence[int], budget: int) -> Proposal:
         """Guess the next tokens.
 
         There is nothing to commit or to roll back: a session compares `tokens` with what it saw before, and drops

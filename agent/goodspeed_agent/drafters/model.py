@@ -12,7 +12,7 @@ from goodspeed import catalog
 from goodspeed.sampling import SamplingParams, position_keys
 from goodspeed.sampling.warping import RowParams, log_probs, sample
 from goodspeed.verification import RATIO_TOP_K, DraftDistribution, Rule, draw_drafted, pack_q, quantise
-from goodspeed_agent.drafters.interface import Draft, DraftSession, common_prefix
+from goodspeed_agent.drafters.interface import DraftSession, Proposal, common_prefix
 from goodspeed_agent.drafters.slots import SlotCache
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ class ModelDrafter:
             ModelError: it cannot be loaded, or is no model that can draft.
         """
         torch.set_num_threads(threads)
-        fingerprint = catalog.fingerprint(catalog.tokenizer_files(name))
-        return cls(catalog.load_model(name), name, fingerprint)
+        model = catalog.load_model(name)
+        return cls(model, name, catalog.fingerprint(catalog.tokenizer_files(name)))
 
     def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int) -> DraftSession:
         """Begin a stream."""
@@ -76,12 +76,12 @@ class ModelSession:
         self._context: int = getattr(text_config, "max_position_embeddings", None) or 2**31
 
     @torch.inference_mode()
-    def draft(self, tokens: Sequence[int], budget: int) -> Draft:
+    def draft(self, tokens: Sequence[int], budget: int) -> Proposal:
         """Guess the next tokens; none when the model's context is full."""
         base = len(tokens)
         budget = min(budget, self._context - base)
         if budget < 1:
-            return Draft([])
+            return Proposal([])
         self._roll_back(tokens)
         drafted: list[int] = []
         distributions: list[DraftDistribution] = []
@@ -92,7 +92,7 @@ class ModelSession:
             if q is not None:
                 distributions.append(q)
             pending = [token]
-        return Draft(drafted, pack_q(distributions))
+        return Proposal(drafted, pack_q(distributions))
 
     def _roll_back(self, tokens: Sequence[int]) -> None:
         # The last token goes through the model again even if it is cached: its logits are what comes next.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from goodspeed.sampling import SamplingParams
 from goodspeed.verification import Rule
-from goodspeed_agent.drafters.interface import Draft, DraftSession
+from goodspeed_agent.drafters.interface import DraftSession, Proposal
 
 __all__ = ["NoDrafter"]
 
@@ -26,5 +26,5 @@ class NoDrafter:
 
 
 class _Silence:
-    def draft(self, tokens: Sequence[int], budget: int) -> Draft:
-        return Draft([])
+    def draft(self, tokens: Sequence[int], budget: int) -> Proposal:
+        return Proposal([])

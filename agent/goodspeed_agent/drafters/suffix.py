@@ -16,7 +16,7 @@ import numpy as np
 
 from goodspeed.sampling import SamplingParams, gumbel, position_keys
 from goodspeed.verification import DraftDistribution, Rule, pack_q
-from goodspeed_agent.drafters.interface import Draft, DraftSession, common_prefix
+from goodspeed_agent.drafters.interface import DraftSession, Proposal, common_prefix
 
 __all__ = ["SuffixDrafter"]
 
@@ -52,7 +52,7 @@ class SuffixSession:
         self._tokens: list[int] = []
         self._places: dict[tuple[int, ...], list[int]] = {}
 
-    def draft(self, tokens: Sequence[int], budget: int) -> Draft:
+    def draft(self, tokens: Sequence[int], budget: int) -> Proposal:
         """Guess the next tokens."""
         self._index(tokens)
         places, matched = self._longest_matches()
@@ -64,7 +64,7 @@ class SuffixSession:
             text.append(token)
         drafted = text[size:]
         del text[size:]
-        return Draft(drafted, _point_masses(drafted) if self._rule == "ratio" else b"")
+        return Proposal(drafted, _point_masses(drafted) if self._rule == "ratio" else b"")
 
     def _index(self, tokens: Sequence[int]) -> None:
         known = len(self._tokens)

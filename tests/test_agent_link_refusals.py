@@ -1,0 +1,210 @@
+"""Servers that refuse, break the protocol or are something else altogether."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
+
+from goodspeed.errors import (
+    GoodSpeedError,
+    InvalidRequest,
+    LinkLost,
+    MalformedMessage,
+    ProtocolError,
+    Refused,
+    TokenizerMismatch,
+    VersionMismatch,
+)
+from goodspeed.messages import (
+    AgentMessage,
+    Failure,
+    GetTokenizer,
+    Hello,
+    Open,
+    Opened,
+    Tokenizer,
+    encode,
+)
+from goodspeed.sampling import SamplingParams
+from goodspeed_agent.backoff import Backoff
+from goodspeed_agent.link import Channel, Link, check_url
+from goodspeed_agent.tokenizer import TokenizerCache
+from tests.fake_server import FakeServer
+
+HELLO = Hello(1, "agent", "test")
+QUICK = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=5.0, rng=random.Random(1))
+NEVER_AGAIN = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=0.0, rng=random.Random(1))
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> TokenizerCache:
+    return TokenizerCache(tmp_path)
+
+
+def opening(channel: Channel, tokens: tuple[int, ...] = (1, 2, 3)) -> Open:
+    return Open(channel.stream, list(tokens), len(tokens), SamplingParams(), 8, 4)
+
+
+@contextlib.asynccontextmanager
+async def linked(server: FakeServer, cache: TokenizerCache, backoff: Backoff = QUICK) -> AsyncIterator[Link]:
+    async with asyncio.timeout(20), server.listening(), Link(server.url, HELLO, cache, backoff) as link:
+        yield link
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("version_mismatch", Refused),
+        ("malformed_message", Refused),
+        ("protocol_error", Refused),
+        ("tokenizer_mismatch", TokenizerMismatch),
+        ("something_new", Refused),
+    ],
+)
+@pytest.mark.parametrize("moment", [Hello, GetTokenizer, Open])
+async def test_a_refused_link_is_not_tried_again(
+    cache: TokenizerCache, code: str, kind: type[GoodSpeedError], moment: type[AgentMessage]
+) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if not isinstance(message, moment):
+            return False
+        await server.send(connection, Failure(code, "because"))
+        await connection.close()
+        return True
+
+    server = FakeServer(hook=hook)
+
+    async def talk() -> None:
+        async with linked(server, cache) as link:
+            channel = link.channel()
+            await channel.send(opening(channel))
+            await channel.receive()
+
+    with pytest.raises(kind, match="because") as caught:
+        await talk()
+    assert caught.value.code == code
+    assert server.links == 1
+
+
+@pytest.mark.parametrize(
+    ("frame", "kind", "match"),
+    [
+        (b"\xc1garbage", MalformedMessage, "not a message"),
+        ("text", ProtocolError, "text frame"),
+        (encode(Opened(1, 1, 1)), ProtocolError, "Opened where a Welcome was due"),
+        (b"\x93\xa1W\x07\xa3new", VersionMismatch, "version 7"),
+    ],
+)
+async def test_a_peer_that_is_no_server_of_ours(
+    cache: TokenizerCache, frame: bytes | str, kind: type[GoodSpeedError], match: str
+) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        await connection.send(frame)
+        return True
+
+    server = FakeServer(hook=hook)
+    with pytest.raises(kind, match=match):
+        async with linked(server, cache):
+            pass
+    assert server.links == 1
+
+
+@pytest.mark.parametrize(
+    ("frame", "match"),
+    [
+        (b"\xc1", "not a message"),
+        ("text", "text frame"),
+        (encode(Tokenizer("", {})), "Tokenizer that nobody asked for"),
+    ],
+)
+async def test_a_server_that_loses_its_wits_ends_the_link(
+    cache: TokenizerCache, frame: bytes | str, match: str
+) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Open):
+            await connection.send(frame)
+            await connection.wait_closed()
+            assert connection.close_code == 1002
+        return isinstance(message, Open)
+
+    server = FakeServer(hook=hook)
+    async with linked(server, cache) as link:
+        channel = link.channel()
+        await channel.send(opening(channel))
+        with pytest.raises(ProtocolError, match=match):
+            await channel.receive()
+    assert server.links == 1
+
+
+async def test_a_tokenizer_that_is_not_the_one_announced(cache: TokenizerCache) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, GetTokenizer):
+            await server.send(connection, Tokenizer("", dict.fromkeys(server.files, b"{}")))
+        return isinstance(message, GetTokenizer)
+
+    with pytest.raises(ProtocolError, match="does not match the digest"):
+        async with linked(FakeServer(hook=hook), cache):
+            pass
+
+
+async def test_another_model_behind_the_same_address_is_noticed(cache: TokenizerCache) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Open):
+            server.rule = "ratio"
+            await connection.close()
+        return isinstance(message, Open)
+
+    async with linked(FakeServer(hook=hook), cache) as link:
+        channel = link.channel()
+        await channel.send(opening(channel))
+        with pytest.raises(TokenizerMismatch, match="came back with another model"):
+            await channel.receive()
+
+
+async def test_an_address_where_something_else_answers(cache: TokenizerCache) -> None:
+    def answer(connection: ServerConnection, request: Request) -> Response:
+        return connection.respond(404, "no such page")
+
+    async def never(connection: ServerConnection) -> None:
+        raise AssertionError
+
+    async with serve(never, "127.0.0.1", 0, process_request=answer) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        with pytest.raises(Refused, match="HTTP 404: that is not a goodspeed-server"):
+            async with Link(f"ws://127.0.0.1:{port}", HELLO, cache, QUICK):
+                pass
+
+
+async def test_a_server_error_of_a_proxy_is_tried_again(cache: TokenizerCache) -> None:
+    asked = 0
+
+    def answer(connection: ServerConnection, request: Request) -> Response:
+        nonlocal asked
+        asked += 1
+        return connection.respond(503, "starting")
+
+    async def never(connection: ServerConnection) -> None:
+        raise AssertionError
+
+    async with serve(never, "127.0.0.1", 0, process_request=answer) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        backoff = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=0.05)
+        with pytest.raises(LinkLost, match="503"):
+            async with Link(f"ws://127.0.0.1:{port}", HELLO, cache, backoff):
+                pass
+    assert asked > 1
+
+
+@pytest.mark.parametrize("url", ["", "localhost", "http://localhost:1", "ws://", "ws://host:port", "ws://a:99999"])
+def test_what_is_no_address_is_refused_at_once(url: str, cache: TokenizerCache) -> None:
+    with pytest.raises(InvalidRequest, match="ws://HOST:PORT"):
+        check_url(url)
+    with pytest.raises(InvalidRequest):
+        Link(url, HELLO, cache)
