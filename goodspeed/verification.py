@@ -43,6 +43,8 @@ Rule: TypeAlias = Literal["coupled", "ratio"]
 RATIO_TOP_K = 32
 """How many tokens of `q` cross the wire: six bytes each."""
 
+Floats = NDArray[np.float32]
+
 _ENTRY = np.dtype([("token", "<u4"), ("weight", "<u2")])
 _COIN = np.zeros(1, dtype=np.int32)
 
@@ -81,7 +83,7 @@ class DraftDistribution:
     weights: NDArray[np.int64]  # [k], each 1..65535
 
     @property
-    def p(self) -> NDArray[np.float32]:
+    def p(self) -> Floats:
         """The probabilities, summing to one."""
         return np.asarray(self.weights / self.weights.sum(), dtype=np.float32)
 
@@ -90,7 +92,7 @@ class DraftDistribution:
         return float(self.weights[self.tokens == token].sum() / self.weights.sum())
 
 
-def quantise(tokens: NDArray[np.int64], p: NDArray[np.float32]) -> DraftDistribution:
+def quantise(tokens: NDArray[np.int64], p: Floats) -> DraftDistribution:
     """Truncate `q` to its likeliest `RATIO_TOP_K` tokens and round it to 16 bits.
 
     Args:
@@ -167,26 +169,30 @@ def judge_ratio(
     """
     assert len(drafted) == len(q) == log_p.shape[0] - 1
     size = len(drafted)
-    p_drafted = [float(log_p[j, token].exp()) for j, token in enumerate(drafted)]
+    log_p_drafted = log_p[range(size), list(drafted)] if size else log_p[:0, 0]
+    p_drafted = log_p_drafted.double().exp().tolist()
     ratios = tuple(min(1.0, p / q[j].probability(drafted[j])) for j, p in enumerate(p_drafted))
     coins = uniform(position_keys([seed] * size, range(base, base + size), Domain.ACCEPT), _COIN)
     accepted = 0
     while accepted < size and coins[accepted] <= ratios[accepted]:
         accepted += 1
-    residual = log_p[accepted].exp()
-    if accepted < size:
-        rejected = q[accepted]
-        residual[rejected.tokens] -= residual.new_tensor(rejected.p)
-        residual.clamp_(min=0.0)
-        if not bool(residual.sum() > 0):
-            # p == q up to rounding, so a rejection had probability zero: the target itself is the right draw.
-            residual = log_p[accepted].exp()
-    return Judgement(accepted, _draw(residual, seed, base + accepted), ratios)
+    p = log_p[accepted].exp().cpu().numpy()
+    left = _residual(p, q[accepted]) if accepted < size else p
+    return Judgement(accepted, _draw(left, seed, base + accepted), ratios)
 
 
-def _draw(p: Tensor, seed: int, position: int) -> int:
+def _residual(p: Floats, rejected: DraftDistribution) -> Floats:
+    """`max(p - q, 0)`, not normalised: float32 [vocab]."""
+    residual = p.copy()
+    residual[rejected.tokens] -= rejected.p
+    np.maximum(residual, 0.0, out=residual)
+    # Where p == q up to rounding, a rejection had probability zero, and the target itself is the right draw.
+    return residual if residual.any() else p
+
+
+def _draw(p: Floats, seed: int, position: int) -> int:
     """Draw one token from unnormalised float32 [vocab] probabilities."""
-    support = p.cpu().numpy().nonzero()[0]
+    support = p.nonzero()[0]
     keys = position_keys([seed], [position], Domain.RESIDUAL)
-    noisy = np.log(p[support].cpu().numpy()) + gumbel(keys, support.astype(np.int32))
+    noisy = np.log(p[support]) + gumbel(keys, support.astype(np.int32))
     return int(support[int(noisy.argmax())])

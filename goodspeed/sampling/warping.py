@@ -60,8 +60,8 @@ class RowParams:
             any_truncated=any(not row.greedy and row.truncated for row in rows),
         )
 
-    def select(self, mask: Tensor) -> RowParams:
-        """The rows where `mask` (bool or index, [rows]) says so."""
+    def select(self, mask: Tensor | slice) -> RowParams:
+        """The rows where `mask` (bool or index, [rows], or a slice) says so."""
         return RowParams(
             self.temperature[mask], self.greedy[mask], self.truncated[mask],
             self.top_k[mask], self.top_p[mask], self.min_p[mask],

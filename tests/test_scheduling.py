@@ -1,0 +1,281 @@
+from collections.abc import Iterator
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy import optimize
+
+from goodspeed.errors import InvalidRequest
+from goodspeed.estimation import expected_tokens, smooth_goodput
+from goodspeed.scheduling import SCHEDULERS, Demand, FixedS, GoodSpeedSched, PlainDecoding, RandomS, Scheduler
+from goodspeed.utility import AlphaFair
+
+FAIRNESS = [0.0, 0.5, 1.0, 2.0]
+Floats = NDArray[np.float64]
+
+
+def demand(
+    alpha: list[float],
+    goodput: list[float] | None = None,
+    weight: list[float] | None = None,
+    limit: int | list[int] = 64,
+) -> Demand:
+    count = len(alpha)
+    limits = [limit] * count if isinstance(limit, int) else limit
+    return Demand(
+        alpha=np.array(alpha, dtype=float),
+        goodput=np.array(goodput or [1.0] * count),
+        weight=np.array(weight or [1.0] * count),
+        limit=np.array(limits, dtype=np.int64),
+    )
+
+
+def allocations(limit: list[int], capacity: int) -> Iterator[tuple[int, ...]]:
+    """Every allocation there is."""
+    for budgets in product(*(range(min(most, capacity) + 1) for most in limit)):
+        if sum(budgets) <= capacity:
+            yield budgets
+
+
+def objective(given_demand: Demand, budgets: tuple[int, ...] | list[int], fairness: float) -> float:
+    """Equation (5), term by term."""
+    terms = [
+        weight * goodput**-fairness * expected_tokens(alpha, budget)
+        for alpha, goodput, weight, budget in zip(
+            given_demand.alpha, given_demand.goodput, given_demand.weight, budgets, strict=True
+        )
+    ]
+    return float(sum(terms))
+
+
+alphas = st.sampled_from([0.0, 1.0, 0.5, 0.9]) | st.floats(0, 1)
+
+
+@st.composite
+def small_demands(draw: st.DrawFn) -> Demand:
+    count = draw(st.integers(1, 4))
+
+    def some(elements: st.SearchStrategy[float]) -> list[float]:
+        return draw(st.lists(elements, min_size=count, max_size=count))
+
+    return demand(
+        some(alphas),
+        some(st.sampled_from([1.0, 2.0]) | st.floats(0.5, 10)),
+        some(st.sampled_from([1.0, 2.0]) | st.floats(0.1, 5)),
+        [int(limit) for limit in some(st.integers(0, 5))],
+    )
+
+
+@settings(max_examples=120)
+@given(small_demands(), st.integers(0, 12), st.sampled_from(FAIRNESS))
+def test_no_allocation_is_better(small: Demand, capacity: int, fairness: float) -> None:
+    plan = GoodSpeedSched(AlphaFair(fairness)).plan(small, capacity)
+    budgets = plan.budgets.tolist()
+    best = max(objective(small, budgets, fairness) for budgets in allocations(small.limit.tolist(), capacity))
+    assert sum(budgets) <= capacity
+    assert objective(small, budgets, fairness) == pytest.approx(best, abs=1e-9, rel=1e-9)
+
+
+@given(small_demands(), st.integers(0, 12), st.sampled_from(FAIRNESS))
+def test_the_price_is_what_one_more_token_would_bring(small: Demand, capacity: int, fairness: float) -> None:
+    scheduler = GoodSpeedSched(AlphaFair(fairness))
+    now, more = scheduler.plan(small, capacity), scheduler.plan(small, capacity + 1)
+    gain = objective(small, more.budgets.tolist(), fairness) - objective(small, now.budgets.tolist(), fairness)
+    if capacity > 0:
+        assert now.price == pytest.approx(gain, abs=1e-9, rel=1e-9)
+
+
+@given(small_demands(), st.integers(0, 12), st.sampled_from(FAIRNESS))
+def test_what_is_useful_is_used(small: Demand, capacity: int, fairness: float) -> None:
+    useful = int(small.limit[small.alpha > 1e-12].sum())
+    assert GoodSpeedSched(AlphaFair(fairness)).plan(small, capacity).budgets.sum() == min(useful, capacity)
+
+
+@st.composite
+def large_demands(draw: st.DrawFn) -> Demand:
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    count = draw(st.integers(0, 300))
+    steep = draw(st.sampled_from([0.2, 1.0, 5.0]))
+    return Demand(
+        alpha=random.random(count) ** (1 / steep),
+        goodput=random.exponential(5, count) + 1e-3,
+        weight=random.choice([0.0, 0.5, 1.0, 1.0, 7.0], count),
+        limit=random.integers(0, draw(st.sampled_from([1, 8, 64])) + 1, count),
+    )
+
+
+def greedily(given_demand: Demand, capacity: int, fairness: float) -> float:
+    """The largest objective, by sorting every token's value outright."""
+    values = np.concatenate(
+        [
+            weight * goodput**-fairness * alpha ** np.arange(1, limit + 1)
+            for alpha, goodput, weight, limit in zip(
+                given_demand.alpha, given_demand.goodput, given_demand.weight, given_demand.limit, strict=True
+            )
+        ]
+        or [np.zeros(0)]
+    )
+    return float(np.sort(values)[::-1][:capacity].sum())
+
+
+@given(large_demands(), st.integers(0, 3000), st.sampled_from([*FAIRNESS, 20.0]))
+def test_large_cases_agree_with_taking_the_dearest_tokens(large: Demand, capacity: int, fairness: float) -> None:
+    plan = GoodSpeedSched(AlphaFair(fairness)).plan(large, capacity)
+    scale = large.weight * large.goodput**-fairness
+    alpha = np.minimum(large.alpha, 1 - 1e-15)
+    gained = float((scale * alpha * (1 - alpha**plan.budgets) / (1 - alpha)).sum())
+    assert gained == pytest.approx(greedily(large, capacity, fairness), rel=1e-9)
+
+
+SCHEDULES: list[Scheduler] = [
+    *(GoodSpeedSched(AlphaFair(fairness)) for fairness in (*FAIRNESS, 300.0)),
+    FixedS(),
+    FixedS(3),
+    RandomS(),
+    PlainDecoding(),
+]
+
+
+@given(large_demands(), st.integers(-5, 3000) | st.just(10**9), st.sampled_from(SCHEDULES))
+def test_nobody_exceeds_capacity_or_limits(large: Demand, capacity: int, scheduler: Scheduler) -> None:
+    plan = scheduler.plan(large, capacity)
+    assert plan.budgets.dtype == np.int64
+    assert plan.budgets.shape == (len(large),)
+    assert (plan.budgets >= 0).all()
+    assert (plan.budgets <= large.limit).all()
+    assert plan.budgets.sum() <= max(0, capacity)
+    assert plan.price >= 0.0
+
+
+def test_budgets_of_alpha_one_and_zero() -> None:
+    plan = GoodSpeedSched().plan(demand([1.0, 0.0, 1.0], limit=[10, 10, 10]), 15)
+    assert plan.budgets[1] == 0
+    assert plan.budgets.sum() == 15
+    assert plan.price == pytest.approx(1.0)
+    assert GoodSpeedSched().plan(demand([0.0, 0.0]), 10).budgets.tolist() == [0, 0]
+
+
+def test_nobody_at_all() -> None:
+    for scheduler in SCHEDULES:
+        assert scheduler.plan(demand([]), 10).budgets.tolist() == []
+
+
+def test_weight_buys_budget_and_goodput_gives_way() -> None:
+    plan = GoodSpeedSched().plan(demand([0.8, 0.8], weight=[4.0, 1.0]), 10)
+    assert plan.budgets[0] > plan.budgets[1] > 0
+    plan = GoodSpeedSched().plan(demand([0.8, 0.8], goodput=[6.0, 2.0]), 10)
+    assert plan.budgets[0] < plan.budgets[1]
+    assert GoodSpeedSched().plan(demand([0.8, 0.8], weight=[0.0, 1.0]), 10).budgets.tolist() == [0, 10]
+
+
+@pytest.mark.parametrize("fairness", [50.0, 500.0])
+def test_max_min_is_approached_without_overflow(fairness: float) -> None:
+    plan = GoodSpeedSched(AlphaFair(fairness)).plan(demand([0.5, 0.99], goodput=[1e-9, 1e6], limit=8), 9)
+    assert plan.budgets.tolist() == [8, 1]
+
+
+@pytest.mark.parametrize(("capacity", "streams"), [(28, 4), (20, 8), (10, 4), (3, 8), (1, 5), (100, 7)])
+def test_fixed_spreads_the_remainder_over_rounds(capacity: int, streams: int) -> None:
+    scheduler = FixedS()
+    rounds = [scheduler.plan(demand([0.5] * streams), capacity).budgets for _ in range(streams)]
+    for budgets in rounds:
+        assert budgets.sum() == capacity
+        assert budgets.max() - budgets.min() <= 1
+    assert np.sum(rounds, axis=0).tolist() == [capacity] * streams
+
+
+def test_fixed_lengths() -> None:
+    assert FixedS(3).plan(demand([0.5] * 4), 100).budgets.tolist() == [3] * 4
+    assert FixedS(3).plan(demand([0.5] * 4, limit=[1, 0, 9, 9]), 100).budgets.tolist() == [1, 0, 3, 3]
+    assert FixedS(3).plan(demand([0.5] * 4), 9).budgets.sum() == 9
+    assert FixedS(0).plan(demand([0.5] * 4), 9).budgets.sum() == 0
+    with pytest.raises(InvalidRequest, match="must be 0"):
+        FixedS(-1)
+
+
+def test_streams_that_cannot_draft_leave_their_share_to_others() -> None:
+    assert FixedS().plan(demand([0.5] * 3, limit=[8, 0, 8]), 10).budgets.tolist() == [5, 0, 5]
+    assert RandomS().plan(demand([0.5] * 3, limit=[8, 0, 8]), 10).budgets[1] == 0
+
+
+@pytest.mark.parametrize(("capacity", "streams", "least_use"), [(28, 4, 0.7), (16, 8, 0.7), (2, 8, 0.2), (1, 4, 0.2)])
+def test_random_lengths_are_random_and_nearly_fill_the_capacity(capacity: int, streams: int, least_use: float) -> None:
+    scheduler = RandomS(seed=3)
+    rounds = np.array([scheduler.plan(demand([0.5] * streams), capacity).budgets for _ in range(2000)])
+    assert rounds.sum(1).max() <= capacity
+    assert least_use * capacity <= rounds.sum(1).mean() <= capacity
+    means = rounds.mean(0)
+    assert means.max() - means.min() < 0.15 * means.mean() + 0.02
+    assert rounds.std(0).min() > 0
+    repeated = RandomS(seed=3)
+    assert np.array_equal(rounds[0], repeated.plan(demand([0.5] * streams), capacity).budgets)
+
+
+def test_plain_decoding_drafts_nothing() -> None:
+    assert PlainDecoding().plan(demand([0.9] * 3), 100).budgets.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_on_offer_can_be_made(name: str) -> None:
+    plan = SCHEDULERS[name](AlphaFair()).plan(demand([0.5, 0.9]), 8)
+    assert plan.budgets.shape == (2,)
+
+
+def optimum(alpha: list[float], weight: list[float], capacity: int, fairness: float) -> Floats:
+    """`x*`: the utility's maximum over the convex hull of what single allocations give, by another method."""
+    corners = np.array(
+        [
+            [expected_tokens(rate, budget) for rate, budget in zip(alpha, budgets, strict=True)]
+            for budgets in allocations([capacity] * len(alpha), capacity)
+            if sum(budgets) == capacity
+        ]
+    )  # [allocations, streams]
+    utility, weights = AlphaFair(fairness), np.array(weight)
+
+    def loss(shares: Floats) -> tuple[float, Floats]:
+        goodput = shares @ corners
+        slope = weights * np.exp(utility.log_gradient(goodput))
+        return -float(utility.value(goodput, weights).sum()), -corners @ slope
+
+    found = optimize.minimize(
+        loss,
+        np.full(len(corners), 1 / len(corners)),
+        jac=True,
+        bounds=[(0, 1)] * len(corners),
+        constraints=optimize.LinearConstraint(np.ones((1, len(corners))), 1, 1),
+        method="SLSQP",
+        options={"ftol": 1e-12, "maxiter": 500},
+    )
+    assert found.success
+    return np.asarray(found.x @ corners)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "weight", "capacity", "fairness"),
+    [
+        ([0.9, 0.6, 0.3], [1.0, 1.0, 1.0], 7, 1.0),
+        ([0.95, 0.7], [1.0, 3.0], 6, 1.0),
+        ([0.85, 0.5, 0.5], [1.0, 1.0, 2.0], 5, 2.0),
+        ([0.8, 0.4], [1.0, 1.0], 4, 0.5),
+    ],
+)
+def test_goodput_converges_to_the_optimum(
+    alpha: list[float], weight: list[float], capacity: int, fairness: float
+) -> None:
+    """The paper's theorem in its own model: barrier rounds, known rates, random acceptance, a small beta."""
+    random = np.random.default_rng(1)
+    scheduler = GoodSpeedSched(AlphaFair(fairness))
+    goodput = [1.0] * len(alpha)
+    late = []
+    for turn in range(3000):
+        beta = max(0.003, 1 / (turn + 1))
+        budgets = scheduler.plan(demand(alpha, goodput, weight), capacity).budgets.tolist()
+        for i, (rate, budget) in enumerate(zip(alpha, budgets, strict=True)):
+            run = int(random.geometric(1 - rate)) - 1
+            goodput[i] = smooth_goodput(goodput[i], min(run, budget) + 1, beta)
+        if turn >= 1500:
+            late.append(list(goodput))
+    np.testing.assert_allclose(np.mean(late, axis=0), optimum(alpha, weight, capacity, fairness), rtol=0.03)
