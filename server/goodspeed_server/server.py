@@ -28,6 +28,7 @@ from goodspeed.verification import Rule
 from goodspeed_server.calibration import measure_plain_pass, plain_pass_s
 from goodspeed_server.engine import Engine, Layout
 from goodspeed_server.link import Link, ServedModel
+from goodspeed_server.memory import free_bytes, kv_bytes_per_token, rows_that_fit
 from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.settings import AUTO_MAX_LENGTH, ServerSettings
 from goodspeed_server.telemetry import ServerFacts, Telemetry
@@ -78,10 +79,12 @@ class VerificationServer:
         limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", AUTO_MAX_LENGTH))
         if settings.max_length is not None and settings.max_length > limit:
             raise InvalidRequest(f"max-length is {settings.max_length} and {settings.model} was made for {limit}")
+        max_length = settings.max_length or min(limit, AUTO_MAX_LENGTH)
+        token_bytes = kv_bytes_per_token(model.config, model.dtype)
         engine = Engine(
             model,
-            rows=settings.max_streams,
-            max_length=settings.max_length or min(limit, AUTO_MAX_LENGTH),
+            rows=rows_that_fit(settings.max_streams, max_length, token_bytes, free_bytes(model.device)),
+            max_length=max_length,
             layout=layout,
             device=model.device,
             dtype=model.dtype,
