@@ -1,0 +1,150 @@
+"""The target, its slab, and the forward pass over both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from goodspeed.errors import UnsupportedModel
+from goodspeed_server.engine.attention import ATTENTION
+from goodspeed_server.engine.layouts import Batch, Packed, Padded, Segment
+from goodspeed_server.engine.slab import Slab
+from goodspeed_server.engine.support import check_layers, check_positions
+
+__all__ = ["Engine", "Layout"]
+
+Layout = Literal["packed", "padded"]
+"""How a batch is laid out; see `layouts`."""
+
+_LAYOUTS: dict[Layout, type[Batch]] = {"packed": Packed, "padded": Padded}
+
+
+class Engine:
+    """Runs the target over the new tokens of many rows at once.
+
+    The engine keeps no lengths. Each pass says where every row's new tokens start, so the caller rolls a row back by
+    starting lower the next time; what was cached beyond is overwritten.
+
+    Args:
+        model: the target. From here on it is the engine's: it is moved, and its attention is replaced.
+        rows: how many streams the slab holds.
+        max_length: tokens a row holds, prompt and text together.
+        layout: packed for a CPU, padded for a GPU.
+        device: where to run.
+        dtype: of the weights, and of what is cached.
+
+    Raises:
+        UnsupportedModel: the target cannot be served.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        rows: int,
+        max_length: int,
+        layout: Layout,
+        device: torch.device | str,
+        dtype: torch.dtype,
+    ) -> None:
+        check_layers(model)
+        check_positions(model, max_length)
+        self.rows = rows
+        self.max_length = max_length
+        self.layout = layout
+        self.device = torch.device(device)
+        self._slab = Slab(rows, max_length)
+        self._model = _placed(model, self.device, dtype)
+        self._model.set_attn_implementation(ATTENTION)
+        self.vocab_size = self._probe()
+
+    @property
+    def kv_bytes(self) -> int:
+        """The memory of the whole slab."""
+        return self._slab.kv_bytes
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """The memory one token takes in the slab."""
+        return self._slab.kv_bytes_per_token
+
+    @property
+    def free_rows(self) -> int:
+        """How many rows are free."""
+        return self._slab.free_rows
+
+    def allocate(self) -> int:
+        """Take a free row.
+
+        Raises:
+            EngineFull: there is none.
+        """
+        return self._slab.allocate()
+
+    def release(self, row: int) -> None:
+        """Give a row back."""
+        self._slab.release(row)
+
+    def forward(self, segments: Sequence[Segment]) -> Tensor:
+        """Run every segment's tokens over what its row has cached, and cache them too.
+
+        Args:
+            segments: at least one, at most one a row. Neighbouring rows in ascending order are the fastest when
+                padded.
+
+        Returns:
+            float32 [sum of the segments' `logits`, vocab], on the engine's device, in the order of the segments: the
+            logits that follow each of the last `logits` tokens.
+        """
+        rows = [segment.row for segment in segments]
+        assert rows
+        assert len(set(rows)) == len(rows)
+        for segment in segments:
+            assert 0 <= segment.row < self.rows
+            assert 0 <= segment.start < segment.end <= self.max_length
+            assert 0 <= segment.logits <= len(segment.tokens)
+            assert min(segment.tokens) >= 0
+            assert max(segment.tokens) < self.vocab_size
+        return self._run(segments)
+
+    @torch.inference_mode()
+    def _run(self, segments: Sequence[Segment]) -> Tensor:
+        batch = _LAYOUTS[self.layout](segments, self._slab, self.device)
+        output = self._model(
+            input_ids=batch.tokens,
+            position_ids=batch.positions,
+            logits_to_keep=batch.wanted,
+            use_cache=False,
+            engine_batch=batch,
+        )
+        logits: Tensor = output.logits
+        return logits.float()
+
+    def _probe(self) -> int:
+        """Run one token, so that every layer gets its memory and a model that does not play along is found now.
+
+        Returns:
+            The size of the vocabulary, as the output head has it.
+        """
+        logits = self._run([Segment(row=0, start=0, tokens=[0], logits=1)])
+        layers = self._model.config.get_text_config().num_hidden_layers
+        if self._slab.layers != layers or logits.ndim != 2 or logits.shape[0] != 1:
+            raise UnsupportedModel(
+                f"{type(self._model).__name__} cannot be served: the engine was asked for attention in "
+                f"{self._slab.layers} of its {layers} layers, and one wanted row of logits came as "
+                f"{list(logits.shape)}: choose a target like Llama, Qwen3 or Mistral"
+            )
+        return logits.shape[1]
+
+
+def _placed(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """Move the model and convert its weights, and only them: rotary frequencies are buffers and stay in float32."""
+    module: nn.Module = model
+    module.eval().to(device)
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model

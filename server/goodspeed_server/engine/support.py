@@ -1,0 +1,57 @@
+"""Which models can be served: those whose every layer keeps keys and values, a slot a token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from goodspeed.errors import UnsupportedModel
+
+__all__ = ["check_layers", "check_positions"]
+
+_SERVED = {"full_attention", "sliding_attention"}
+
+
+def check_layers(model: PreTrainedModel) -> None:
+    """Refuse a model with a layer that slots cannot hold.
+
+    Raises:
+        UnsupportedModel: it keeps a recurrent state, attends in a way that is not done here, or has attention that
+            cannot be replaced.
+    """
+    name = type(model).__name__
+    config: Any = model.config.get_text_config()
+    others = sorted(set(getattr(config, "layer_types", None) or ()) - _SERVED)
+    if model._is_stateful or others:
+        kinds = ", ".join(others) or "recurrent state"
+        raise UnsupportedModel(
+            f"{name} has layers of the kind {kinds}, and only full and sliding-window attention can be served: "
+            "nothing else can be rolled back when drafted tokens are rejected; choose a target like Llama or Qwen3"
+        )
+    if model.config.is_encoder_decoder or not model._supports_attention_backend:
+        raise UnsupportedModel(
+            f"{name} is not a decoder whose attention transformers can replace (AttentionInterface): "
+            "choose a target like Llama, Qwen3 or Mistral"
+        )
+
+
+def check_positions(model: PreTrainedModel, max_length: int) -> None:
+    """Refuse rows longer than the model's positions reach.
+
+    Rotary embeddings of the kinds `dynamic` and `longrope` change for *every* row once one row of the batch passes a
+    length; up to that length they are like any other.
+
+    Raises:
+        UnsupportedModel: `max_length` is too much for it.
+    """
+    config: Any = model.config.get_text_config()
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") == "longrope":
+        limit = rope.get("original_max_position_embeddings", limit)
+    if limit is not None and max_length > limit:
+        raise UnsupportedModel(
+            f"{type(model).__name__} holds {limit} positions and streams of up to {max_length} tokens are asked for: "
+            f"serve it with a maximum length of {limit} or less"
+        )
