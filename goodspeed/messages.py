@@ -18,15 +18,17 @@ agent                                   server
 monitor: Hello(role="monitor"), then Snapshot messages come at about 4 Hz
 ```
 
-Decoding is defensive: the frame's size is bounded, and it is decoded straight into the typed structs, so that the
-first element of a wrong type ends it before anything is built from what follows; unknown types and extra elements
-are refused, and every failure is one `MalformedMessage`.
+Frames are packed by msgpack and read by msgspec: two implementations of one format meet on every link. Decoding is
+defensive: the frame's size is bounded, and it is decoded straight into the typed structs, so that the first element
+of a wrong type ends it before anything is built from what follows; unknown types and extra elements are refused, and
+every failure is one `MalformedMessage`.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, TypeAlias, TypeVar
 
+import msgpack
 import msgspec
 from msgspec import Meta, Struct
 
@@ -219,7 +221,6 @@ class _ServerGreeting(Struct, array_like=True, tag="W"):
 _AGENT: msgspec.msgpack.Decoder[AgentMessage] = msgspec.msgpack.Decoder(AgentMessage)
 _SERVER: msgspec.msgpack.Decoder[ServerMessage] = msgspec.msgpack.Decoder(ServerMessage)
 _GREETING = msgspec.msgpack.Decoder(_AgentGreeting | _ServerGreeting)
-_ENCODER = msgspec.msgpack.Encoder()
 _UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 MessageT = TypeVar("MessageT")
@@ -227,7 +228,8 @@ MessageT = TypeVar("MessageT")
 
 def encode(message: AgentMessage | ServerMessage) -> bytes:
     """Pack one message into the bytes of one frame."""
-    return _ENCODER.encode(message)
+    packed: bytes = msgpack.packb(msgspec.to_builtins(message, builtin_types=(bytes,)))
+    return packed
 
 
 def decode_agent(frame: bytes | str) -> AgentMessage:
