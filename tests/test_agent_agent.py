@@ -18,7 +18,7 @@ from goodspeed_agent.drafters import Drafter, NoDrafter, SuffixDrafter
 from goodspeed_agent.tokenizer import TokenizerCache
 from tests.fake_server import FakeServer, byte_tokenizer, refusing, saying
 
-QUICK = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=5.0)
+QUICK = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=60.0)
 PROMPT = "once upon a time"
 STORY = " there was a naïve 😀 and there was a naïve 😀."
 
@@ -29,7 +29,7 @@ def telling(story: str = STORY, prompt: str = PROMPT, **options: object) -> Fake
 
 @contextlib.asynccontextmanager
 async def at_work(server: FakeServer, tmp_path: Path, drafter: Drafter | None = None) -> AsyncIterator[Agent]:
-    async with asyncio.timeout(20), server.listening():
+    async with asyncio.timeout(60), server.listening():
         cache = TokenizerCache(tmp_path)
         async with Agent(server.url, drafter or SuffixDrafter(), name="box", cache=cache, backoff=QUICK) as agent:
             yield agent

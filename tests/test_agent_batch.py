@@ -18,7 +18,7 @@ from goodspeed_agent.report import Completion
 from goodspeed_agent.tokenizer import TokenizerCache
 from tests.fake_server import FakeServer
 
-QUICK = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=5.0)
+QUICK = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=60.0)
 
 
 class Watching:
@@ -37,7 +37,7 @@ async def work(
     server: FakeServer, tmp_path: Path, prompts: list[PromptLine], written: list[dict[str, Any]], concurrency: int = 3
 ) -> tuple[int, Watching]:
     watching = Watching()
-    async with asyncio.timeout(20), server.listening():
+    async with asyncio.timeout(60), server.listening():
         cache = TokenizerCache(tmp_path)
         async with Agent(server.url, SuffixDrafter(), cache=cache, backoff=QUICK) as agent:
             return await work_through(agent, prompts, concurrency, written.append, watching), watching

@@ -290,10 +290,10 @@ def test_a_signal_closes_the_stream_in_order(server: FakeServer, number: signal.
 
     server.hook = hook
     agent = spawn(server, "--prompt", PROMPT)
-    _, errors = agent.communicate(timeout=30)
+    _, errors = agent.communicate(timeout=60)
     assert agent.returncode == code
     assert errors == ""
-    assert closed.wait(10)
+    assert closed.wait(60)
 
 
 def test_a_reader_that_goes_away_is_no_traceback(server: FakeServer) -> None:
@@ -303,7 +303,7 @@ def test_a_reader_that_goes_away_is_no_traceback(server: FakeServer) -> None:
     assert agent.stderr is not None
     agent.stdout.read(1)
     agent.stdout.close()
-    assert agent.wait(timeout=30) == 141
+    assert agent.wait(timeout=60) == 141
     assert agent.stderr.read() == ""
     agent.stderr.close()
 

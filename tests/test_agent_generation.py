@@ -24,7 +24,7 @@ from goodspeed_agent.link import Link
 from goodspeed_agent.tokenizer import TokenizerCache
 from tests.fake_server import FakeServer, counting, refusing
 
-QUICK = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=5.0)
+QUICK = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=60.0)
 PROMPT = (1, 2, 3)
 REQUEST = Request(PROMPT, max_new_tokens=20, max_draft=8)
 
@@ -55,7 +55,7 @@ async def generate(
 ) -> tuple[Generation, list[list[int]]]:
     """Run one generation against the server."""
     async with (
-        asyncio.timeout(20),
+        asyncio.timeout(60),
         server.listening(),
         Link(server.url, Hello(1, "agent", "test"), TokenizerCache(tmp_path), backoff) as link,
     ):

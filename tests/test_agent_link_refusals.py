@@ -39,7 +39,7 @@ from goodspeed_agent.tokenizer import TokenizerCache
 from tests.fake_server import FakeServer
 
 HELLO = Hello(1, "agent", "test")
-QUICK = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=5.0, rng=random.Random(1))
+QUICK = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=60.0, rng=random.Random(1))
 NEVER_AGAIN = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=0.0, rng=random.Random(1))
 
 
@@ -54,7 +54,7 @@ def opening(channel: Channel, tokens: tuple[int, ...] = (1, 2, 3)) -> Open:
 
 @contextlib.asynccontextmanager
 async def linked(server: FakeServer, cache: TokenizerCache, backoff: Backoff = QUICK) -> AsyncIterator[Link]:
-    async with asyncio.timeout(20), server.listening(), Link(server.url, HELLO, cache, backoff) as link:
+    async with asyncio.timeout(60), server.listening(), Link(server.url, HELLO, cache, backoff) as link:
         yield link
 
 

@@ -1,0 +1,107 @@
+"""The agent against the real server, in one process: what each rule promises, whatever is drafted."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from goodspeed import catalog
+from goodspeed.sampling import SamplingParams
+from goodspeed.verification import Rule
+from goodspeed_agent.agent import Agent, TextRequest
+from goodspeed_agent.backoff import Backoff
+from goodspeed_agent.drafters import Drafter, NoDrafter, SuffixDrafter
+from goodspeed_agent.drafters.model import ModelDrafter
+from goodspeed_agent.tokenizer import TokenizerCache
+from goodspeed_server.settings import RoundSettings
+from tests.serving import serving, tiny_settings, tiny_tokenizer
+from tests.tiny_models import tiny_llama
+
+QUICK = Backoff(first_s=0.01, longest_s=0.01, give_up_after_s=60.0)
+PROMPTS = [" ".join(f"w{random.Random(seed).randrange(97)}" for _ in range(5 + seed)) for seed in range(3)]
+WARM = SamplingParams(temperature=0.8, top_p=0.95, seed=11)
+NEW_TOKENS = 20
+
+
+@cache
+def almost_the_target() -> PreTrainedModel:
+    """The target with a little noise on every weight: right often, not always."""
+    model = tiny_llama()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator), alpha=0.03)
+    return model
+
+
+def drafters() -> list[Drafter]:
+    vocabulary = catalog.fingerprint(tiny_tokenizer())
+    return [
+        NoDrafter(),
+        SuffixDrafter(),
+        ModelDrafter(almost_the_target(), "almost", vocabulary),
+        ModelDrafter(tiny_llama(), "target", vocabulary),
+        ModelDrafter(tiny_llama(seed=5), "stranger", vocabulary),
+    ]
+
+
+@cache
+def target_alone(prompt: str) -> list[int]:
+    ids = torch.tensor([[int(word[1:]) for word in prompt.split()]])
+    with torch.inference_mode():
+        text = tiny_llama().generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False)  # type: ignore[operator]
+    return text[0, ids.shape[-1] :].tolist()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("rule", ["coupled", "ratio"])
+async def test_greedy_text_is_the_targets_own_with_every_drafter(rule: Rule, tmp_path: Path) -> None:
+    async with serving(tiny_settings(rule=rule, max_streams=3)) as (_, address):
+        for drafter in drafters():
+            async with Agent(address, drafter, cache=TokenizerCache(tmp_path), backoff=QUICK) as agent:
+                requests = [TextRequest(prompt, max_new_tokens=NEW_TOKENS) for prompt in PROMPTS]
+                completions = await asyncio.gather(*(agent.complete(request) for request in requests))
+            assert [completion.tokens for completion in completions] == [target_alone(prompt) for prompt in PROMPTS]
+            if drafter.name == "target":
+                assert all(completion.speculation.draft_acceptance_rate == 1.0 for completion in completions)
+
+
+async def test_with_the_coupled_rule_drawn_text_does_not_depend_on_the_drafter(tmp_path: Path) -> None:
+    texts = set()
+    async with serving() as (_, address):
+        for drafter in drafters():
+            async with Agent(address, drafter, cache=TokenizerCache(tmp_path), backoff=QUICK) as agent:
+                completion = await agent.complete(TextRequest(PROMPTS[0], WARM, max_new_tokens=NEW_TOKENS))
+            texts.add(tuple(completion.tokens))
+    assert len(texts) == 1
+
+
+async def test_with_the_ratio_rule_the_target_accepts_most_of_itself(tmp_path: Path) -> None:
+    # Not all of it: of the draft's distribution only the likeliest tokens cross the wire.
+    narrow = SamplingParams(temperature=0.8, top_k=16, seed=2)
+    async with serving(tiny_settings(rule="ratio")) as (_, address):
+        rates = {}
+        for drafter in drafters()[2:]:
+            async with Agent(address, drafter, cache=TokenizerCache(tmp_path), backoff=QUICK) as agent:
+                completion = await agent.complete(TextRequest(PROMPTS[0], narrow, max_new_tokens=NEW_TOKENS))
+            rates[drafter.name] = completion.speculation.draft_acceptance_rate
+            assert len(completion.tokens) == NEW_TOKENS
+    assert rates["target"] == 1.0
+    assert rates["stranger"] is not None
+    assert rates["stranger"] < 0.5
+
+
+async def test_more_streams_than_the_server_has_rows_take_turns(tmp_path: Path) -> None:
+    settings = tiny_settings(max_streams=1, rounds={"max_waiting": 0})
+    assert settings.rounds == RoundSettings(round_timeout_s=30.0, max_waiting=0)
+    async with serving(settings) as (_, address):
+        cache = TokenizerCache(tmp_path)
+        async with Agent(address, SuffixDrafter(), cache=cache, backoff=QUICK) as agent:
+            requests = [TextRequest(prompt, max_new_tokens=NEW_TOKENS) for prompt in PROMPTS]
+            completions = await asyncio.gather(*(agent.complete(request) for request in requests))
+    assert [completion.tokens for completion in completions] == [target_alone(prompt) for prompt in PROMPTS]
