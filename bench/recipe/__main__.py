@@ -1,0 +1,122 @@
+"""`python -m bench.recipe STEP`: makes the bundled models."""
+
+import time
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench.recipe.cards import TARGET
+from bench.recipe.training import Budget
+from bench.recipe.workshop import DRAFTS, TUNED, Workshop
+
+MODELS = Path(__file__).parents[2] / "goodspeed" / "models"
+TARGET_S = 4200.0
+DRAFT_CPU_S = {"pico-draft-s": 60.0, "pico-draft-m": 120.0, "pico-draft-l": 150.0}
+TUNE_CPU_S = 1200.0
+
+Work = Annotated[Path, typer.Option(help="Folder for everything on the way; a step resumes what it finds there.")]
+Threads = Annotated[int, typer.Option(help="CPU threads.")]
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+
+def _workshop(work: Path, threads: int) -> Workshop:
+    work.mkdir(parents=True, exist_ok=True)
+    return Workshop(work, threads)
+
+
+@app.command()
+def corpus(work: Work = Path("build/recipe")) -> None:
+    """Read the standard library, and split it by file."""
+    _workshop(work, 1).make_corpus()
+
+
+@app.command()
+def tokenizer(work: Work = Path("build/recipe")) -> None:
+    """Train the tokenizer, and encode the corpus."""
+    _workshop(work, 1).make_tokenizer()
+
+
+@app.command()
+def target(
+    work: Work = Path("build/recipe"),
+    threads: Threads = 2,
+    train_s: Annotated[
+        float, typer.Option(help="Seconds of training in all (wall clock), earlier runs included.")
+    ] = TARGET_S,
+    until: Annotated[str | None, typer.Option(help="HH:MM, local time, instead of --train-s.")] = None,
+    compiled: Annotated[bool, typer.Option(help="Compile the model first (needs a C++ compiler).")] = False,
+) -> None:
+    """Train the target on next tokens."""
+    workshop = _workshop(work, threads)
+    if until is not None:
+        train_s = workshop.progress(TARGET).train_s + _seconds_until(until)
+    workshop.pretrain(TARGET, Budget(train_s, clock=time.monotonic), compiled=compiled)
+
+
+@app.command()
+def drafts(
+    work: Work = Path("build/recipe"),
+    threads: Threads = 2,
+    only: Annotated[list[str] | None, typer.Option(help="Draft to train; may be repeated.")] = None,
+) -> None:
+    """Train the drafts on next tokens."""
+    workshop = _workshop(work, threads)
+    for name in only or DRAFTS:
+        workshop.pretrain(name, Budget(DRAFT_CPU_S[name]))
+
+
+@app.command()
+def tune(
+    work: Work = Path("build/recipe"),
+    threads: Threads = 2,
+    cpu_s: Annotated[float, typer.Option(help="CPU-seconds for a draft in all, earlier runs included.")] = TUNE_CPU_S,
+    only: Annotated[list[str] | None, typer.Option(help="Draft to tune; may be repeated.")] = None,
+) -> None:
+    """Tune drafts to the target."""
+    workshop = _workshop(work, threads)
+    workshop.prepare_lessons()
+    for name in only or TUNED:
+        workshop.tune(name, Budget(cpu_s))
+
+
+@app.command()
+def cards(
+    work: Work = Path("build/recipe"),
+    threads: Threads = 2,
+    models: Annotated[Path, typer.Option(help="Folder that receives a folder a model.")] = MODELS,
+) -> None:
+    """Measure the models, and export them with their cards."""
+    _workshop(work, threads).export(models)
+
+
+@app.command("all")
+def everything(work: Work = Path("build/recipe"), threads: Threads = 2) -> None:
+    """Run every step in order."""
+    workshop = _workshop(work, threads)
+    workshop.make_corpus()
+    workshop.make_tokenizer()
+    workshop.pretrain(TARGET, Budget(TARGET_S, clock=time.monotonic))
+    for name in DRAFTS:
+        workshop.pretrain(name, Budget(DRAFT_CPU_S[name]))
+    workshop.prepare_lessons()
+    for name in TUNED:
+        workshop.tune(name, Budget(TUNE_CPU_S))
+    workshop.export(MODELS)
+
+
+def _seconds_until(clock: str) -> float:
+    """Seconds from now to the next time that the local clock shows `clock`."""
+    try:
+        wanted = datetime.strptime(clock, "%H:%M")
+    except ValueError:
+        raise typer.BadParameter(f"{clock!r} is not a time like 20:25") from None
+    now = datetime.fromtimestamp(time.time())
+    then = now.replace(hour=wanted.hour, minute=wanted.minute, second=0, microsecond=0)
+    return ((then - now) % timedelta(days=1)).total_seconds()
+
+
+if __name__ == "__main__":
+    app()

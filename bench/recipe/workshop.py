@@ -1,0 +1,190 @@
+"""The recipe's steps on one work folder: each leaves its result there, and finds the earlier ones'."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from transformers import LlamaForCausalLM
+
+from bench.recipe import acceptance, architecture, cards, corpus, pretraining, tokenizer, training, tuning
+from bench.recipe.acceptance import PROMPT_TOKENS, TEMPERATURES, WRITTEN_TOKENS, Acceptance
+from bench.recipe.architecture import CONTEXT_LENGTH
+from bench.recipe.batches import WindowSampler, evaluation_windows
+from bench.recipe.cards import TARGET
+from bench.recipe.workers import Workers
+
+PROMPTS_A_DOMAIN = 32
+CORPUS_ROWS = 4096
+WRITTEN_ROWS = 2048
+
+DRAFTS = ("pico-draft-s", "pico-draft-m", "pico-draft-l")
+TUNED = {"pico-draft-l-tuned": "pico-draft-l"}
+"""Tuned drafts, and the drafts that they start from."""
+
+DESCRIPTIONS = {
+    TARGET: "The bundled target: a tiny Llama trained on the Python standard library.",
+    "pico-draft-s": "The weakest bundled draft: one layer, 64 wide, next-token training only.",
+    "pico-draft-m": "The middle bundled draft: two layers, 128 wide, next-token training only.",
+    "pico-draft-l": "The large bundled draft before tuning: three layers, 192 wide, briefly trained on next tokens.",
+    "pico-draft-l-tuned": "The large bundled draft, tuned to pico-target by forward KL.",
+}
+
+
+class Workshop:
+    """One run of the recipe, in `folder`."""
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        self.folder = folder
+        self._workers = Workers(threads)
+
+    def make_corpus(self) -> None:
+        """Reads and splits the corpus."""
+        sides = corpus.split(corpus.read_standard_library())
+        corpus.save(sides, self.folder / "corpus")
+        facts = {
+            "sha256": corpus.digest(sides),
+            "python_version": platform.python_version(),
+            "held_out_bytes": {
+                domain: sum(len(d.text.encode()) for d in sides["held_out"] if d.domain == domain)
+                for domain in corpus.DOMAINS
+            },
+        }
+        (self.folder / "corpus" / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+
+    def make_tokenizer(self) -> None:
+        """Trains the tokenizer on the training side and encodes both sides."""
+        sides = corpus.load(self.folder / "corpus")
+        trained = tokenizer.train(sides["train"])
+        trained.save(str(self.folder / "tokenizer.json"))
+        tokenizer.encode_corpus(trained, sides, self.folder / "corpus")
+
+    def pretrain(self, name: str, budget: training.Budget, *, compiled: bool = False) -> None:
+        """Trains the target or a draft on next tokens until `budget` is spent, resuming."""
+        model = self._fresh(name)
+        objective = pretraining.objective(
+            model,
+            tokenizer.load_tokens(self.folder / "corpus", "train"),
+            tokenizer.load_tokens(self.folder / "corpus", "held_out"),
+            budget,
+            seed=_seed(name),
+            workers=self._workers,
+            compiled=compiled,
+        )
+        training.train(model, objective, self.folder / name, budget, self._workers)
+
+    def progress(self, name: str) -> training.Progress:
+        """How far the training of a model is."""
+        if not self._has(name):
+            return training.Progress()
+        return training.load_weights(self._fresh(name), self.folder / name)
+
+    def prepare_lessons(self, corpus_rows: int = CORPUS_ROWS, written_rows: int = WRITTEN_ROWS) -> None:
+        """Writes what the target thinks of training text and of held-out text, for tuning."""
+        target = self._trained(TARGET)
+        for side, rows, written, seed in (
+            ("train", corpus_rows, written_rows, 10_000),
+            ("held_out", 32, 32, 20_000),
+        ):
+            sampler = WindowSampler(tokenizer.load_tokens(self.folder / "corpus", _side(side)), seed)
+            tuning.save(tuning.prepare(target, sampler, rows, written, seed), self._lesson(side))
+
+    def tune(self, name: str, budget: training.Budget) -> None:
+        """Tunes a draft to the target until `budget` is spent, resuming."""
+        lesson, held_out = tuning.load(self._lesson("train")), tuning.load(self._lesson("held_out"))
+        draft = self._trained(TUNED[name]).train()
+        objective = tuning.objective(draft, lesson, held_out, _seed(name), self._workers)
+        training.train(draft, objective, self.folder / name, budget, self._workers)
+
+    def export(self, models: Path) -> None:
+        """Measures every model that is trained and writes it, with its card, to a folder of its name in `models`."""
+        target = self._trained(TARGET)
+        texts = self._written_by(target)
+        for name in (TARGET, *DRAFTS, *TUNED):
+            if not self._has(name):
+                continue
+            model = self._trained(name)
+            accepted = None if name == TARGET else self._acceptance(target, model, texts)
+            facts = self._facts(name, model, accepted)
+            cards.export(model, self._tokenizer(), models / name)
+            cards.write(facts, models / name)
+
+    def _facts(self, name: str, model: LlamaForCausalLM, accepted: Mapping[str, Acceptance] | None) -> cards.Facts:
+        known = json.loads((self.folder / "corpus" / "facts.json").read_bytes())
+        progress = self.progress(name)
+        losses = "forward KL from the target" if name in TUNED else "next-token cross-entropy"
+        recipe: dict[str, object] = {
+            "loss": losses,
+            "optimizer": "Muon for matrices, AdamW for embeddings and norms",
+            "steps": progress.steps,
+            "seconds": round(progress.train_s),
+        }
+        seen = progress.tokens
+        if name in TUNED:
+            before = self.progress(TUNED[name])
+            recipe |= {"started_from": TUNED[name], "seconds_before_tuning": round(before.train_s)}
+            seen += before.tokens
+        return cards.Facts(
+            name=name,
+            description=DESCRIPTIONS[name],
+            python_version=known["python_version"],
+            corpus_sha256=known["sha256"],
+            tokens_seen=seen,
+            held_out_loss=self._held_out_loss(model, known["held_out_bytes"]),
+            acceptance=accepted,
+            training=recipe,
+        )
+
+    def _held_out_loss(self, model: LlamaForCausalLM, held_out_bytes: Mapping[str, int]) -> dict[str, dict[str, float]]:
+        tokens = tokenizer.load_tokens(self.folder / "corpus", "held_out")
+        losses = pretraining.held_out_losses(model, tokens, length=CONTEXT_LENGTH, at_most=128)
+        return {
+            domain: {
+                "nats_per_token": losses[domain],
+                "nats_per_byte": losses[domain] * len(tokens[domain]) / held_out_bytes[domain],
+            }
+            for domain in corpus.DOMAINS
+        }
+
+    def _written_by(self, target: LlamaForCausalLM) -> dict[float, torch.Tensor]:
+        domains = tokenizer.load_tokens(self.folder / "corpus", "held_out")
+        prompts = torch.cat([evaluation_windows(t, PROMPT_TOKENS, PROMPTS_A_DOMAIN) for t in domains.values()])
+        return {t: acceptance.write(target, prompts, WRITTEN_TOKENS, t, seed=0) for t in TEMPERATURES}
+
+    def _acceptance(
+        self, target: LlamaForCausalLM, draft: LlamaForCausalLM, texts: Mapping[float, torch.Tensor]
+    ) -> dict[str, Acceptance]:
+        return {f"{t:g}": acceptance.measure(target, draft, texts[t], t, seed=0) for t in TEMPERATURES}
+
+    def _has(self, name: str) -> bool:
+        return (self.folder / name / training.CHECKPOINT).exists()
+
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+
+    def _fresh(self, name: str) -> LlamaForCausalLM:
+        shape = architecture.SHAPES[TUNED.get(name, name)]
+        end_of_text = self._tokenizer().token_to_id(tokenizer.END_OF_TEXT)
+        assert end_of_text is not None
+        return architecture.build(shape, _seed(name), end_of_text)
+
+    def _trained(self, name: str) -> LlamaForCausalLM:
+        """The model of the latest checkpoint, its weights rounded to bfloat16 as they will be shipped."""
+        model = self._fresh(name)
+        training.load_weights(model, self.folder / name)
+        model.bfloat16().float().eval()  # type: ignore[no-untyped-call]
+        return model
+
+    def _lesson(self, side: str) -> Path:
+        return self.folder / f"lesson-{side}.pt"
+
+
+def _side(name: str) -> corpus.Split:
+    return "train" if name == "train" else "held_out"
+
+
+def _seed(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
