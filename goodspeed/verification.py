@@ -144,9 +144,10 @@ def unpack_q(packed: bytes, drafted: Sequence[int], vocab_size: int) -> list[Dra
             raise bad(f"a support of {count} tokens (1 to {RATIO_TOP_K}), or it is cut short")
         entries = np.frombuffer(packed, _ENTRY, count, offset + 1)
         q = DraftDistribution(entries["token"].astype(np.int64), entries["weight"].astype(np.int64))
-        if q.tokens.max() >= vocab_size or len(np.unique(q.tokens)) != count or q.weights.min() < 1:
+        support = set(q.tokens.tolist())
+        if max(support) >= vocab_size or len(support) != count or not q.weights.all():
             raise bad("a token outside the vocabulary or listed twice, or a weight of zero")
-        if token not in q.tokens:
+        if token not in support:
             raise bad(f"the drafted token {token} is outside its own distribution")
         distributions.append(q)
         offset = end
