@@ -68,7 +68,7 @@ def main(
 
 def _target() -> LlamaForCausalLM:
     torch.manual_seed(0)
-    return LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=VOCAB,
             hidden_size=768,
@@ -81,7 +81,9 @@ def _target() -> LlamaForCausalLM:
             bos_token_id=None,
             eos_token_id=None,
         )
-    ).eval()
+    )
+    model.train(False)
+    return model
 
 
 async def _measure(target: LlamaForCausalLM, streams: int, temperature: float, rounds: int) -> dict[str, Any]:

@@ -101,6 +101,7 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> PreTr
     """
     try:
         from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers.utils.logging import disable_progress_bar
     except ImportError as error:
         raise ModelError(
             f"loading {name!r} needs torch and transformers ({error.name} is missing): pip install 'goodspeed[models]'"
@@ -108,6 +109,8 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> PreTr
     where = _device(device)
     kind = _dtype(dtype, where)
     source = resolve(name)
+    # A bar for every model that is loaded would stand between a user's prompt and the text.
+    cast("Any", disable_progress_bar)()
     try:
         config = AutoConfig.from_pretrained(source)
         refuse_recurrent(name, config)

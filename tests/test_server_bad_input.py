@@ -44,7 +44,7 @@ def opening(stream: int = 0, **changes: object) -> Open:
     return Open(**fields | changes)  # type: ignore[arg-type]
 
 
-STREAM_FAILURES = {
+STREAM_FAILURES: dict[str, Open | Draft] = {
     "prompt_too_long": opening(tokens=[1] * CONTEXT, prompt_tokens=CONTEXT),
     "empty_prompt": opening(tokens=[], prompt_tokens=0),
     "token_out_of_range": opening(tokens=[1, VOCAB], prompt_tokens=2),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
-from collections.abc import Coroutine
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import uvloop
@@ -15,8 +16,9 @@ import uvloop
 from goodspeed.catalog import DEFAULT_TARGET
 from goodspeed.errors import GoodSpeedError
 from goodspeed.scheduling import SCHEDULERS
+from goodspeed.verification import Rule
 from goodspeed_server.monitor import run_monitor, top
-from goodspeed_server.settings import CAPACITY_PER_STREAM, RoundSettings, ServerSettings
+from goodspeed_server.settings import CAPACITY_PER_STREAM, LayoutName, RoundSettings, ServerSettings
 
 __all__ = ["app"]
 
@@ -49,8 +51,8 @@ def run(
     ] = None,
     scheduler: Annotated[str, typer.Option(help=f"One of {', '.join(SCHEDULERS)}.")] = "goodspeed",
     fairness: Annotated[float, typer.Option(help="Of the utility: 0 throughput, 1 proportional, 2 and up.")] = 1.0,
-    rule: Annotated[str, typer.Option(help="Verification rule: coupled or ratio.")] = "coupled",
-    layout: Annotated[str, typer.Option(help="Of the batch: auto, packed or padded.")] = "auto",
+    rule: Annotated[Rule, typer.Option(help="Verification rule.")] = "coupled",
+    layout: Annotated[LayoutName, typer.Option(help="Of the batch.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     max_streams: Annotated[int, typer.Option(min=1, help="Rows of the KV slab.")] = 64,
@@ -71,27 +73,28 @@ def run(
         format="%(asctime)s %(levelname)s %(message)s",
         filename=log_file,
     )
-    settings = ServerSettings(
-        model=model,
-        host=host,
-        port=port,
-        scheduler=scheduler,
-        fairness=fairness,
-        rule=rule,
-        layout=layout,
-        device=device,
-        dtype=dtype,
-        max_streams=max_streams,
-        max_length=max_length,
-        threads=threads,
-        rounds=RoundSettings(
-            capacity=capacity,
-            round_timeout_s=round_timeout_ms / 1e3,
-            prefill_chunk=prefill_chunk,
-            max_waiting=max_waiting,
-        ),
-    )
-    _run(_serve(settings, monitor=monitor))
+    with _errors_named():
+        settings = ServerSettings(
+            model=model,
+            host=host,
+            port=port,
+            scheduler=scheduler,
+            fairness=fairness,
+            rule=rule,
+            layout=layout,
+            device=device,
+            dtype=dtype,
+            max_streams=max_streams,
+            max_length=max_length,
+            threads=threads,
+            rounds=RoundSettings(
+                capacity=capacity,
+                round_timeout_s=round_timeout_ms / 1e3,
+                prefill_chunk=prefill_chunk,
+                max_waiting=max_waiting,
+            ),
+        )
+        uvloop.run(_serve(settings, monitor=monitor))
 
 
 @app.command("top")
@@ -101,7 +104,8 @@ def watch(
     as_json: Annotated[bool, typer.Option("--json", help="Snapshots as JSON lines.")] = False,
 ) -> None:
     """Watch a server from afar."""
-    _run(top(url, once=once, as_json=as_json))
+    with _errors_named():
+        uvloop.run(top(url, once=once, as_json=as_json))
 
 
 async def _serve(settings: ServerSettings, *, monitor: bool) -> None:
@@ -121,10 +125,11 @@ async def _serve(settings: ServerSettings, *, monitor: bool) -> None:
                     logger.error("the monitor failed", exc_info=trouble)
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Run to the end; what GoodSpeed can name becomes one sentence and an exit code."""
+@contextlib.contextmanager
+def _errors_named() -> Iterator[None]:
+    """What GoodSpeed can name becomes one sentence and an exit code."""
     try:
-        uvloop.run(work)
+        yield
     except GoodSpeedError as error:
         print(f"goodspeed-server: {error}", file=sys.stderr)
         raise typer.Exit(EXIT_FAILED) from None

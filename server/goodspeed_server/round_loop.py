@@ -99,7 +99,9 @@ class RoundLoop:
     @property
     def capacity(self) -> int:
         """Draft tokens the next pass may verify."""
-        return self._settings.capacity or CAPACITY_PER_STREAM * max(1, len(self._live))
+        if self._settings.capacity is not None:
+            return self._settings.capacity
+        return CAPACITY_PER_STREAM * sum(live.stream.max_draft > 0 for live in self._live.values())
 
     def now(self) -> float:
         """The loop's clock, seconds."""
@@ -331,7 +333,8 @@ class RoundLoop:
             limit=np.array([stream.draft_limit], dtype=np.int64),
         )
         # The first budget is a fair share; the first round's plan corrects it.
-        share = min(self.capacity // len(self._live), max(0, self.capacity - self._rounds.outstanding))
+        capacity = self.capacity
+        share = min(capacity // len(self._live), max(0, capacity - self._rounds.outstanding))
         live.budget = int(self.scheduler.plan(demand, share).budgets[0])
         outbox.post(Opened(number, stream.length, live.budget))
         if stream.prefilled:

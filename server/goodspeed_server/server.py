@@ -24,7 +24,6 @@ from goodspeed.messages import MAX_AGENT_FRAME_BYTES
 from goodspeed.scheduling import SCHEDULERS
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed.utility import AlphaFair
-from goodspeed.verification import Rule
 from goodspeed_server.calibration import measure_plain_pass, plain_pass_s
 from goodspeed_server.engine import Engine, Layout
 from goodspeed_server.link import Link, ServedModel
@@ -71,11 +70,13 @@ class VerificationServer:
     """
 
     def __init__(self, settings: ServerSettings, model: PreTrainedModel, tokenizer: Files) -> None:
-        if settings.scheduler not in SCHEDULERS:
-            raise InvalidRequest(f"scheduler {settings.scheduler!r} does not exist: choose {', '.join(SCHEDULERS)}")
         self._settings = settings
-        rule = _rule(settings.rule)
-        layout = _layout(settings.layout, model.device)
+        layout: Layout
+        if settings.layout == "auto":
+            # Packed is the faster on a CPU; a GPU wants the padded layout's fixed shapes.
+            layout = "packed" if model.device.type == "cpu" else "padded"
+        else:
+            layout = settings.layout
         limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", AUTO_MAX_LENGTH))
         if settings.max_length is not None and settings.max_length > limit:
             raise InvalidRequest(f"max-length is {settings.max_length} and {settings.model} was made for {limit}")
@@ -110,14 +111,14 @@ class VerificationServer:
             fingerprint=fingerprint(tokenizer),
             tokenizer=tokenizer,
             tokenizer_digest=digest(tokenizer),
-            rule=rule,
+            rule=settings.rule,
             vocab_size=engine.vocab_size,
             max_length=engine.max_length,
             eos_tokens=eos_tokens,
         )
         self._rounds = RoundLoop(
             engine,
-            rule=rule,
+            rule=settings.rule,
             scheduler=SCHEDULERS[settings.scheduler](AlphaFair(settings.fairness)),
             eos_tokens=eos_tokens,
             settings=settings.rounds,
@@ -239,25 +240,6 @@ class VerificationServer:
         if path != "/":
             return connection.respond(http.HTTPStatus.NOT_FOUND, "there is /health, /ready, and a WebSocket at /\n")
         return None
-
-
-def _rule(name: str) -> Rule:
-    match name:
-        case "coupled" | "ratio":
-            return name
-        case _:
-            raise InvalidRequest(f"rule {name!r} does not exist: choose coupled or ratio")
-
-
-def _layout(name: str, device: torch.device) -> Layout:
-    """Packed is the faster on a CPU; a GPU wants the padded layout's fixed shapes."""
-    match name:
-        case "auto":
-            return "packed" if device.type == "cpu" else "padded"
-        case "packed" | "padded":
-            return name
-        case _:
-            raise InvalidRequest(f"layout {name!r} does not exist: choose auto, packed or padded")
 
 
 def _address(listener: Server) -> str:

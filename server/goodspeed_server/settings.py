@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, get_args
 
 from goodspeed.catalog import DEFAULT_TARGET
+from goodspeed.errors import InvalidRequest
+from goodspeed.scheduling import SCHEDULERS
+from goodspeed.utility import AlphaFair
+from goodspeed.verification import Rule
 
-__all__ = ["AUTO_MAX_LENGTH", "CAPACITY_PER_STREAM", "RoundSettings", "ServerSettings"]
+__all__ = ["AUTO_MAX_LENGTH", "CAPACITY_PER_STREAM", "LayoutName", "RoundSettings", "ServerSettings"]
+
+LayoutName: TypeAlias = Literal["auto", "packed", "padded"]
 
 AUTO_MAX_LENGTH = 4096
 """The most tokens a stream gets unless the operator asks for more."""
@@ -19,7 +27,7 @@ class RoundSettings:
     """What an operator chooses about rounds."""
 
     capacity: int | None = None
-    """Draft tokens one pass may verify, `C`; None: `CAPACITY_PER_STREAM` for each open stream."""
+    """Draft tokens one pass may verify, `C`; None: `CAPACITY_PER_STREAM` for each stream that can draft."""
     round_timeout_s: float = 0.5
     """How long the barrier waits for drafts."""
     prefill_chunk: int = 512
@@ -31,15 +39,19 @@ class RoundSettings:
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """One server's configuration; `auto` and None mean: choose for me."""
+    """One server's configuration; `auto` and None mean: choose for me.
+
+    Raises:
+        InvalidRequest: a name that does not exist, with those that do.
+    """
 
     model: str = DEFAULT_TARGET
     host: str = "127.0.0.1"
     port: int = 8765
     scheduler: str = "goodspeed"
     fairness: float = 1.0
-    rule: str = "coupled"
-    layout: str = "auto"
+    rule: Rule = "coupled"
+    layout: LayoutName = "auto"
     device: str = "auto"
     dtype: str = "auto"
     max_streams: int = 64
@@ -49,3 +61,14 @@ class ServerSettings:
     threads: int | None = None
     """CPU threads of the forward pass; None: torch's own choice."""
     rounds: RoundSettings = field(default_factory=RoundSettings)
+
+    def __post_init__(self) -> None:
+        _choose("scheduler", self.scheduler, SCHEDULERS)
+        _choose("rule", self.rule, get_args(Rule))
+        _choose("layout", self.layout, get_args(LayoutName))
+        AlphaFair(self.fairness)
+
+
+def _choose(what: str, name: str, names: Collection[str]) -> None:
+    if name not in names:
+        raise InvalidRequest(f"{what} {name!r} does not exist: choose {', '.join(names)}")

@@ -13,7 +13,7 @@ from typing import Any
 
 __all__ = ["address_of", "agent", "complete", "server", "start_server"]
 
-_ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+_ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
 Process = asyncio.subprocess.Process
 
 

@@ -31,12 +31,8 @@ def load_drafter(name: str, *, threads: int = 1) -> Drafter:
         raise ModelError(
             f"drafting with {name!r} needs torch: pip install 'goodspeed[models]', or draft without: --draft suffix"
         )
-    from transformers.utils.logging import disable_progress_bar
-
     from goodspeed_agent.drafters.model import ModelDrafter
 
-    # A bar for every draft that is loaded would stand between the user's prompt and the text.
-    disable_progress_bar()  # type: ignore[no-untyped-call]  # theirs has no annotations
     return ModelDrafter.load(name, threads=threads)
 
 
