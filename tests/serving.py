@@ -49,7 +49,7 @@ def tiny_tokenizer(vocab: int = VOCAB) -> Files:
 
 def tiny_settings(**changes: object) -> ServerSettings:
     """Settings for a server in a test: any free port, few rows, a barrier that does not give up on a slow machine."""
-    rounds = RoundSettings(**{"round_timeout_s": 30.0} | changes.pop("rounds", {}))  # type: ignore[arg-type, call-overload, operator]
+    rounds = RoundSettings(**{"round_timeout_s": 30.0} | changes.pop("rounds", {}))  # type: ignore[operator]
     return ServerSettings(**{"port": 0, "max_streams": 4, "max_length": CONTEXT, "rounds": rounds} | changes)  # type: ignore[arg-type]
 
 
