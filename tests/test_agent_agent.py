@@ -151,6 +151,7 @@ async def test_a_prompt_that_this_server_cannot_hold(tmp_path: Path) -> None:
     async with at_work(server, tmp_path) as agent:
         with pytest.raises(InvalidRequest, match=r"has 20 tokens and this server holds 20 .* shorten it to 19"):
             await agent.complete(TextRequest("x" * 20))
+        assert not agent.link._channels
     assert server.got(Open) == []
 
 

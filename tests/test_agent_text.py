@@ -71,6 +71,19 @@ def test_leading_spaces_between_words_are_kept() -> None:
     assert "\ufffd" not in "".join(written)
 
 
+def test_the_first_word_keeps_the_space_between_itself_and_the_prompt() -> None:
+    tokenizer = sentencepiece()
+    detokenizer = Detokenizer(lambda ids: tokenizer.decode(list(ids)), prompt=[258] * 10 + [257])
+    assert [detokenizer.push(258), detokenizer.push(259), detokenizer.finish()] == [" world", "s", ""]
+
+
+@given(st.text(max_size=10), st.text(max_size=10))
+def test_a_prompt_changes_nothing_where_a_token_is_its_bytes(prompt: str, text: str) -> None:
+    detokenizer = Detokenizer(TOKENIZER.decode, TOKENIZER.encode(prompt))
+    written = [*(detokenizer.push(token) for token in TOKENIZER.encode(text)), detokenizer.finish()]
+    assert "".join(written) == text
+
+
 def test_the_work_for_a_long_text_is_linear() -> None:
     decoded = 0
 

@@ -113,8 +113,10 @@ class Agent:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.link.__aexit__(kind, error, trace)
-        self._drafting.shutdown(cancel_futures=True)
+        try:
+            await self.link.__aexit__(kind, error, trace)
+        finally:
+            self._drafting.shutdown(cancel_futures=True)
 
     def _check_fingerprint(self) -> None:
         welcome = self.link.welcome
@@ -136,11 +138,12 @@ class Agent:
             GoodSpeedError: as `generation.tokens_of`.
         """
         request.validate()
+        tokenized = self._tokenized(request)
         channel = self.link.channel()
-        generation = Generation(channel.stream, self._request(request))
+        generation = Generation(channel.stream, tokenized)
         welcome = self.link.welcome
         session = self._drafter.open(request.params, rule=welcome.rule, vocab_size=welcome.vocab_size)
-        text = TextStream(self.tokenizer.decode, request.stop)
+        text = TextStream(self.tokenizer.decode, request.stop, prompt=tokenized.prompt)
         pieces: list[str] = []
 
         def take(piece: str, tokens: list[int]) -> None:
@@ -166,7 +169,7 @@ class Agent:
             "".join(pieces), text.tokens, finish, generation.transcript.prompt_tokens, generation.speculation
         )
 
-    def _request(self, request: TextRequest) -> Request:
+    def _tokenized(self, request: TextRequest) -> Request:
         if isinstance(request.prompt, str):
             prompt = self.tokenizer.encode(request.prompt)
         else:

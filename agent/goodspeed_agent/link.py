@@ -170,9 +170,11 @@ class Link:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._keeper.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._keeper
-        await self._connection.close()
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+        finally:
+            await self._connection.close()
 
     def channel(self) -> Channel:
         """Put one more stream on the link.

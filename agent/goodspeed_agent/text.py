@@ -24,14 +24,15 @@ class Detokenizer:
 
     Args:
         decode: token ids to text.
+        prompt: the tokens before the first one: they decide whether it begins with a space.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(self, decode: Callable[[Sequence[int]], str], prompt: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._window: list[int] = []
+        self._window = list(prompt[-_KEPT_WINDOW:])
         self._new = 0
         """How many tokens at the window's end have not been written whole."""
-        self._written = 0
+        self._written = len(decode(self._window))
         """How many characters of the window's text have been."""
 
     def push(self, token: int) -> str:
@@ -111,10 +112,13 @@ class TextStream:
     Args:
         decode: token ids to text.
         stops: the stop strings.
+        prompt: the tokens before the first one.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str] = ()) -> None:
-        self._detokenizer = Detokenizer(decode)
+    def __init__(
+        self, decode: Callable[[Sequence[int]], str], stops: Sequence[str] = (), prompt: Sequence[int] = ()
+    ) -> None:
+        self._detokenizer = Detokenizer(decode, prompt)
         self._finder = StopFinder(stops)
         self.tokens: list[int] = []
         """The tokens the text is made of, up to and including the one that completed a stop string."""
