@@ -28,11 +28,13 @@ from rich.text import Text
 from bench.workloads import Prompt, load_prompts
 from goodspeed.errors import GoodSpeedError
 from goodspeed.snapshot import ServerSnapshot
-from goodspeed_server.monitor import fetch_snapshot, top
+from goodspeed_server.monitor import fetch_snapshot, snapshots, top
 
 __all__ = ["main"]
 
 DRAFTERS = ("pico-draft-l-tuned", "pico-draft-l", "pico-draft-m", "pico-draft-s", "suffix", "none")
+FIRST_LIGHT = "suffix"
+"""From here on drafters have nothing to load; they start when the others have, so that all are at work together."""
 STREAMS_PER_AGENT = 2
 PROMPTS_PER_AGENT = 3
 TEMPERATURE = 0.7
@@ -54,11 +56,17 @@ def main(
 ) -> None:
     """Show the whole system at work."""
     console = Console()
+    failed = False
     try:
         uvloop.run(_demo(console, max_new_tokens, timeout_s))
-    except (GoodSpeedError, TimeoutError) as error:
-        console.print(f"the demo failed: {error or f'it took longer than {timeout_s:g} s'}", style="bold")
-        raise typer.Exit(1) from None
+    except* TimeoutError:
+        console.print(f"the demo failed: it took longer than {timeout_s:g} s", style="bold")
+        failed = True
+    except* GoodSpeedError as errors:
+        console.print(f"the demo failed: {errors.exceptions[0]}", style="bold")
+        failed = True
+    if failed:
+        raise typer.Exit(1)
 
 
 async def _demo(console: Console, max_new_tokens: int, timeout_s: float) -> None:
@@ -69,11 +77,14 @@ async def _demo(console: Console, max_new_tokens: int, timeout_s: float) -> None
         watching = asyncio.create_task(top(address, once=False, as_json=False, console=console))
         with tempfile.TemporaryDirectory() as folder:
             own = PROMPTS_PER_AGENT - 1
-            agents = [
-                _agent(address, drafter, [common, *others[own * i : own * (i + 1)]], Path(folder), max_new_tokens)
-                for i, drafter in enumerate(DRAFTERS)
-            ]
-            runs = await asyncio.gather(*agents)
+            async with asyncio.TaskGroup() as tasks:
+                agents = []
+                for i, drafter in enumerate(DRAFTERS):
+                    if drafter == FIRST_LIGHT:
+                        await _linked(address, i)
+                    prompts = [common, *others[own * i : own * (i + 1)]]
+                    agents.append(tasks.create_task(_agent(address, drafter, prompts, Path(folder), max_new_tokens)))
+            runs = [agent.result() for agent in agents]
         snapshot = await fetch_snapshot(address)
         watching.cancel()
         await asyncio.wait([watching])
@@ -102,6 +113,14 @@ async def _server() -> AsyncIterator[str]:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
         await process.wait()
+
+
+async def _linked(address: str, agents: int) -> None:
+    """Wait until so many agents have linked up."""
+    async with contextlib.aclosing(snapshots(address)) as arriving:
+        async for snapshot in arriving:
+            if len(snapshot.agents) >= agents:
+                return
 
 
 async def _agent(address: str, drafter: str, prompts: Sequence[Prompt], folder: Path, max_new_tokens: int) -> AgentRun:
