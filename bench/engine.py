@@ -123,18 +123,19 @@ class Loop:
 
 @dataclass(frozen=True)
 class Result:
-    """Medians over the rounds of one shape."""
+    """The rounds of one shape. The rivals took turns within each, so that a round can be compared with itself."""
 
     model: str
     shape: str
-    tokens: float
-    padded_tokens: float
-    wall_ms: dict[str, float]
-    cpu_ms: dict[str, float]
+    tokens: list[int]
+    padded_tokens: list[int]
+    wall_ms: dict[str, list[float]]
+    cpu_ms: dict[str, list[float]]
 
     def ratio(self, rival: str) -> float:
-        """How many times the packed round's time the rival takes, in CPU time."""
-        return self.cpu_ms[rival] / self.cpu_ms["packed"]
+        """How many times the CPU time of a packed round the rival takes: the median over the rounds."""
+        pairs = zip(self.cpu_ms[rival], self.cpu_ms["packed"], strict=True)
+        return statistics.median(other / packed for other, packed in pairs)
 
 
 def random_target() -> PreTrainedModel:
@@ -165,76 +166,80 @@ def contenders(model: PreTrainedModel, max_length: int) -> dict[str, Contender]:
 
 
 def measure(name: str, model: PreTrainedModel, repeats: int) -> Iterator[Result]:
-    """Time every shape of round.
-
-    Raises:
-        RuntimeError: the contenders disagree, so that comparing their times would mean nothing.
-    """
+    """Time every shape of round."""
     max_length = min(2048, model.config.max_position_embeddings)
-    vocab_size = model.config.vocab_size
     rivals = contenders(model, max_length)
     rng = random.Random(0)
-
-    def draw(count: int) -> list[int]:
-        return [rng.randrange(vocab_size) for _ in range(count)]
-
     filled: tuple[int, ...] = ()
     for shape in SHAPES:
         contexts = tuple(min(context, max_length - MAX_DRAFT - 1) for context in shape.contexts)
         if contexts != filled:
-            prompts = [draw(context) for context in contexts]
-            for contender in rivals.values():
-                for row, prompt in enumerate(prompts):
-                    contender.fill(row, prompt)
+            fill(rivals, contexts, rng, model.config.vocab_size)
             filled = contexts
-        wall: dict[str, list[float]] = {rival: [] for rival in rivals}
-        cpu: dict[str, list[float]] = {rival: [] for rival in rivals}
-        new: list[int] = []
-        padded: list[int] = []
-        for repeat in range(repeats + 1):
-            tokens = [draw(draft + 1) for draft in shape.drafts(rng)]
-            logits: dict[str, Tensor] = {}
-            for rival, contender in rivals.items():
-                wall_start, cpu_start = time.perf_counter(), time.process_time()
-                logits[rival] = contender.verify(contexts, tokens)
-                if repeat > 0:  # the first one warms up
-                    wall[rival].append(1e3 * (time.perf_counter() - wall_start))
-                    cpu[rival].append(1e3 * (time.process_time() - cpu_start))
-            apart = max(float((logits[rival] - logits["loop"]).abs().max()) for rival in rivals)
-            if not apart < TOLERANCE:
-                raise RuntimeError(f"{shape.name}: the logits are {apart} apart")
-            new.append(sum(map(len, tokens)))
-            padded.append(ROWS * max(map(len, tokens)))
-        yield Result(
-            name,
-            shape.name,
-            statistics.mean(new),
-            statistics.mean(padded),
-            {rival: statistics.median(times) for rival, times in wall.items()},
-            {rival: statistics.median(times) for rival, times in cpu.items()},
-        )
+        result = Result(name, shape.name, [], [], {rival: [] for rival in rivals}, {rival: [] for rival in rivals})
+        for turn in range(repeats):
+            tokens = [draw(draft + 1, rng, model.config.vocab_size) for draft in shape.drafts(rng)]
+            if turn == 0:
+                race(rivals, list(rivals), contexts, tokens)  # warms up
+            order = sorted(rivals, key=lambda rival: rng.random())
+            wall_ms, cpu_ms = race(rivals, order, contexts, tokens)
+            result.tokens.append(sum(map(len, tokens)))
+            result.padded_tokens.append(ROWS * max(map(len, tokens)))
+            for rival in rivals:
+                result.wall_ms[rival].append(wall_ms[rival])
+                result.cpu_ms[rival].append(cpu_ms[rival])
+        yield result
+
+
+def draw(count: int, rng: random.Random, vocab_size: int) -> list[int]:
+    return [rng.randrange(vocab_size) for _ in range(count)]
+
+
+def fill(rivals: dict[str, Contender], contexts: Sequence[int], rng: random.Random, vocab_size: int) -> None:
+    for row, context in enumerate(contexts):
+        tokens = draw(context, rng, vocab_size)
+        for contender in rivals.values():
+            contender.fill(row, tokens)
+
+
+def race(
+    rivals: dict[str, Contender], order: Sequence[str], contexts: Sequence[int], tokens: Sequence[Sequence[int]]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Run one round in every way.
+
+    Returns:
+        Wall time and CPU time of each, in ms.
+
+    Raises:
+        RuntimeError: the logits differ, so that comparing the times would mean nothing.
+    """
+    wall_ms: dict[str, float] = {}
+    cpu_ms: dict[str, float] = {}
+    logits: dict[str, Tensor] = {}
+    for rival in order:
+        wall_start, cpu_start = time.perf_counter(), time.process_time()
+        logits[rival] = rivals[rival].verify(contexts, tokens)
+        wall_ms[rival] = 1e3 * (time.perf_counter() - wall_start)
+        cpu_ms[rival] = 1e3 * (time.process_time() - cpu_start)
+    apart = max(float((logits[rival] - logits["loop"]).abs().max()) for rival in rivals)
+    if not apart < TOLERANCE:
+        raise RuntimeError(f"the logits are {apart} apart")
+    return wall_ms, cpu_ms
 
 
 def report(results: Sequence[Result], threads: int) -> Table:
     table = Table(title=f"One round of {ROWS} rows, float32, {threads} CPU thread(s); medians: ms of wall / CPU time")
-    for column in (
-        "target",
-        "round",
-        "tokens / padded",
-        "packed",
-        "padded",
-        "loop",
-        "padded : packed",
-        "loop : packed",
-    ):
-        table.add_column(column, justify="left" if column in ("target", "round") else "right")
+    for words in ("target", "round"):
+        table.add_column(words, no_wrap=True)
+    for figures in ("tokens / padded", "packed", "padded", "loop", "padded : packed", "loop : packed"):
+        table.add_column(figures, justify="right")
+    median = statistics.median
     for result in results:
-        times = [f"{result.wall_ms[rival]:.1f} / {result.cpu_ms[rival]:.1f}" for rival in ("packed", "padded", "loop")]
         table.add_row(
             result.model,
             result.shape,
-            f"{result.tokens:.0f} / {result.padded_tokens:.0f}",
-            *times,
+            f"{median(result.tokens):.0f} / {median(result.padded_tokens):.0f}",
+            *(f"{median(result.wall_ms[rival]):.1f} / {median(result.cpu_ms[rival]):.1f}" for rival in result.wall_ms),
             f"{result.ratio('padded'):.2f}",
             f"{result.ratio('loop'):.2f}",
         )
@@ -244,16 +249,24 @@ def report(results: Sequence[Result], threads: int) -> Table:
 def main(
     threads: Annotated[int, typer.Option(help="CPU threads of torch.")] = 1,
     repeats: Annotated[int, typer.Option(help="Rounds of each shape.")] = 25,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures there as well.")] = None,
+    model: Annotated[str | None, typer.Option(help="A path or name to time instead of the usual targets.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every round's figures there as well.")] = None,
 ) -> None:
     """Time a round of verification in every layout and shape."""
     torch.set_num_threads(threads)
     # Without it transformers copies keys and values for every query head, and the loop would lose by that alone.
     os.environ["TRANSFORMERS_SDPA_FORCE_GQA"] = "1"
-    targets = {"random, 10 x 768": random_target()}
-    if BUNDLED_TARGET.exists():
-        targets["pico-target"] = AutoModelForCausalLM.from_pretrained(BUNDLED_TARGET, dtype=torch.float32)
-    results = [result for name, model in targets.items() for result in measure(name, model, repeats)]
+    targets: dict[str, PreTrainedModel] = {}
+    if model is None:
+        targets["random, 10 x 768"] = random_target()
+    if model is not None or BUNDLED_TARGET.exists():
+        path = model or BUNDLED_TARGET
+        targets[Path(path).name] = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    results: list[Result] = []
+    for name, target in targets.items():
+        for result in measure(name, target, repeats):
+            typer.echo(f"{name}: {result.shape}: padded {result.ratio('padded'):.2f} times packed", err=True)
+            results.append(result)
     Console(width=150).print(report(results, threads))
     if json_file is not None:
         about = {"torch": torch.__version__, "transformers": transformers.__version__, "threads": threads}
