@@ -14,7 +14,7 @@ import typer
 import uvloop
 
 from goodspeed.catalog import DEFAULT_TARGET
-from goodspeed.errors import GoodSpeedError
+from goodspeed.errors import GoodSpeedError, ModelError
 from goodspeed.scheduling import SCHEDULERS
 from goodspeed.verification import Rule
 from goodspeed_server.monitor import run_monitor, top
@@ -110,7 +110,10 @@ def watch(
 
 async def _serve(settings: ServerSettings, *, monitor: bool) -> None:
     # Imported here, so that `--help` and `top` do not wait for torch.
-    from goodspeed_server.server import load_server
+    try:
+        from goodspeed_server.server import load_server
+    except ModuleNotFoundError as error:
+        raise ModelError(f"a server needs torch and transformers ({error.name}): pip install 'goodspeed[models]'") from None
 
     server = load_server(settings)
     drawing = asyncio.create_task(run_monitor(server.snapshot)) if monitor else None

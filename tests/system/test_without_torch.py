@@ -66,6 +66,6 @@ async def test_the_servers_help_needs_no_torch(options: tuple[str, ...]) -> None
 
 async def test_a_server_says_what_it_lacks() -> None:
     code, _, complaints = await run_without_torch("goodspeed_server", "run", "--port", "0")
-    assert code == 1
+    assert code != 0
     assert "goodspeed[models]" in complaints
     assert "Traceback" not in complaints
