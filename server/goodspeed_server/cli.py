@@ -113,7 +113,8 @@ async def _serve(settings: ServerSettings, *, monitor: bool) -> None:
     try:
         from goodspeed_server.server import load_server
     except ModuleNotFoundError as error:
-        raise ModelError(f"a server needs torch and transformers ({error.name}): pip install 'goodspeed[models]'") from None
+        lacking = f"a server needs torch and transformers ({error.name} is missing): pip install 'goodspeed[models]'"
+        raise ModelError(lacking) from None
 
     server = load_server(settings)
     drawing = asyncio.create_task(run_monitor(server.snapshot)) if monitor else None
