@@ -136,7 +136,12 @@ async def _agent(address: str, drafter: str, prompts: Sequence[Prompt], folder: 
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    _, complaints = await process.communicate()
+    try:
+        _, complaints = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.wait()
     if process.returncode != 0:
         raise GoodSpeedError(f"the agent with draft {drafter} failed: {complaints.decode().strip()[-500:]}")
     results = [json.loads(line) for line in done.read_text().splitlines()]
