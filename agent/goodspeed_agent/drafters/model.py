@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from goodspeed import catalog
-from goodspeed.sampling import SamplingParams, position_keys
-from goodspeed.sampling.warping import RowParams, log_probs, sample
-from goodspeed.verification import RATIO_TOP_K, DraftDistribution, Rule, draw_drafted, pack_q, quantise
+from goodspeed.sampling import SamplingParams
+from goodspeed.verification import DraftDistribution, Rule, pack_q
+from goodspeed_agent.drafters.draws import make_draw
 from goodspeed_agent.drafters.interface import DraftSession, Proposal, common_prefix
 from goodspeed_agent.drafters.slots import SlotCache
 
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["ModelDrafter"]
-
-Draw: TypeAlias = Callable[[Tensor, int], tuple[int, DraftDistribution | None]]
-"""Draws a token from float32 [1, vocab] logits at a position, and says what it was drawn from if that is needed."""
 
 _CHUNK = 512
 """The longest piece of a prompt that goes through the model at once."""
@@ -71,7 +68,7 @@ class ModelSession:
         self._vocab_size = vocab_size
         self._cache = SlotCache(model.config)
         self._cached: list[int] = []
-        self._draw = _make_draw(params, rule, model.device)
+        self._draw = make_draw(params, rule)
         text_config = model.config.get_text_config()
         self._context: int = getattr(text_config, "max_position_embeddings", None) or 2**31
 
@@ -101,31 +98,11 @@ class ModelSession:
         del self._cached[keep:]
 
     def _forward(self, tokens: Sequence[int]) -> Tensor:
-        """Append tokens to the cache; return the logits behind the last one, float32 [1, vocab]."""
+        """Append tokens to the cache; return the logits behind the last one, float32 [vocab]."""
         logits: Tensor
         for start in range(0, len(tokens), _CHUNK):
             piece = list(tokens[start : start + _CHUNK])
             ids = torch.tensor([piece], device=self._model.device)
             logits = self._model(input_ids=ids, cache=self._cache, use_cache=True, logits_to_keep=1).logits
             self._cached += piece
-        return logits[:, -1, : self._vocab_size].float()
-
-
-def _make_draw(params: SamplingParams, rule: Rule, device: torch.device) -> Draw:
-    rows = RowParams.of([params], device)
-
-    def greedy(logits: Tensor, position: int) -> tuple[int, None]:
-        return int(logits.argmax()), None
-
-    def coupled(logits: Tensor, position: int) -> tuple[int, None]:
-        keys = torch.from_numpy(position_keys([params.seed], [position])).to(device)
-        return int(sample(logits, rows, keys)), None
-
-    def ratio(logits: Tensor, position: int) -> tuple[int, DraftDistribution]:
-        top = log_probs(logits, rows)[0].topk(min(RATIO_TOP_K, logits.shape[-1]))
-        q = quantise(top.indices.cpu().numpy(), top.values.exp().cpu().numpy())
-        return draw_drafted(q, params.seed, position), q
-
-    if rule == "ratio":
-        return ratio
-    return greedy if params.greedy else coupled
+        return logits[0, -1, : self._vocab_size].float()

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from goodspeed.sampling import SamplingParams, position_keys
+from goodspeed.sampling.warping import RowParams, log_probs, sample
+from goodspeed.verification import draw_drafted
+from goodspeed_agent.drafters.draws import likeliest, make_draw
+
+PARAMS = st.builds(
+    SamplingParams,
+    temperature=st.sampled_from([0.0, 0.3, 0.8, 1.0, 1.7]),
+    top_p=st.sampled_from([0.01, 0.5, 0.9, 0.95, 1.0]),
+    top_k=st.sampled_from([0, 1, 5, 40, 10**6]),
+    min_p=st.sampled_from([0.0, 0.05, 0.3, 1.0]),
+    seed=st.integers(0, 1000),
+)
+
+
+def logits(seed: int, vocab: int = 120) -> torch.Tensor:
+    return torch.randn(vocab, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+@given(PARAMS, st.integers(0, 10**6))
+def test_the_likeliest_are_those_of_the_whole_warped_distribution(params: SamplingParams, seed: int) -> None:
+    row = logits(seed)
+    tokens, weights = likeliest(row, params, 120)
+    whole = log_probs(row[None], RowParams.of([params]))[0].exp().numpy()
+    assert set(tokens.tolist()) == set(np.flatnonzero(whole).tolist())
+    np.testing.assert_allclose(weights / weights.sum(), whole[tokens], rtol=1e-4)
+    assert weights[0] == 1.0
+    assert (np.diff(weights) <= 0).all()
+
+
+@given(PARAMS, st.integers(0, 10**6), st.integers(1, 50))
+def test_fewer_are_the_first_of_them(params: SamplingParams, seed: int, count: int) -> None:
+    whole, weights = likeliest(logits(seed), params, 120)
+    tokens, some = likeliest(logits(seed), params, count)
+    assert tokens.tolist() == whole[:count].tolist()
+    np.testing.assert_allclose(some, weights[:count], rtol=1e-6)
+
+
+@given(PARAMS, st.integers(0, 10**6), st.integers(0, 10**6))
+def test_the_coupled_draw_is_the_targets_own(params: SamplingParams, seed: int, position: int) -> None:
+    keys = torch.from_numpy(position_keys([params.seed], [position]))
+    expected = int(sample(logits(seed)[None], RowParams.of([params]), keys))
+    assert make_draw(params, "coupled")(logits(seed), position) == (expected, None)
+
+
+@given(PARAMS, st.integers(0, 10**6))
+def test_the_ratio_draw_comes_from_what_is_sent(params: SamplingParams, seed: int) -> None:
+    token, q = make_draw(params, "ratio")(logits(seed), 7)
+    assert q is not None
+    assert token == draw_drafted(q, params.seed, 7)
+    assert len(q.tokens) <= 32
+    tokens, weights = likeliest(logits(seed), params, 32)
+    order = [tokens.tolist().index(each) for each in q.tokens]
+    np.testing.assert_allclose(q.p, (weights / weights.sum())[order], atol=1e-3)
+
+
+def test_of_a_large_vocabulary_only_the_head_is_looked_at() -> None:
+    row = logits(3, vocab=50_000)
+    warm = SamplingParams(temperature=1.0)
+    agreed = 0
+    for position in range(200):
+        keys = torch.from_numpy(position_keys([0], [position]))
+        token, _ = make_draw(warm, "coupled")(row, position)
+        assert token in row.topk(1024).indices
+        agreed += token == int(sample(row[None], RowParams.of([warm]), keys))
+    head = float(row.softmax(-1).topk(1024).values.sum())
+    assert agreed / 200 == pytest.approx(head, abs=0.1)
