@@ -4,11 +4,13 @@ Streams that are part of the rounds are either *drafting* (their agent owes a dr
 or their budget is 0 and the server decodes them without waiting for anybody). The paper's barrier closes a round when
 nobody is drafting any more. Ours has a deadline: when it passes, the round closes over whoever is ready. A late draft
 is not lost: the stream becomes ready when it arrives and is verified in the next round. Until then the rounds do not
-wait for it again, so that an agent that hangs costs everybody else one deadline, not one a round.
+wait for it again, so that an agent that hangs costs everybody else one deadline, not one a round; and once its draft is
+overdue the stream is ready without one, so that nobody holds a row for ever by never drafting.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -29,11 +31,13 @@ class Barrier(Generic[StreamT]):
 
     Args:
         timeout_s: how long an open round waits for a draft, and how long any one draft is waited for.
+        overdue_s: how long a stream may owe a draft before it goes on without; it may still come, and is stale then.
         max_streams: how many streams one round may take; the longest ready go first.
     """
 
-    def __init__(self, *, timeout_s: float, max_streams: int | None = None) -> None:
+    def __init__(self, *, timeout_s: float, overdue_s: float = math.inf, max_streams: int | None = None) -> None:
         self._timeout_s = timeout_s
+        self._overdue_s = overdue_s
         self._max_streams = max_streams
         self._drafting: dict[StreamT, _Drafting] = {}
         self._ready: dict[StreamT, int] = {}  # with their budgets, in order of arrival
@@ -68,6 +72,10 @@ class Barrier(Generic[StreamT]):
         else:
             self._ready[stream] = 0
 
+    def owes(self, stream: StreamT) -> bool:
+        """Whether a draft of the stream is awaited."""
+        return stream in self._drafting
+
     def arrive(self, stream: StreamT, now: float) -> float:
         """The draft of `stream` is here.
 
@@ -89,12 +97,16 @@ class Barrier(Generic[StreamT]):
             self._opened_at = None
 
     def closes_at(self) -> float | None:
-        """When the open round closes at the latest; None while nobody is ready, or no round is open."""
-        if not self._ready or self._opened_at is None:
+        """When the open round closes at the latest; None while that is nobody's to say, or no round is open."""
+        if self._opened_at is None:
             return None
         if not self._drafting:
-            return self._opened_at
-        return min(self._opened_at, max(entry.since for entry in self._drafting.values())) + self._timeout_s
+            return self._opened_at if self._ready else None
+        asked_at = [entry.since for entry in self._drafting.values()]
+        if not self._ready:
+            overdue_at = min(asked_at) + self._overdue_s
+            return overdue_at if overdue_at < math.inf else None
+        return min(self._opened_at, max(asked_at)) + self._timeout_s
 
     def close(self, now: float) -> list[StreamT]:
         """Close the round if it is time; the server calls this as soon as it could verify, and again at every event.
@@ -108,6 +120,8 @@ class Barrier(Generic[StreamT]):
         """
         if self._opened_at is None and len(self):
             self._opened_at = now
+        for stream in [stream for stream, entry in self._drafting.items() if now - entry.since >= self._overdue_s]:
+            self.arrive(stream, now)
         closes_at = self.closes_at()
         if closes_at is None or now < closes_at:
             return []

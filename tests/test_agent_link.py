@@ -214,7 +214,7 @@ async def test_a_link_that_is_lost_at_once_every_time_is_given_up(cache: Tokeniz
     backoff = Backoff(first_s=0.002, longest_s=0.002, give_up_after_s=0.1)
     async with linked(server, cache, backoff) as link:
         channel = link.channel()
-        with pytest.raises(LinkLost):  # noqa: PT012  (the loop is the point)
+        with pytest.raises(LinkLost):
             while True:
                 await channel.send(opening(channel))
                 assert await channel.receive() == Relinked()

@@ -14,11 +14,18 @@ import typer
 import uvloop
 
 from goodspeed.catalog import DEFAULT_TARGET
-from goodspeed.errors import GoodSpeedError, ModelError
+from goodspeed.errors import GoodSpeedError, InvalidRequest, ModelError
 from goodspeed.scheduling import SCHEDULERS
 from goodspeed.verification import Rule
 from goodspeed_server.monitor import run_monitor, top
-from goodspeed_server.settings import CAPACITY_PER_STREAM, LayoutName, RoundSettings, ServerSettings
+from goodspeed_server.settings import (
+    AUTO_MAX_LENGTH,
+    AUTO_MAX_STREAMS,
+    CAPACITY_PER_STREAM,
+    LayoutName,
+    RoundSettings,
+    ServerSettings,
+)
 
 __all__ = ["app"]
 
@@ -47,7 +54,7 @@ def run(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8765,
     capacity: Annotated[
         int | None,
-        typer.Option(min=0, help=f"Draft tokens one pass verifies. [default: {CAPACITY_PER_STREAM} a stream]"),
+        typer.Option(min=0, help="Draft tokens one pass verifies.", show_default=f"{CAPACITY_PER_STREAM} a stream"),
     ] = None,
     scheduler: Annotated[str, typer.Option(help=f"One of {', '.join(SCHEDULERS)}.")] = "goodspeed",
     fairness: Annotated[float, typer.Option(help="Of the utility: 0 throughput, 1 proportional, 2 and up.")] = 1.0,
@@ -55,9 +62,15 @@ def run(
     layout: Annotated[LayoutName, typer.Option(help="Of the batch.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
-    max_streams: Annotated[int, typer.Option(min=1, help="Rows of the KV slab.")] = 64,
+    max_streams: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rows of the KV slab.", show_default=f"what fits, to {AUTO_MAX_STREAMS}"),
+    ] = None,
     max_length: Annotated[
-        int | None, typer.Option(min=2, help="Tokens a stream, prompt included. [default: the model's own, up to 4096]")
+        int | None,
+        typer.Option(
+            min=2, help="Tokens a stream, prompt included.", show_default=f"the model's, to {AUTO_MAX_LENGTH}"
+        ),
     ] = None,
     max_waiting: Annotated[int, typer.Option(min=0, help="Streams that may wait for a row.")] = 64,
     round_timeout_ms: Annotated[float, typer.Option(min=0, help="How long a round waits for drafts.")] = 500.0,
@@ -68,12 +81,8 @@ def run(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log who comes and goes.")] = False,
 ) -> None:
     """Load the target, listen, and verify everybody's drafts."""
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(message)s",
-        filename=log_file,
-    )
     with _errors_named():
+        _log_to(log_file, verbose=verbose)
         settings = ServerSettings(
             model=model,
             host=host,
@@ -127,6 +136,20 @@ async def _serve(settings: ServerSettings, *, monitor: bool) -> None:
             for trouble in await asyncio.gather(drawing, return_exceptions=True):
                 if isinstance(trouble, Exception):
                     logger.error("the monitor failed", exc_info=trouble)
+
+
+def _log_to(file: Path | None, *, verbose: bool) -> None:
+    """Our own log and websockets'; what other libraries have to say is theirs to say where they like."""
+    try:
+        handler = logging.FileHandler(file) if file else logging.StreamHandler()
+    except OSError as error:
+        raise InvalidRequest(f"cannot log to {file}: {error.strerror}") from None
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    for name in ("goodspeed_server", "websockets.server"):
+        log = logging.getLogger(name)
+        log.addHandler(handler)
+        log.setLevel(logging.INFO if verbose else logging.WARNING)
+        log.propagate = False
 
 
 @contextlib.contextmanager

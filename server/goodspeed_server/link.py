@@ -16,7 +16,6 @@ from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
-from goodspeed.catalog import Files
 from goodspeed.errors import GoodSpeedError, InvalidRequest, Overloaded, ProtocolError, TokenizerMismatch
 from goodspeed.estimation import PRIOR_ALPHA
 from goodspeed.messages import (
@@ -32,7 +31,6 @@ from goodspeed.messages import (
     Open,
     ServerMessage,
     Snapshot,
-    Tokenizer,
     Welcome,
     decode_agent,
     encode,
@@ -51,6 +49,7 @@ _HANDSHAKE_TIMEOUT_S = 10.0
 _SNAPSHOT_INTERVAL_S = 0.25
 _FLUSH_TIMEOUT_S = 5.0
 _MAX_QUEUED = 4096
+_LONGEST_SENTENCE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +59,11 @@ class ServedModel:
     server: str
     name: str
     fingerprint: str
-    tokenizer: Files
+    weights: str
+    """The digest of its configuration and weights."""
     tokenizer_digest: str
+    tokenizer_frame: bytes
+    """A `Tokenizer` message, encoded once: it can be as large as all else a server ever says to an agent."""
     rule: Rule
     vocab_size: int
     max_length: int
@@ -93,17 +95,20 @@ class Link:
         self._rounds = rounds
         self._telemetry = telemetry
         self._snapshot = snapshot
-        self._outgoing: asyncio.Queue[ServerMessage | None] = asyncio.Queue(_MAX_QUEUED)
+        self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue(_MAX_QUEUED)
+        self._dropped = False
+        self._tokenizer_sent = False
         self._writer: asyncio.Task[None] | None = None
         self._peer = f"{connection.remote_address[0]}:{connection.remote_address[1]}"
 
     def post(self, message: ServerMessage) -> None:
         """Queue a message; a peer that does not read is cut off rather than waited for."""
-        try:
-            self._outgoing.put_nowait(message)
-        except asyncio.QueueFull:
-            logger.warning("link %s reads too slowly and is dropped", self._peer)
-            self._connection.transport.abort()
+        self._post_frame(encode(message))
+
+    def abort(self) -> None:
+        """Cut the peer off without a word."""
+        self._dropped = True
+        self._connection.transport.abort()
 
     async def run(self) -> None:
         """Serve the peer until the link is closed; never raises what a peer can cause."""
@@ -128,6 +133,15 @@ class Link:
         self.post(Goodbye(reason, retry_after_s))
         await self._flush_and_close(CloseCode.GOING_AWAY, reason)
 
+    def _post_frame(self, frame: bytes) -> None:
+        if self._dropped:
+            return
+        try:
+            self._outgoing.put_nowait(frame)
+        except asyncio.QueueFull:
+            logger.warning("link %s reads too slowly and is dropped", self._peer)
+            self.abort()
+
     async def _greet(self) -> Hello:
         try:
             async with asyncio.timeout(_HANDSHAKE_TIMEOUT_S):
@@ -149,6 +163,7 @@ class Link:
                 model=model.name,
                 fingerprint=model.fingerprint,
                 tokenizer=model.tokenizer_digest,
+                weights=model.weights,
                 rule=model.rule,
                 vocab_size=model.vocab_size,
                 max_length=model.max_length,
@@ -163,7 +178,7 @@ class Link:
         self._telemetry.joined(account, self._rounds.now())
         logger.info("agent %s (%s) has linked up from %s", hello.name, hello.drafter, self._peer)
         try:
-            while True:
+            while not self._dropped:
                 self._handle(account, await self._receive())
         finally:
             self._rounds.drop(self)
@@ -179,14 +194,21 @@ class Link:
                 case Close():
                     self._rounds.close(self, message.stream)
                 case GetTokenizer():
-                    self.post(Tokenizer(self._model.tokenizer_digest, self._model.tokenizer))
+                    if self._tokenizer_sent:
+                        raise ProtocolError("the tokenizer was asked for twice on one link")
+                    self._tokenizer_sent = True
+                    self._post_frame(self._model.tokenizer_frame)
                 case Hello():
                     raise ProtocolError("a second Hello on one link")
         except Overloaded as error:
-            self.post(Failure(error.code, str(error), _stream_of(message), error.retry_after_s))
+            self._refuse(error, _stream_of(message), error.retry_after_s)
         except InvalidRequest as error:
             # One stream's trouble: the link, and every other stream on it, goes on.
-            self.post(Failure(error.code, str(error), _stream_of(message)))
+            self._refuse(error, _stream_of(message))
+
+    def _refuse(self, error: GoodSpeedError, stream: int | None = None, retry_after_s: float | None = None) -> None:
+        # A sentence may quote what the peer sent, and may not be longer than the peer accepts.
+        self.post(Failure(error.code, str(error)[:_LONGEST_SENTENCE], stream, retry_after_s))
 
     async def _show(self) -> None:
         closed = asyncio.create_task(self._connection.wait_closed())
@@ -200,12 +222,12 @@ class Link:
 
     async def _write(self) -> None:
         with contextlib.suppress(ConnectionClosed):
-            while (message := await self._outgoing.get()) is not None:
-                await self._connection.send(encode(message))
+            while (frame := await self._outgoing.get()) is not None:
+                await self._connection.send(frame)
 
     async def _close_with(self, error: GoodSpeedError, close_code: CloseCode) -> None:
         logger.warning("link %s is closed: %s", self._peer, error)
-        self.post(Failure(error.code, str(error)))
+        self._refuse(error)
         await self._flush_and_close(close_code, error.code)
 
     async def _flush_and_close(self, close_code: CloseCode, reason: str) -> None:

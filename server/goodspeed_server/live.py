@@ -44,7 +44,6 @@ class LiveStream:
     stream: ServedStream
     row: int
     estimator: AcceptanceEstimator
-    weight: float = 1.0
     goodput: float = 1.0
     """Smoothed tokens per round, `X` of equation (4); every round commits at least one."""
     budget: int = 0

@@ -31,23 +31,23 @@ def free_bytes(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
-def rows_that_fit(wanted: int, max_length: int, token_bytes: int, free: int) -> int:
-    """Check the number of streams against the memory.
+def rows_that_fit(wanted: int | None, max_length: int, token_bytes: int, free: int, *, at_most: int = 64) -> int:
+    """Settle the number of streams.
 
     Args:
-        wanted: streams the operator asked for.
+        wanted: streams the operator asked for; None: as many as fit, up to `at_most`.
         max_length: tokens each may hold.
         token_bytes: from `kv_bytes_per_token`.
         free: bytes, from `free_bytes`.
-
-    Returns:
-        `wanted`.
+        at_most: streams that are enough where nobody asked for a number.
 
     Raises:
-        InvalidRequest: so many do not fit; it names the largest configurations that do.
+        InvalidRequest: so many do not fit, or not even one; it names the largest configurations that do.
     """
     usable = int(_USABLE * free)
     row_bytes = max_length * token_bytes
+    if wanted is None:
+        wanted = max(1, min(at_most, usable // row_bytes))
     if wanted * row_bytes <= usable:
         return wanted
     streams, length = usable // row_bytes, usable // (wanted * token_bytes)

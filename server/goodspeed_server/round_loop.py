@@ -25,7 +25,7 @@ from goodspeed.verification import DraftDistribution, Rule, unpack_q
 from goodspeed_server.admission import Admission
 from goodspeed_server.engine import Engine
 from goodspeed_server.live import AgentAccount, LiveStream, Outbox
-from goodspeed_server.settings import CAPACITY_PER_STREAM, RoundSettings
+from goodspeed_server.settings import CAPACITY_PER_STREAM, OVERDUE, RoundSettings
 from goodspeed_server.telemetry import RoundRecord, Telemetry
 from goodspeed_server.verifier import Chunk, Outcome, Pass, Turn, Verifier
 
@@ -76,7 +76,9 @@ class RoundLoop:
         self._settings = settings
         self._telemetry = telemetry
         self._clock = clock
-        self._rounds: Barrier[LiveStream] = Barrier(timeout_s=settings.round_timeout_s)
+        self._rounds: Barrier[LiveStream] = Barrier(
+            timeout_s=settings.round_timeout_s, overdue_s=OVERDUE * settings.round_timeout_s
+        )
         self._live: dict[StreamKey, LiveStream] = {}
         self._prefilling: dict[LiveStream, None] = {}  # in order of admission
         self._admission: Admission[StreamKey, tuple[AgentAccount, ServedStream]] = Admission(
@@ -102,6 +104,11 @@ class RoundLoop:
         if self._settings.capacity is not None:
             return self._settings.capacity
         return CAPACITY_PER_STREAM * sum(live.stream.max_draft > 0 for live in self._live.values())
+
+    @property
+    def _granted(self) -> int:
+        """Draft tokens that agents have been granted and that no pass has verified yet."""
+        return self._rounds.outstanding + sum(live.budget for live in self._prefilling)
 
     def now(self) -> float:
         """The loop's clock, seconds."""
@@ -156,7 +163,7 @@ class RoundLoop:
         if live.draft is not None:
             return
         try:
-            live.q = self._checked_q(live, message)
+            live.q = self._check_draft(live, message)
         except InvalidRequest as error:
             live.account.bad_drafts += 1
             outbox.post(Failure(error.code, str(error), message.stream))
@@ -164,7 +171,7 @@ class RoundLoop:
         if live.budget == 0:
             return
         live.draft = message
-        if live in self._rounds:
+        if self._rounds.owes(live):
             self._rounds.arrive(live, self._clock())
             self._changed.set()
 
@@ -177,9 +184,10 @@ class RoundLoop:
 
     def drop(self, outbox: Outbox) -> None:
         """End every stream of a link that has gone."""
+        # The queue first: a row that falls free must not go to a stream of the same link.
+        self._admission.withdraw_all(lambda key: key[0] is outbox)
         for key in [key for key in self._live if key[0] is outbox]:
             self.close(*key)
-        self._admission.withdraw_all(lambda key: key[0] is outbox)
 
     def stop(self) -> None:
         """Let `run` return after the round that runs now."""
@@ -215,6 +223,7 @@ class RoundLoop:
                         judge_s=outcome.judge_s,
                         commit_s=self._clock() - verified,
                         streams=len(commits),
+                        prefilled=sum(len(chunk.tokens) for chunk in planned.work.chunks),
                         drafted=sum(len(turn.drafted) for turn in planned.work.turns),
                         accepted=sum(commit.accepted for commit in commits),
                         committed=sum(commit.size for commit in commits),
@@ -249,9 +258,12 @@ class RoundLoop:
             turns.append(Turn(live.row, stream.length, stream.tokens[-1], drafted, stream.params, live.q))
         chunks, prefilled = [], []
         room = self._settings.prefill_chunk
-        for live in self._prefilling:
+        # Equal shares, the shortest first so that what they leave goes to the others: a short prompt is never stuck
+        # behind long ones.
+        waiting = sorted(self._prefilling, key=lambda live: live.stream.length - live.stream.cached)
+        for place, live in enumerate(waiting):
             stream = live.stream
-            size = min(room, stream.length - 1 - stream.cached)
+            size = min(-(-room // (len(waiting) - place)), stream.length - 1 - stream.cached)
             if size <= 0:
                 break
             live.in_pass = True
@@ -303,13 +315,7 @@ class RoundLoop:
         """Choose the next budget of each of `streams` and wait for their drafts."""
         if not streams:
             return
-        demand = Demand(
-            alpha=np.array([live.estimator.optimistic for live in streams]),
-            goodput=np.array([live.goodput for live in streams]),
-            weight=np.array([live.weight for live in streams]),
-            limit=np.array([live.stream.draft_limit for live in streams], dtype=np.int64),
-        )
-        plan = self.scheduler.plan(demand, self.capacity - self._rounds.outstanding)
+        plan = self.scheduler.plan(_demand(streams), max(0, self.capacity - self._granted))
         now = self._clock()
         for live, budget in zip(streams, plan.budgets.tolist(), strict=True):
             live.budget = budget
@@ -326,16 +332,10 @@ class RoundLoop:
         estimator = (HitOrMiss if self._rule == "coupled" else RatioMean)(account.prior_alpha)
         live = LiveStream(number, outbox, account, stream, self._engine.allocate(), estimator)
         self._live[key] = live
-        demand = Demand(
-            alpha=np.array([estimator.optimistic]),
-            goodput=np.array([live.goodput]),
-            weight=np.array([live.weight]),
-            limit=np.array([stream.draft_limit], dtype=np.int64),
-        )
-        # The first budget is a fair share; the first round's plan corrects it.
+        # The first budget is a fair share of what is left; the first round's plan corrects it.
         capacity = self.capacity
-        share = min(capacity // len(self._live), max(0, capacity - self._rounds.outstanding))
-        live.budget = int(self.scheduler.plan(demand, share).budgets[0])
+        share = min(capacity // len(self._live), max(0, capacity - self._granted))
+        live.budget = int(self.scheduler.plan(_demand([live]), share).budgets[0])
         outbox.post(Opened(number, stream.length, live.budget))
         if stream.prefilled:
             self._join(live)
@@ -367,7 +367,8 @@ class RoundLoop:
             key, (account, stream) = waiting
             self._admit(key, account, stream)
 
-    def _checked_q(self, live: LiveStream, message: Draft) -> list[DraftDistribution]:
+    def _check_draft(self, live: LiveStream, message: Draft) -> list[DraftDistribution]:
+        """See whether a draft can be used; return what its tokens were drawn from, under the ratio rule."""
         if len(message.tokens) > live.budget:
             raise InvalidRequest(
                 f"{len(message.tokens)} tokens were drafted and the budget is {live.budget}", code="draft_too_long"
@@ -375,8 +376,18 @@ class RoundLoop:
         if message.tokens and max(message.tokens) >= self._engine.vocab_size:
             raise InvalidRequest(
                 f"token id {max(message.tokens)} is out of range: the vocabulary has {self._engine.vocab_size} tokens",
-                code="token_out_of_range",
+                code="draft_out_of_range",
             )
         if self._rule == "coupled":
             return []
         return unpack_q(message.q, message.tokens, self._engine.vocab_size)
+
+
+def _demand(streams: Sequence[LiveStream]) -> Demand:
+    """What the scheduler is told of some streams."""
+    return Demand(
+        alpha=np.array([live.estimator.optimistic for live in streams]),
+        goodput=np.array([live.goodput for live in streams]),
+        weight=np.ones(len(streams)),
+        limit=np.array([live.stream.draft_limit for live in streams], dtype=np.int64),
+    )

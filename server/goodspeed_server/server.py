@@ -18,9 +18,9 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 
 import goodspeed
-from goodspeed.catalog import Files, digest, fingerprint, load_model, tokenizer_files
+from goodspeed.catalog import Files, digest, fingerprint, load_model, tokenizer_files, weights_digest
 from goodspeed.errors import GoodSpeedError, InvalidRequest
-from goodspeed.messages import MAX_AGENT_FRAME_BYTES
+from goodspeed.messages import MAX_AGENT_FRAME_BYTES, Tokenizer, encode
 from goodspeed.scheduling import SCHEDULERS
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed.utility import AlphaFair
@@ -29,7 +29,7 @@ from goodspeed_server.engine import Engine, Layout
 from goodspeed_server.link import Link, ServedModel
 from goodspeed_server.memory import free_bytes, kv_bytes_per_token, rows_that_fit
 from goodspeed_server.round_loop import RoundLoop
-from goodspeed_server.settings import AUTO_MAX_LENGTH, ServerSettings
+from goodspeed_server.settings import AUTO_MAX_LENGTH, AUTO_MAX_STREAMS, ServerSettings
 from goodspeed_server.telemetry import ServerFacts, Telemetry
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ __all__ = ["VerificationServer", "load_server"]
 logger = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT_S = 10.0
+_TOKEN_BYTES = 5
+_FRAME_ROOM_BYTES = 2**16
+"""The largest frame taken holds twice the longest prompt and this much: a prompt that is too long gets a sentence, and
+one that is far too long a close code, before it has cost anybody the time to read it."""
 
 
 def load_server(settings: ServerSettings) -> VerificationServer:
@@ -77,14 +81,16 @@ class VerificationServer:
             layout = "packed" if model.device.type == "cpu" else "padded"
         else:
             layout = settings.layout
-        limit = int(getattr(model.config.get_text_config(), "max_position_embeddings", AUTO_MAX_LENGTH))
+        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or AUTO_MAX_LENGTH
         if settings.max_length is not None and settings.max_length > limit:
             raise InvalidRequest(f"max-length is {settings.max_length} and {settings.model} was made for {limit}")
         max_length = settings.max_length or min(limit, AUTO_MAX_LENGTH)
         token_bytes = kv_bytes_per_token(model.config, model.dtype)
         engine = Engine(
             model,
-            rows=rows_that_fit(settings.max_streams, max_length, token_bytes, free_bytes(model.device)),
+            rows=rows_that_fit(
+                settings.max_streams, max_length, token_bytes, free_bytes(model.device), at_most=AUTO_MAX_STREAMS
+            ),
             max_length=max_length,
             layout=layout,
             device=model.device,
@@ -109,8 +115,9 @@ class VerificationServer:
             server=f"goodspeed {goodspeed.__version__} on {platform.node() or 'a server'}",
             name=settings.model,
             fingerprint=fingerprint(tokenizer),
-            tokenizer=tokenizer,
+            weights=weights_digest(model),
             tokenizer_digest=digest(tokenizer),
+            tokenizer_frame=encode(Tokenizer(digest(tokenizer), tokenizer)),
             rule=settings.rule,
             vocab_size=engine.vocab_size,
             max_length=engine.max_length,
@@ -145,13 +152,16 @@ class VerificationServer:
 
         Raises:
             GoodSpeedError: the port is taken, or the address cannot be used.
+            Exception: whatever made the engine fail meanwhile.
         """
         listener = await self._bind()
         self._running = asyncio.create_task(self._rounds.run(), name="rounds")
+        self._running.add_done_callback(self._rounds_ended)
         try:
             yield _address(listener)
         finally:
             await self._close(listener)
+        self._running.result()
 
     async def run(self) -> None:
         """Print the address and serve until SIGTERM or SIGINT; a second signal ends the process at once.
@@ -190,7 +200,7 @@ class VerificationServer:
                 settings.port,
                 process_request=self._answer_http,
                 compression=None,
-                max_size=MAX_AGENT_FRAME_BYTES,
+                max_size=min(MAX_AGENT_FRAME_BYTES, 2 * _TOKEN_BYTES * self._model.max_length + _FRAME_ROOM_BYTES),
                 server_header=f"goodspeed/{goodspeed.__version__}",
             )
         except OSError as error:
@@ -204,15 +214,22 @@ class VerificationServer:
     async def _close(self, listener: Server) -> None:
         """Stop accepting, finish the round that runs, say goodbye, and only then cut off who does not answer."""
         assert self._running is not None
-        self._draining = True
-        listener.close(close_connections=False)
+        self._draining = True  # refuses new links, and says so on /ready
         self._rounds.stop()
         await asyncio.wait([self._running])
-        links = [asyncio.create_task(link.say_goodbye("the server is shutting down", 1.0)) for link in self._links]
-        if links:
-            await asyncio.wait(links, timeout=_CLOSE_TIMEOUT_S)
+        goodbyes = [asyncio.create_task(link.say_goodbye("the server is shutting down", 1.0)) for link in self._links]
+        if goodbyes:
+            await asyncio.wait(goodbyes, timeout=_CLOSE_TIMEOUT_S)
+        for link in self._links:
+            link.abort()
         listener.close()
         await listener.wait_closed()
+
+    def _rounds_ended(self, running: asyncio.Task[None]) -> None:
+        if not running.cancelled() and running.exception() is not None:
+            # Nobody will ever be answered again: agents find another server sooner if they are told so now.
+            for link in self._links:
+                link.abort()
 
     async def _serve_link(self, connection: ServerConnection) -> None:
         link = Link(
@@ -237,6 +254,8 @@ class VerificationServer:
             if self._draining:
                 return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "draining\n")
             return connection.respond(http.HTTPStatus.OK, "ready\n")
+        if path == "/" and self._draining:
+            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "the server is shutting down\n")
         if path != "/":
             return connection.respond(http.HTTPStatus.NOT_FOUND, "there is /health, /ready, and a WebSocket at /\n")
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
@@ -12,10 +13,21 @@ from goodspeed.scheduling import SCHEDULERS
 from goodspeed.utility import AlphaFair
 from goodspeed.verification import Rule
 
-__all__ = ["AUTO_MAX_LENGTH", "CAPACITY_PER_STREAM", "LayoutName", "RoundSettings", "ServerSettings"]
+__all__ = [
+    "AUTO_MAX_LENGTH",
+    "AUTO_MAX_STREAMS",
+    "CAPACITY_PER_STREAM",
+    "OVERDUE",
+    "LayoutName",
+    "RoundSettings",
+    "ServerSettings",
+]
 
 LayoutName: TypeAlias = Literal["auto", "packed", "padded"]
 
+OVERDUE = 10
+"""How many round timeouts a draft may be late."""
+AUTO_MAX_STREAMS = 64
 AUTO_MAX_LENGTH = 4096
 """The most tokens a stream gets unless the operator asks for more."""
 CAPACITY_PER_STREAM = 4
@@ -24,17 +36,28 @@ CAPACITY_PER_STREAM = 4
 
 @dataclass(frozen=True, slots=True)
 class RoundSettings:
-    """What an operator chooses about rounds."""
+    """What an operator chooses about rounds.
+
+    Raises:
+        InvalidRequest: a number is out of range.
+    """
 
     capacity: int | None = None
     """Draft tokens one pass may verify, `C`; None: `CAPACITY_PER_STREAM` for each stream that can draft."""
     round_timeout_s: float = 0.5
-    """How long the barrier waits for drafts."""
+    """How long the barrier waits for drafts; a stream whose draft is `OVERDUE` times as late goes on without it."""
     prefill_chunk: int = 512
     """Prompt tokens one pass may carry beside its drafts, so that a long prompt stalls nobody."""
     max_waiting: int = 64
     beta: float = 0.5
     """The step of equation (4); the paper's value."""
+
+    def __post_init__(self) -> None:
+        _check("capacity", self.capacity is None or self.capacity >= 0, "0 or above")
+        _check("round_timeout_s", 0 <= self.round_timeout_s < math.inf, "0 or above")
+        _check("prefill_chunk", self.prefill_chunk >= 1, "1 or above")
+        _check("max_waiting", self.max_waiting >= 0, "0 or above")
+        _check("beta", 0 < self.beta <= 1, "above 0 and at most 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +77,8 @@ class ServerSettings:
     layout: LayoutName = "auto"
     device: str = "auto"
     dtype: str = "auto"
-    max_streams: int = 64
-    """Rows of the KV slab."""
+    max_streams: int | None = None
+    """Rows of the KV slab; None: as many as fit into the memory, at most `AUTO_MAX_STREAMS`."""
     max_length: int | None = None
     """Tokens a stream, prompt included; None: what the model was made for, at most `AUTO_MAX_LENGTH`."""
     threads: int | None = None
@@ -67,6 +90,11 @@ class ServerSettings:
         _choose("rule", self.rule, get_args(Rule))
         _choose("layout", self.layout, get_args(LayoutName))
         AlphaFair(self.fairness)
+
+
+def _check(what: str, good: bool, range_: str) -> None:
+    if not good:
+        raise InvalidRequest(f"{what} must be {range_}")
 
 
 def _choose(what: str, name: str, names: Collection[str]) -> None:

@@ -31,6 +31,8 @@ class RoundRecord:
     judge_s: float
     commit_s: float
     streams: int
+    prefilled: int
+    """Prompt tokens in the pass."""
     drafted: int
     accepted: int
     committed: int
@@ -126,6 +128,9 @@ class Telemetry:
         """A pass has been committed."""
         self._busy_s += record.forward_s
         self._judge_s += record.judge_s
+        # Prompts cost plain decoding what they cost here.
+        tokens = record.prefilled + record.drafted + record.streams
+        self._plain_busy_s += record.forward_s * record.prefilled / max(1, tokens)
         if record.streams == 0:
             return
         self._rounds += 1
@@ -214,4 +219,5 @@ class Telemetry:
             drafted=account.drafted,
             accepted=account.accepted,
             committed=account.committed,
+            state=f"{account.bad_drafts} bad drafts" if account.bad_drafts else "ok",
         )

@@ -55,6 +55,7 @@ class Outcome:
     judgements: Sequence[Judgement]
     forward_s: float
     judge_s: float
+    """Everything else: laying the pass out, sampling, judging."""
 
 
 class Verifier:
@@ -72,6 +73,7 @@ class Verifier:
     @torch.inference_mode()
     def run(self, work: Pass) -> Outcome:
         """Verify; blocks for as long as the forward pass takes."""
+        begun = time.perf_counter()
         segments = [Segment(chunk.row, chunk.start, chunk.tokens, 0) for chunk in work.chunks]
         segments += [
             Segment(turn.row, turn.base - 1, [turn.last_token, *turn.drafted], len(turn.drafted) + 1)
@@ -83,7 +85,8 @@ class Verifier:
             torch.cuda.synchronize()
         forwarded = time.perf_counter()
         judgements = self._judge(work.turns, logits) if work.turns else []
-        return Outcome(judgements, forwarded - started, time.perf_counter() - forwarded)
+        forward_s = forwarded - started
+        return Outcome(judgements, forward_s, time.perf_counter() - begun - forward_s)
 
     def _judge_coupled(self, turns: Sequence[Turn], logits: Tensor) -> list[Judgement]:
         drawn = self._draw(turns, logits).tolist()

@@ -1,0 +1,150 @@
+"""What agents do without meaning harm, and what those who do mean it try: nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+from goodspeed.messages import Draft, GetTokenizer, Goodbye, Opened, Tokenizer, Verdict
+from goodspeed_server.telemetry import RoundRecord, Telemetry
+from tests.serving import linked, serving, tiny_settings
+from tests.test_server import PROMPT, target_text
+
+
+@pytest.fixture
+def records(monkeypatch: pytest.MonkeyPatch) -> list[RoundRecord]:
+    """Every round the server runs."""
+    seen: list[RoundRecord] = []
+    note = Telemetry.round_over
+
+    def round_over(self: Telemetry, record: RoundRecord) -> None:
+        seen.append(record)
+        note(self, record)
+
+    monkeypatch.setattr(Telemetry, "round_over", round_over)
+    return seen
+
+
+@pytest.mark.parametrize("max_draft", [0, 4])
+async def test_a_link_that_goes_takes_its_queued_streams_along(max_draft: int) -> None:
+    async with serving(tiny_settings(max_streams=1)) as (server, address):
+        async with linked(address) as leaving:
+            await leaving.open(0, PROMPT, max_new_tokens=80)
+            queued = asyncio.create_task(leaving.open(1, PROMPT, max_new_tokens=80, max_draft=max_draft))
+            while server.snapshot().waiting == 0:
+                await asyncio.sleep(0)
+            queued.cancel()
+        async with linked(address) as other:
+            assert await other.generate(0, PROMPT) == target_text(PROMPT, 8)
+        assert server.snapshot().waiting == 0
+
+
+async def test_an_agent_that_never_drafts_is_decoded_and_gives_its_row_back() -> None:
+    settings = tiny_settings(max_streams=1, rounds={"round_timeout_s": 0.02})
+    async with serving(settings) as (_, address), linked(address) as silent, linked(address) as other:
+        opened = await silent.open(0, PROMPT, max_new_tokens=3)
+        assert opened.budget > 0
+        # Not one draft: the row is given back after three overdue ones, and the other stream gets it.
+        assert await other.generate(0, PROMPT) == target_text(PROMPT, 8)
+        verdicts = [await silent.expect(Verdict) for _ in range(3)]
+        assert [token for verdict in verdicts for token in verdict.tokens] == target_text(PROMPT, 3)
+        assert verdicts[-1].finish == "length"
+
+
+async def test_a_draft_that_comes_when_it_is_overdue_is_stale() -> None:
+    settings = tiny_settings(rounds={"round_timeout_s": 0.02})
+    async with serving(settings) as (_, address), linked(address) as peer:
+        opened = await peer.open(0, PROMPT, max_new_tokens=40)
+        first = await peer.expect(Verdict)
+        await peer.send(Draft(0, opened.base, target_text(PROMPT, opened.budget)))
+        answer = await peer.expect(Verdict)
+        while answer.base != opened.base:  # more of them may have become overdue meanwhile
+            answer = await peer.expect(Verdict)
+        assert answer.accepted == 0
+        assert answer.tokens[:1] == first.tokens == target_text(PROMPT, 1)
+
+
+async def test_no_pass_carries_more_drafts_than_the_capacity(records: list[RoundRecord]) -> None:
+    text = target_text(PROMPT, 40)
+    settings = tiny_settings(max_streams=8, rounds={"capacity": 8})
+    async with serving(settings) as (_, address), linked(address) as peer:
+        opened = [await peer.open(stream, PROMPT, max_new_tokens=40, max_draft=8) for stream in range(8)]
+        assert sum(message.budget for message in opened) <= 8
+        lengths = {message.stream: message.base for message in opened}
+        finished = 0
+        for message in opened:
+            if message.budget:
+                await peer.send(Draft(message.stream, message.base, text[: message.budget]))
+        while finished < 8:
+            verdict = await peer.expect(Verdict)
+            stream = verdict.stream
+            lengths[stream] = verdict.base + verdict.accepted + len(verdict.tokens)
+            finished += verdict.finish is not None
+            if verdict.budget and not verdict.finish:
+                done = lengths[stream] - len(PROMPT)
+                await peer.send(Draft(stream, lengths[stream], text[done : done + verdict.budget]))
+    assert max(record.drafted for record in records) <= 8
+    assert any(record.drafted for record in records)
+
+
+async def test_a_short_prompt_does_not_wait_for_a_long_one(records: list[RoundRecord]) -> None:
+    settings = tiny_settings(rounds={"prefill_chunk": 4})
+    async with serving(settings) as (_, address), linked(address) as peer:
+        await peer.open(0, [index % 97 for index in range(90)], max_draft=0, max_new_tokens=2)
+        await peer.open(1, PROMPT[:3], max_draft=0, max_new_tokens=2)
+        verdict = await peer.expect(Verdict)
+        assert verdict.stream == 1
+    assert all(record.prefilled <= 4 for record in records)
+
+
+async def test_a_reader_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("goodspeed_server.link._MAX_QUEUED", 4)
+    async with serving() as (server, address), linked(address) as peer:
+        await peer.open(0, PROMPT)
+        (link,) = server._links
+        for _ in range(8):
+            link.post(Goodbye("x" * 100))
+        with pytest.raises(ConnectionClosed):
+            while True:
+                await peer.receive()
+        async with linked(address) as other:
+            assert await other.generate(0, PROMPT) == target_text(PROMPT, 8)
+
+
+async def test_closing_in_order_finishes_the_round_and_says_goodbye() -> None:
+    text = target_text(PROMPT, 8)
+    server = serving()
+    _, address = await server.__aenter__()
+    async with linked(address) as peer:
+        opened = await peer.open(0, PROMPT, max_new_tokens=40)
+        await peer.send(Draft(0, opened.base, text[: opened.budget]))
+        assert (await peer.expect(Verdict)).accepted == opened.budget
+        closing = asyncio.create_task(server.__aexit__(None, None, None))
+        assert (await peer.expect(Goodbye)).retry_after_s is not None
+        with pytest.raises(ConnectionClosed) as closed:
+            await peer.receive()
+        await closing
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1001
+
+
+async def test_the_tokenizer_is_sent_once_a_link() -> None:
+    async with serving() as (_, address), linked(address) as peer:
+        await peer.send(GetTokenizer())
+        await peer.expect(Tokenizer)
+        await peer.send(GetTokenizer())
+        assert (await peer.failure()).code == "protocol_error"
+
+
+async def test_an_engine_that_fails_ends_the_server_and_cuts_its_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        async with serving() as (_, address), linked(address) as peer:
+            monkeypatch.setattr("goodspeed_server.engine.Engine.forward", fail)
+            await peer.open(0, PROMPT, max_draft=0)
+            with pytest.raises(ConnectionClosed):
+                await peer.expect(Opened)
