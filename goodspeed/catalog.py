@@ -30,6 +30,7 @@ __all__ = [
     "refuse_recurrent",
     "resolve",
     "tokenizer_files",
+    "weights_digest",
 ]
 
 DEFAULT_TARGET = "pico-target"
@@ -41,6 +42,10 @@ Files = dict[str, bytes]
 _MODELS = Path(__file__).with_name("models")
 _TOKENIZER = "tokenizer.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
+_WEIGHTS_SAMPLE = 64
+"""How many values of a parameter go into a digest: enough to tell any two models apart, and read in no time."""
+_CONFIG_HABITS = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
+"""What a configuration says about where a model came from and how it was saved, not about what it computes."""
 _ATTENTION_KINDS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 
 
@@ -230,3 +235,17 @@ def fingerprint(files: Files) -> str:
     core = {key: tokenizer.get(key) for key in ("model", "normalizer", "pre_tokenizer")}
     core["added_tokens"] = sorted((token["id"], token["content"]) for token in tokenizer.get("added_tokens", []))
     return hashlib.sha256(json.dumps(core, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """Name a model by what it computes: its configuration, and a sample of every parameter.
+
+    Independent of device, process and path; another precision is another model.
+    """
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _CONFIG_HABITS}
+    whole = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, weight in model.named_parameters():
+        stride = -(-weight.numel() // _WEIGHTS_SAMPLE) or 1
+        sample = weight.detach().flatten()[::stride].float().cpu().numpy()
+        whole.update(f"{name}\0{tuple(weight.shape)}\0{weight.dtype}\0".encode() + sample.tobytes())
+    return whole.hexdigest()[:32]

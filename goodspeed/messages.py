@@ -142,6 +142,9 @@ class Welcome(_Message, tag="W", frozen=True):
     """Of the target's vocabulary (`catalog.fingerprint`): what a draft model has to share."""
     tokenizer: ShortText
     """The digest of the target's tokenizer files (`catalog.digest`): what an agent's cache is keyed by."""
+    weights: ShortText
+    """Names the target's configuration and weights (`catalog.weights_digest`): a stream may go on only on the same
+    target."""
     rule: Rule
     vocab_size: Length
     max_length: Length

@@ -82,6 +82,7 @@ class FakeServer:
     max_draft: int = 64
     eos_tokens: tuple[int, ...] = (256,)
     files: Files = field(default_factory=byte_tokenizer)
+    weights: str = "counts"
     hook: Hook | None = None
     received: list[AgentMessage] = field(default_factory=list)
     links: int = 0
@@ -107,6 +108,7 @@ class FakeServer:
             "counter",
             catalog.fingerprint(self.files),
             catalog.digest(self.files),
+            self.weights,
             self.rule,
             self.vocab_size,
             self.max_length,

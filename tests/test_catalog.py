@@ -17,6 +17,7 @@ from goodspeed.catalog import (
     refuse_recurrent,
     resolve,
     tokenizer_files,
+    weights_digest,
 )
 from goodspeed.errors import ModelError, UnknownModel, UnsupportedModel
 from tests.serving import tiny_tokenizer
@@ -90,6 +91,15 @@ def test_a_fingerprint_is_of_the_vocabulary_and_a_digest_of_the_files() -> None:
     # Padding is a habit of whoever encodes; it changes no id.
     tokenizer = json.loads(files["tokenizer.json"]) | {"padding": {"strategy": "BatchLongest"}}
     assert fingerprint(files) == fingerprint({"tokenizer.json": json.dumps(tokenizer).encode()})
+
+
+def test_weights_are_named_by_what_they_compute(folder: Path) -> None:
+    named = weights_digest(tiny_llama())
+    assert len(named) == 32
+    assert named == weights_digest(load_model(str(folder), device="cpu"))
+    assert named != weights_digest(tiny_llama(seed=1))
+    assert named != weights_digest(tiny_llama(rope_theta=500.0))
+    assert named != weights_digest(load_model(str(folder), device="cpu", dtype="bfloat16"))
 
 
 def test_a_tokenizer_is_the_same_whether_read_or_converted(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ AGENT: dict[type, st.SearchStrategy[AgentMessage]] = {
 SERVER: dict[type, st.SearchStrategy[ServerMessage]] = {
     Welcome: st.builds(
         Welcome,
-        *(versions, texts, texts, texts, texts, st.sampled_from(["coupled", "ratio"])),
+        *(versions, texts, texts, texts, texts, texts, st.sampled_from(["coupled", "ratio"])),
         *(numbers, numbers, numbers, token_lists),
     ),
     Tokenizer: st.builds(Tokenizer, texts, st.dictionaries(texts, st.binary(max_size=100), max_size=4)),
@@ -220,7 +220,7 @@ def test_an_agent_is_not_told_to_wait_for_ever(retry_after_s: float) -> None:
 )
 def test_another_version_is_recognised_whatever_its_layout(rest: list[object]) -> None:
     for decode, tag in ((decode_agent, "H"), (decode_server, "W")):
-        with pytest.raises(VersionMismatch, match="version 7 was offered") as caught:
+        with pytest.raises(VersionMismatch, match="versions 7 and 1 met") as caught:
             decode(packed(tag, 7, *rest))
         assert (caught.value.ours, caught.value.theirs) == (PROTOCOL_VERSION, 7)
 
@@ -228,7 +228,7 @@ def test_another_version_is_recognised_whatever_its_layout(rest: list[object]) -
 def test_the_same_layout_with_another_number_is_another_version_too() -> None:
     with pytest.raises(VersionMismatch):
         decode_agent(encode(Hello(PROTOCOL_VERSION + 1, "agent", "box")))
-    welcome = Welcome(PROTOCOL_VERSION + 1, "", "", "", "", "coupled", 8, 8, 8, [])
+    welcome = Welcome(PROTOCOL_VERSION + 1, "", "", "", "", "", "coupled", 8, 8, 8, [])
     with pytest.raises(VersionMismatch):
         decode_server(encode(welcome))
 

@@ -397,6 +397,7 @@ WELCOME = Welcome(
     model="tiny-target",
     fingerprint="f",
     tokenizer="t",
+    weights="w",
     rule="coupled",
     vocab_size=97,
     max_length=96,
