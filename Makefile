@@ -5,7 +5,12 @@ INSTALLED := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check format install bench-engine bench-worth bench-overhead bench-scheduler bench-wire models clean
+.PHONY: demo test check format install bench-engine bench-worth bench-overhead bench-scheduler bench-wire models clean picture
+
+picture: $(INSTALLED)  ## the README's picture of the monitor, from a run of the demo
+	mkdir -p build
+	$(BIN)/python -m bench.demo --record build/snapshot.json
+	$(BIN)/python -m bench.picture --snapshot build/snapshot.json --out docs/monitor.svg
 
 demo: $(INSTALLED)  ## a server, six agents, real prompts: under two minutes
 	$(BIN)/python -m bench.demo

@@ -53,12 +53,13 @@ class AgentRun:
 def main(
     max_new_tokens: int = typer.Option(120, help="Tokens of each text."),
     timeout_s: float = typer.Option(110.0, help="Give up after this long."),
+    record: Path | None = typer.Option(None, help="Write the server's busiest snapshot here, for bench.picture."),
 ) -> None:
     """Show the whole system at work."""
     console = Console()
     failed = False
     try:
-        uvloop.run(_demo(console, max_new_tokens, timeout_s))
+        uvloop.run(_demo(console, max_new_tokens, timeout_s, record))
     except* TimeoutError:
         console.print(f"the demo failed: it took longer than {timeout_s:g} s", style="bold")
         failed = True
@@ -69,11 +70,12 @@ def main(
         raise typer.Exit(1)
 
 
-async def _demo(console: Console, max_new_tokens: int, timeout_s: float) -> None:
+async def _demo(console: Console, max_new_tokens: int, timeout_s: float, record: Path | None) -> None:
     prompts = load_prompts()
     common, others = prompts[0], prompts[1:]
     async with asyncio.timeout(timeout_s), _server() as address:
         console.print(f"the server is {address}; {len(DRAFTERS)} agents link up: {', '.join(DRAFTERS)}")
+        recording = asyncio.create_task(_busiest(address, record))
         watching = asyncio.create_task(top(address, once=False, as_json=False, console=console))
         with tempfile.TemporaryDirectory() as folder:
             own = PROMPTS_PER_AGENT - 1
@@ -87,7 +89,8 @@ async def _demo(console: Console, max_new_tokens: int, timeout_s: float) -> None
             runs = [agent.result() for agent in agents]
         snapshot = await fetch_snapshot(address)
         watching.cancel()
-        await asyncio.wait([watching])
+        recording.cancel()
+        await asyncio.wait([watching, recording])
     _show_texts(console, runs)
     _show_summary(console, runs, snapshot)
     texts = {json.dumps(run.results[0]["tokens"]) for run in runs}
@@ -121,6 +124,17 @@ async def _linked(address: str, agents: int) -> None:
         async for snapshot in arriving:
             if len(snapshot.agents) >= agents:
                 return
+
+
+async def _busiest(address: str, file: Path | None) -> None:
+    """Keep the snapshot with most goodput among those with most agents at work."""
+    best = (0, 0.0)
+    async with contextlib.aclosing(snapshots(address)) as arriving:
+        async for snapshot in arriving:
+            busy = (sum(agent.streams > 0 for agent in snapshot.agents), snapshot.goodput)
+            if file is not None and busy > best:
+                file.write_bytes(snapshot.to_json())
+                best = busy
 
 
 async def _agent(address: str, drafter: str, prompts: Sequence[Prompt], folder: Path, max_new_tokens: int) -> AgentRun:
