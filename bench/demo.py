@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 import uvloop
@@ -51,9 +52,9 @@ class AgentRun:
 
 
 def main(
-    max_new_tokens: int = typer.Option(120, help="Tokens of each text."),
-    timeout_s: float = typer.Option(110.0, help="Give up after this long."),
-    record: Path | None = typer.Option(None, help="Write the server's busiest snapshot here, for bench.picture."),
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of each text.")] = 120,
+    timeout_s: Annotated[float, typer.Option(help="Give up after this long.")] = 110.0,
+    record: Annotated[Path | None, typer.Option(help="Write the busiest snapshot here, for bench.picture.")] = None,
 ) -> None:
     """Show the whole system at work."""
     console = Console()
