@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from bench.recipe.cards import TARGET
-from bench.recipe.training import Budget
+from bench.recipe.training import Budget, Progress
 from bench.recipe.workshop import DRAFTS, TUNED, Workshop
 
 MODELS = Path(__file__).parents[2] / "goodspeed" / "models"
 TARGET_S = 4200.0
-DRAFT_CPU_S = {"pico-draft-s": 60.0, "pico-draft-m": 120.0, "pico-draft-l": 150.0}
+DRAFT_CPU_S = {"pico-draft-s": 200.0, "pico-draft-m": 240.0, "pico-draft-l": 60.0}
 TUNE_CPU_S = 1200.0
 
 Work = Annotated[Path, typer.Option(help="Folder for everything on the way; a step resumes what it finds there.")]
@@ -47,13 +47,15 @@ def target(
         float, typer.Option(help="Seconds of training in all (wall clock), earlier runs included.")
     ] = TARGET_S,
     until: Annotated[str | None, typer.Option(help="HH:MM, local time, instead of --train-s.")] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Model to start from where there is no checkpoint: a name or a folder.")
+    ] = None,
     compiled: Annotated[bool, typer.Option(help="Compile the model first (needs a C++ compiler).")] = False,
 ) -> None:
     """Train the target on next tokens."""
     workshop = _workshop(work, threads)
-    if until is not None:
-        train_s = workshop.progress(TARGET).train_s + _seconds_until(until)
-    workshop.pretrain(TARGET, Budget(train_s, clock=time.monotonic), compiled=compiled)
+    budget = Budget(train_s, clock="wall") if until is None else _until(until, workshop.progress(TARGET))
+    workshop.pretrain(TARGET, budget, start=start, compiled=compiled)
 
 
 @app.command()
@@ -73,13 +75,15 @@ def tune(
     work: Work = Path("build/recipe"),
     threads: Threads = 2,
     cpu_s: Annotated[float, typer.Option(help="CPU-seconds for a draft in all, earlier runs included.")] = TUNE_CPU_S,
+    until: Annotated[str | None, typer.Option(help="HH:MM, local time, instead of --cpu-s.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Draft to tune; may be repeated.")] = None,
 ) -> None:
     """Tune drafts to the target."""
     workshop = _workshop(work, threads)
-    workshop.prepare_lessons()
+    if not workshop.has_lessons():
+        workshop.prepare_lessons()
     for name in only or TUNED:
-        workshop.tune(name, Budget(cpu_s))
+        workshop.tune(name, Budget(cpu_s) if until is None else _until(until, workshop.progress(name)))
 
 
 @app.command()
@@ -98,7 +102,7 @@ def everything(work: Work = Path("build/recipe"), threads: Threads = 2) -> None:
     workshop = _workshop(work, threads)
     workshop.make_corpus()
     workshop.make_tokenizer()
-    workshop.pretrain(TARGET, Budget(TARGET_S, clock=time.monotonic))
+    workshop.pretrain(TARGET, Budget(TARGET_S, clock="wall"))
     for name in DRAFTS:
         workshop.pretrain(name, Budget(DRAFT_CPU_S[name]))
     workshop.prepare_lessons()
@@ -107,15 +111,15 @@ def everything(work: Work = Path("build/recipe"), threads: Threads = 2) -> None:
     workshop.export(MODELS)
 
 
-def _seconds_until(clock: str) -> float:
-    """Seconds from now to the next time that the local clock shows `clock`."""
+def _until(clock: str, progress: Progress) -> Budget:
+    """A budget that is spent when the local clock next shows `clock`."""
     try:
         wanted = datetime.strptime(clock, "%H:%M")
     except ValueError:
         raise typer.BadParameter(f"{clock!r} is not a time like 20:25") from None
     now = datetime.fromtimestamp(time.time())
     then = now.replace(hour=wanted.hour, minute=wanted.minute, second=0, microsecond=0)
-    return ((then - now) % timedelta(days=1)).total_seconds()
+    return Budget(progress.train_s + ((then - now) % timedelta(days=1)).total_seconds(), clock="wall")
 
 
 if __name__ == "__main__":

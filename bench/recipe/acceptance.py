@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 PROMPT_TOKENS = 64
 WRITTEN_TOKENS = 192
@@ -37,22 +37,16 @@ def write(
     Returns:
         int64 [rows, prompt + new_tokens], prompts included.
     """
-    torch.manual_seed(seed)
-    config = GenerationConfig(  # type: ignore[no-untyped-call]
-        do_sample=temperature > 0,
-        temperature=temperature or None,
-        top_k=0 if temperature > 0 else None,
-        max_new_tokens=new_tokens,
-        min_new_tokens=None,
-        pad_token_id=target.config.pad_token_id,
-    )
-    kept, target.generation_config = target.generation_config, GenerationConfig()  # type: ignore[no-untyped-call]
-    try:
-        texts = target.generate(prompts, attention_mask=torch.ones_like(prompts), generation_config=config)  # type: ignore[operator]
-    finally:
-        target.generation_config = kept
-    assert isinstance(texts, torch.Tensor)
-    return texts
+    generator = torch.Generator().manual_seed(seed)
+    cache, texts, fed = DynamicCache(config=target.config), [prompts], prompts
+    for _ in range(new_tokens):
+        logits = target(input_ids=fed, cache=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        if temperature > 0:
+            fed = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+        else:
+            fed = logits.argmax(-1, keepdim=True)
+        texts.append(fed)
+    return torch.cat(texts, 1)
 
 
 @torch.no_grad()

@@ -24,8 +24,8 @@ class Shape:
 SHAPES = {
     "pico-target": Shape(width=256, layers=6, heads=4, kv_heads=2, mlp_width=768),
     "pico-draft-s": Shape(width=64, layers=1, heads=2, kv_heads=1, mlp_width=192),
-    "pico-draft-m": Shape(width=128, layers=2, heads=2, kv_heads=1, mlp_width=384),
-    "pico-draft-l": Shape(width=192, layers=3, heads=3, kv_heads=1, mlp_width=576),
+    "pico-draft-m": Shape(width=256, layers=1, heads=4, kv_heads=2, mlp_width=768),
+    "pico-draft-l": Shape(width=256, layers=2, heads=4, kv_heads=2, mlp_width=768),
 }
 
 
@@ -47,3 +47,13 @@ def build(shape: Shape, seed: int, end_of_text: int) -> LlamaForCausalLM:
         initializer_range=0.02,
     )
     return LlamaForCausalLM(config)
+
+
+def inherit(draft: LlamaForCausalLM, target: LlamaForCausalLM) -> None:
+    """Starts a draft of the target's width from its embeddings and final norm, and from evenly spread layers of it."""
+    draft.model.embed_tokens.load_state_dict(target.model.embed_tokens.state_dict())
+    draft.model.norm.load_state_dict(target.model.norm.state_dict())
+    last = len(target.model.layers) - 1
+    for number, layer in enumerate(draft.model.layers):
+        source = round(number * last / max(len(draft.model.layers) - 1, 1))
+        layer.load_state_dict(target.model.layers[source].state_dict())

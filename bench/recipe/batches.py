@@ -10,7 +10,6 @@ from bench.recipe.corpus import Domain
 from bench.recipe.tokenizer import Tokens
 
 WINDOW = CONTEXT_LENGTH
-WINDOWS_A_BATCH = 8
 DOMAIN_REPEATS: dict[Domain, int] = {"code": 4, "prose": 2, "tests": 1}
 
 
@@ -21,9 +20,10 @@ class WindowSampler:
     domain shifts the windows' borders.
     """
 
-    def __init__(self, domains: Mapping[Domain, Tokens], seed: int) -> None:
+    def __init__(self, domains: Mapping[Domain, Tokens], seed: int, windows_a_batch: int) -> None:
         self._domains = domains
         self._seed = seed
+        self._windows_a_batch = windows_a_batch
         self._per_epoch = sum(
             (len(tokens) // WINDOW - 1) * DOMAIN_REPEATS[domain] for domain, tokens in domains.items()
         )
@@ -31,8 +31,9 @@ class WindowSampler:
         self._order: list[tuple[Domain, int]] = []
 
     def batch(self, index: int, sequence_length: int) -> torch.Tensor:
-        """Tokens int64 [WINDOWS_A_BATCH * WINDOW // sequence_length, sequence_length] of batch `index`."""
-        rows = [self._window(number) for number in range(index * WINDOWS_A_BATCH, (index + 1) * WINDOWS_A_BATCH)]
+        """Tokens int64 [windows_a_batch * WINDOW // sequence_length, sequence_length] of batch `index`."""
+        first = index * self._windows_a_batch
+        rows = [self._window(number) for number in range(first, first + self._windows_a_batch)]
         return torch.from_numpy(np.stack(rows).astype(np.int64)).view(-1, sequence_length)
 
     def _window(self, number: int) -> Tokens:

@@ -96,6 +96,8 @@ def _readme(card: Mapping[str, Any]) -> str:
         "",
         "It writes Python-like text, for trying GoodSpeed; it knows nothing and follows no instructions. The chat",
         "template only marks whose turn it is, so that chat endpoints work.",
+        "At temperature 0 the target soon repeats itself on many prompts, which is easy to draft: judge acceptance at",
+        "0.7 and 1, and sample if you want to read the text.",
         "",
         "| | |",
         "|---|---|",

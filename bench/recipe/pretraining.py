@@ -45,11 +45,12 @@ def objective(
     held_out: Mapping[Domain, Tokens],
     budget: Budget,
     seed: int,
+    windows_a_batch: int,
     workers: Workers,
     compiled: bool,
 ) -> Objective:
     """Cross-entropy on windows of the corpus: short sequences first, the full context towards the end."""
-    sampler = WindowSampler(train, seed)
+    sampler = WindowSampler(train, seed, windows_a_batch)
     loss_of = torch.compile(next_token_loss, dynamic=False) if compiled else next_token_loss
 
     def backward(progress: Progress) -> tuple[float, int]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from transformers import PreTrainedModel
@@ -29,6 +30,8 @@ class Progress:
     steps: int = 0
     tokens: int = 0
     train_s: float = 0.0
+    clock: str = "wall"
+    """Whose seconds `train_s` counts: the wall's, or the process's CPU time."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,12 @@ class Budget:
     """The time that a run is given in all, and the share of it after which the learning rate decays."""
 
     train_s: float
-    clock: Callable[[], float] = time.process_time
+    clock: Literal["wall", "cpu"] = "cpu"
     decay_from: float = 0.7
+
+    def now_s(self) -> float:
+        """The reading of the budget's clock."""
+        return time.monotonic() if self.clock == "wall" else time.process_time()
 
     def elapsed(self, progress: Progress) -> float:
         """The share of the time that is spent, in [0, 1]."""
@@ -76,7 +83,8 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     optimizers = Optimizers(model, workers)
     progress = _resume(model, optimizers, folder / CHECKPOINT)
-    origin_s = budget.clock() - progress.train_s
+    progress.clock = budget.clock
+    origin_s = budget.now_s() - progress.train_s
     reported_s, losses = progress.train_s, [math.nan]
     while progress.train_s < budget.train_s:
         loss, tokens = objective.backward(progress)
@@ -87,7 +95,7 @@ def train(
             raise FloatingPointError("the loss is not a number any more: lower the learning rate")
         progress.steps += 1
         progress.tokens += tokens
-        progress.train_s = budget.clock() - origin_s
+        progress.train_s = budget.now_s() - origin_s
         if progress.train_s - reported_s >= report_every_s or progress.train_s >= budget.train_s:
             _save(model, optimizers, progress, folder / CHECKPOINT)
             entry = {**asdict(progress), "loss": sum(losses[1:]) / len(losses[1:]), **objective.evaluate()}

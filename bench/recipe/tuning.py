@@ -38,19 +38,29 @@ class Lesson:
 
 
 @torch.no_grad()
-def prepare(target: PreTrainedModel, sampler: WindowSampler, corpus_rows: int, written_rows: int, seed: int) -> Lesson:
+def prepare(
+    target: PreTrainedModel,
+    sampler: WindowSampler,
+    corpus_rows: int,
+    written_rows: int,
+    seed: int,
+    workers: Workers,
+) -> Lesson:
     """Collects `corpus_rows` of the corpus and `written_rows` that the target writes at temperature 1."""
     corpus = _corpus_rows(sampler, 0, corpus_rows)
     prompts = _corpus_rows(sampler, len(corpus), written_rows)[:, :PROMPT_TOKENS]
-    written = [
-        write(target, rows, ROW_TOKENS - PROMPT_TOKENS, temperature=1.0, seed=seed + number)
-        for number, rows in enumerate(torch.split(prompts, WRITE_ROWS))
-    ]
-    tokens = torch.cat([corpus, *written])
-    hidden = [
-        target.base_model(input_ids=rows, use_cache=False).last_hidden_state.bfloat16()
-        for rows in torch.split(tokens, 16)
-    ]
+
+    def written(number: int) -> torch.Tensor:
+        rows = prompts[number * WRITE_ROWS : (number + 1) * WRITE_ROWS]
+        return write(target, rows, ROW_TOKENS - PROMPT_TOKENS, temperature=1.0, seed=seed + number)
+
+    @torch.no_grad()  # an outer no_grad does not reach the workers' threads
+    def hidden_of(rows: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = target.base_model(input_ids=rows, use_cache=False).last_hidden_state
+        return hidden.bfloat16()
+
+    tokens = torch.cat([corpus, *workers.map(written, range(-(-written_rows // WRITE_ROWS)))])
+    hidden = workers.map(hidden_of, torch.split(tokens, ROWS_A_PART))
     head = target.get_output_embeddings().weight.detach().float()  # type: ignore[no-untyped-call]
     return Lesson(tokens=tokens, hidden=torch.cat(hidden), head=head)
 

@@ -16,10 +16,17 @@ from bench.recipe.architecture import CONTEXT_LENGTH
 from bench.recipe.batches import WindowSampler, evaluation_windows
 from bench.recipe.cards import TARGET
 from bench.recipe.workers import Workers
+from goodspeed.catalog import load_model
 
 PROMPTS_A_DOMAIN = 32
-CORPUS_ROWS = 4096
-WRITTEN_ROWS = 2048
+CORPUS_ROWS = 1024
+WRITTEN_ROWS = 1024
+
+INHERITING = {
+    "pico-draft-m": f"embeddings and first layer of {TARGET}",
+    "pico-draft-l": f"embeddings, first and last layer of {TARGET}",
+}
+"""Drafts of the target's width, and what of it they start from."""
 
 DRAFTS = ("pico-draft-s", "pico-draft-m", "pico-draft-l")
 TUNED = {"pico-draft-l-tuned": "pico-draft-l"}
@@ -28,8 +35,8 @@ TUNED = {"pico-draft-l-tuned": "pico-draft-l"}
 DESCRIPTIONS = {
     TARGET: "The bundled target: a tiny Llama trained on the Python standard library.",
     "pico-draft-s": "The weakest bundled draft: one layer, 64 wide, next-token training only.",
-    "pico-draft-m": "The middle bundled draft: two layers, 128 wide, next-token training only.",
-    "pico-draft-l": "The large bundled draft before tuning: three layers, 192 wide, briefly trained on next tokens.",
+    "pico-draft-m": "The middle bundled draft: the target's first layer, then next-token training.",
+    "pico-draft-l": "The large bundled draft before tuning: the target's first and last layer, briefly trained.",
     "pico-draft-l-tuned": "The large bundled draft, tuned to pico-target by forward KL.",
 }
 
@@ -39,6 +46,7 @@ class Workshop:
 
     def __init__(self, folder: Path, threads: int) -> None:
         self.folder = folder
+        self._threads = threads
         self._workers = Workers(threads)
 
     def make_corpus(self) -> None:
@@ -62,15 +70,24 @@ class Workshop:
         trained.save(str(self.folder / "tokenizer.json"))
         tokenizer.encode_corpus(trained, sides, self.folder / "corpus")
 
-    def pretrain(self, name: str, budget: training.Budget, *, compiled: bool = False) -> None:
-        """Trains the target or a draft on next tokens until `budget` is spent, resuming."""
+    def pretrain(self, name: str, budget: training.Budget, *, start: str | None = None, compiled: bool = False) -> None:
+        """Trains the target or a draft on next tokens until `budget` is spent, resuming.
+
+        Without a checkpoint it starts from the model that `start` names, if any; a draft that inherits, from the
+        target.
+        """
         model = self._fresh(name)
+        if not self._has(name) and start is not None:
+            model.load_state_dict(load_model(start, device="cpu", dtype="float32").state_dict())
+        elif not self._has(name) and name in INHERITING:
+            architecture.inherit(model, self._trained(TARGET))
         objective = pretraining.objective(
             model,
             tokenizer.load_tokens(self.folder / "corpus", "train"),
             tokenizer.load_tokens(self.folder / "corpus", "held_out"),
             budget,
             seed=_seed(name),
+            windows_a_batch=8 if name == TARGET else 4,
             workers=self._workers,
             compiled=compiled,
         )
@@ -89,8 +106,14 @@ class Workshop:
             ("train", corpus_rows, written_rows, 10_000),
             ("held_out", 32, 32, 20_000),
         ):
-            sampler = WindowSampler(tokenizer.load_tokens(self.folder / "corpus", _side(side)), seed)
-            tuning.save(tuning.prepare(target, sampler, rows, written, seed), self._lesson(side))
+            sampler = WindowSampler(tokenizer.load_tokens(self.folder / "corpus", _side(side)), seed, windows_a_batch=4)
+            tuning.save(tuning.prepare(target, sampler, rows, written, seed, self._workers), self._lesson(side))
+
+    def has_lessons(self) -> bool:
+        """Whether lessons from the target's latest checkpoint are there."""
+        checkpoint = self.folder / TARGET / training.CHECKPOINT
+        lessons = [self._lesson(side) for side in ("train", "held_out")]
+        return all(lesson.exists() and lesson.stat().st_mtime > checkpoint.stat().st_mtime for lesson in lessons)
 
     def tune(self, name: str, budget: training.Budget) -> None:
         """Tunes a draft to the target until `budget` is spent, resuming."""
@@ -101,6 +124,7 @@ class Workshop:
 
     def export(self, models: Path) -> None:
         """Measures every model that is trained and writes it, with its card, to a folder of its name in `models`."""
+        torch.set_num_threads(self._threads)
         target = self._trained(TARGET)
         texts = self._written_by(target)
         for name in (TARGET, *DRAFTS, *TUNED):
@@ -120,12 +144,14 @@ class Workshop:
             "loss": losses,
             "optimizer": "Muon for matrices, AdamW for embeddings and norms",
             "steps": progress.steps,
-            "seconds": round(progress.train_s),
+            f"{progress.clock}_seconds": round(progress.train_s),
         }
+        if name in INHERITING:
+            recipe["started_from"] = INHERITING[name]
         seen = progress.tokens
         if name in TUNED:
             before = self.progress(TUNED[name])
-            recipe |= {"started_from": TUNED[name], "seconds_before_tuning": round(before.train_s)}
+            recipe |= {"started_from": TUNED[name], f"{before.clock}_seconds_before": round(before.train_s)}
             seen += before.tokens
         return cards.Facts(
             name=name,

@@ -1,0 +1,88 @@
+"""The models inside the package: they load, their cards say what the files say, and they are worth trying."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goodspeed.catalog import DEFAULT_DRAFT, DEFAULT_TARGET, bundled, fingerprint, load_model, tokenizer_files
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+MODELS = bundled()
+DRAFTS = [model for model in MODELS if model.role == "draft"]
+PROMPTS = ["import os\n\ndef ", "class Stack:\n    def __init__(self", "    for key, value in ", "def test_"]
+
+
+def card_of(path: Path) -> dict[str, Any]:
+    card: dict[str, Any] = json.loads((path / "card.json").read_bytes())
+    return card
+
+
+def test_the_defaults_are_bundled_and_all_fits_in_thirty_megabytes() -> None:
+    assert {DEFAULT_TARGET, DEFAULT_DRAFT} <= {model.name for model in MODELS}
+    assert len(DRAFTS) >= 3
+    files = [file for model in MODELS for file in model.path.iterdir()]
+    assert sum(file.stat().st_size for file in files) <= 30_000_000
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_a_card_says_what_the_files_say(model: Any) -> None:
+    card = card_of(model.path)
+    loaded = load_model(model.name, device="cpu")
+    assert loaded.num_parameters() == card["parameters"]
+    assert (model.path / "model.safetensors").stat().st_size == card["bytes"]
+    assert loaded.config.vocab_size == card["vocab_size"]
+    assert loaded.config.max_position_embeddings == card["context_length"]
+    assert set(card["held_out_loss"]) == {"code", "prose", "tests"}
+    assert (card["acceptance"] is None) == (card["role"] == "target")
+    assert card["name"] in (model.path / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
+def test_weights_are_shipped_in_bfloat16(model: Any) -> None:
+    config = json.loads((model.path / "config.json").read_bytes())
+    assert config["dtype"] == "bfloat16"
+    assert card_of(model.path)["bytes"] < 2.1 * card_of(model.path)["parameters"] + 20_000
+
+
+def test_all_share_one_vocabulary_and_one_corpus() -> None:
+    assert len({fingerprint(tokenizer_files(model.name)) for model in MODELS}) == 1
+    assert len({card_of(model.path)["data"]["corpus_sha256"] for model in MODELS}) == 1
+
+
+@pytest.mark.parametrize("text", ["def f(x):\n\treturn x  # é, 漢字, \U0001f600\n", " leading", "trailing  "])
+def test_the_tokenizer_gives_back_every_text(text: str) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(MODELS[0].path)
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_the_chat_template_marks_turns_with_single_tokens() -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(MODELS[0].path)
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert text == "<|user|>a<|end|><|assistant|>b<|end|><|user|>c<|end|><|assistant|>"
+    assert len(tokenizer(text)["input_ids"]) == 10
+
+
+def test_the_target_meets_its_loss_and_stronger_drafts_are_accepted_more() -> None:
+    assert card_of(MODELS[0].path)["held_out_loss"]["code"]["nats_per_token"] <= 2.9
+    acceptance = {model.name: model.acceptance["1"] for model in DRAFTS if model.acceptance}
+    assert acceptance["pico-draft-l-tuned"] >= 0.70
+    assert acceptance["pico-draft-l-tuned"] >= acceptance["pico-draft-l"] + 0.15
+    assert len({round(value, 2) for value in acceptance.values()}) == len(acceptance)
+
+
+@pytest.mark.xfail(strict=True, reason="the target has seen 4.7M tokens, too few: train it on, and this must pass")
+def test_greedy_text_does_not_loop_at_once() -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(MODELS[0].path)
+    target: Any = load_model(DEFAULT_TARGET, device="cpu")
+    distinct = []
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt, return_tensors="pt")
+        written = target.generate(**ids, max_new_tokens=96, do_sample=False)[0, ids["input_ids"].shape[1] :].tolist()
+        fours = [tuple(written[i : i + 4]) for i in range(len(written) - 3)]
+        distinct.append(len(set(fours)) / max(len(fours), 1))
+    assert sum(distinct) / len(distinct) > 0.5
