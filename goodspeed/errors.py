@@ -12,6 +12,7 @@ GoodSpeedError
 ├── ModelError            a model cannot be used here
 │   ├── UnknownModel          the name is neither bundled, nor a path, nor loadable
 │   ├── UnsupportedModel      its architecture cannot be served (recurrent state)
+│   ├── TargetChanged         the server came back with another target
 │   └── TokenizerMismatch     draft and target do not share a tokenizer
 └── EngineFull            every row of the KV slab is taken
 ```
@@ -32,6 +33,7 @@ __all__ = [
     "Overloaded",
     "ProtocolError",
     "Refused",
+    "TargetChanged",
     "TokenizerMismatch",
     "UnknownModel",
     "UnsupportedModel",
@@ -79,10 +81,10 @@ class VersionMismatch(ProtocolError):
         self.theirs = theirs
 
     def __str__(self) -> str:
-        older = "peer" if self.theirs < self.ours else "this side"
+        # Either side may read this: the side that notices also tells its peer.
         return (
-            f"protocol version {self.theirs} was offered and version {self.ours} is spoken here: "
-            f"upgrade goodspeed on the {older}"
+            f"protocol versions {self.theirs} and {self.ours} met: goodspeed has to be upgraded on the older side, "
+            f"which speaks version {min(self.theirs, self.ours)}"
         )
 
 
@@ -124,6 +126,12 @@ class UnsupportedModel(ModelError):
     """The architecture cannot be served, for example because it keeps a recurrent state instead of slots."""
 
     code = "unsupported_model"
+
+
+class TargetChanged(ModelError):
+    """The server came back with another target, on which a text that was begun cannot be continued."""
+
+    code = "target_changed"
 
 
 class TokenizerMismatch(ModelError):

@@ -15,6 +15,7 @@ from goodspeed.errors import (
     Overloaded,
     ProtocolError,
     Refused,
+    TargetChanged,
     TokenizerMismatch,
     UnknownModel,
     VersionMismatch,
@@ -33,6 +34,7 @@ from goodspeed_agent.exits import Exit, exit_codes, run
         (LinkLost("gone"), 4),
         (UnknownModel("what"), 5),
         (TokenizerMismatch("other"), 5),
+        (TargetChanged("other"), 5),
     ],
 )
 def test_an_error_is_one_sentence_and_a_code(

@@ -22,7 +22,7 @@ from goodspeed_agent.drafters import DraftSession, Proposal
 from goodspeed_agent.generation import Generation, Request, tokens_of
 from goodspeed_agent.link import Link
 from goodspeed_agent.tokenizer import TokenizerCache
-from tests.fake_server import FakeServer, counting, refusing
+from tests.fake_server import FakeServer, Hook, counting, refusing
 
 QUICK = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=60.0)
 PROMPT = (1, 2, 3)
@@ -194,16 +194,38 @@ async def test_a_refused_stream_is_reported_and_not_repeated(tmp_path: Path, cod
     assert len(server.got(Open)) == 1
 
 
-@pytest.mark.parametrize("code", ["draft_too_long", "invalid_q", "unknown_stream"])
-async def test_a_refused_draft_is_our_defect_and_reported(tmp_path: Path, code: str) -> None:
-    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
-        if isinstance(message, Draft):
-            await server.send(connection, Failure(code, "because", message.stream))
-        return False
+def complaining(code: str) -> Hook:
+    """A hook that finds fault with every draft, which then counts as an empty one."""
 
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if not isinstance(message, Draft):
+            return False
+        budget = server.budget if message.base < 9 else 0
+        finish = None if budget else "length"
+        await server.send(
+            connection,
+            Failure(code, "because", message.stream),
+            Verdict(message.stream, message.base, 0, [message.base], budget, finish),
+        )
+        return True
+
+    return hook
+
+
+async def test_a_failure_nobody_expects_is_reported(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="because") as caught:
-        await generate(FakeServer(hook=hook), tmp_path)
-    assert caught.value.code == code
+        await generate(FakeServer(hook=complaining("unknown_stream")), tmp_path)
+    assert caught.value.code == "unknown_stream"
+
+
+@pytest.mark.parametrize("code", ["draft_out_of_range", "draft_too_long", "invalid_q"])
+async def test_a_draft_the_server_cannot_use_is_an_empty_one_and_warned_of_once(
+    tmp_path: Path, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    generation, _ = await generate(FakeServer(hook=complaining(code)), tmp_path)
+    assert generation.transcript.finish == "length"
+    assert generation.speculation.num_draft_tokens == 0
+    assert caplog.messages == ["the server cannot use this drafter's drafts: because"]
 
 
 async def test_a_server_that_accepts_what_was_not_drafted_is_caught(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from goodspeed.errors import (
     MalformedMessage,
     ProtocolError,
     Refused,
+    TargetChanged,
     TokenizerMismatch,
     VersionMismatch,
 )
@@ -99,7 +100,7 @@ async def test_a_refused_link_is_not_tried_again(
         (b"\xc1garbage", MalformedMessage, "not a message"),
         ("text", ProtocolError, "text frame"),
         (encode(Opened(1, 1, 1)), ProtocolError, "Opened where a Welcome was due"),
-        (b"\x93\xa1W\x07\xa3new", VersionMismatch, "version 7"),
+        (b"\x93\xa1W\x07\xa3new", VersionMismatch, "versions 7 and 1"),
     ],
 )
 async def test_a_peer_that_is_no_server_of_ours(
@@ -154,17 +155,22 @@ async def test_a_tokenizer_that_is_not_the_one_announced(cache: TokenizerCache) 
             pass
 
 
-async def test_another_model_behind_the_same_address_is_noticed(cache: TokenizerCache) -> None:
+@pytest.mark.parametrize(
+    "change", [{"rule": "ratio"}, {"weights": "others"}, {"vocab_size": 300}, {"eos_tokens": (1, 256)}]
+)
+async def test_another_model_behind_the_same_address_is_noticed(
+    cache: TokenizerCache, change: dict[str, object]
+) -> None:
     async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
         if isinstance(message, Open):
-            server.rule = "ratio"
+            vars(server).update(change)
             await connection.close()
         return isinstance(message, Open)
 
     async with linked(FakeServer(hook=hook), cache) as link:
         channel = link.channel()
         await channel.send(opening(channel))
-        with pytest.raises(TokenizerMismatch, match="came back with another model"):
+        with pytest.raises(TargetChanged, match="came back with another target"):
             await channel.receive()
 
 

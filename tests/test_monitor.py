@@ -507,7 +507,7 @@ async def test_top_says_what_an_address_looks_like(url: str) -> None:
     ("said", "error", "words"),
     [
         (Failure("overloaded", "no more monitors"), Refused, "no more monitors"),
-        (msgspec.structs.replace(WELCOME, protocol=PROTOCOL_VERSION + 1), VersionMismatch, "upgrade goodspeed"),
+        (msgspec.structs.replace(WELCOME, protocol=PROTOCOL_VERSION + 1), VersionMismatch, "has to be upgraded"),
         (Snapshot(b"{}"), MalformedMessage, "not a snapshot"),
         (Opened(1, 1, 1), MalformedMessage, "sends a monitor a Opened"),
         ("hello", MalformedMessage, "no GoodSpeed server"),

@@ -7,6 +7,7 @@ loop, so that the link is never blocked.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -21,6 +22,11 @@ from goodspeed_agent.link import Channel, Relinked, refusal
 from goodspeed_agent.report import Speculation
 
 __all__ = ["Generation", "Request", "tokens_of"]
+
+_log = logging.getLogger(__name__)
+
+_BAD_DRAFT = frozenset({"draft_out_of_range", "draft_too_long", "invalid_q"})
+"""What the server calls a draft that it takes for an empty one; the stream goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +89,10 @@ class Generation:
         self._drafted, self._drafted_upon = tokens, self.transcript.length
         return Draft(self.stream, self.transcript.length, tokens, q)
 
+    def draft_refused(self) -> None:
+        """The draft under way counts as an empty one; its verdict is still to come."""
+        self._drafted = []
+
     def commit(self, verdict: Verdict) -> list[int]:
         """Take a verdict in.
 
@@ -126,12 +136,19 @@ async def tokens_of(
     """
     loop = asyncio.get_running_loop()
     patience = Patience(backoff)
+    warned = False
     try:
         await channel.send(generation.opening())
         while generation.transcript.finish is None:
             match await channel.receive():
                 case Relinked():
                     await channel.send(generation.opening())
+                    continue
+                case Failure(code=code) as failure if code in _BAD_DRAFT:
+                    generation.draft_refused()
+                    if not warned:
+                        _log.warning("the server cannot use this drafter's drafts: %s", failure.message)
+                    warned = True
                     continue
                 case Failure() as failure:
                     await _wait_for_room(patience, refusal(failure))

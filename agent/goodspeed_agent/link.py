@@ -27,6 +27,7 @@ from goodspeed.errors import (
     Overloaded,
     ProtocolError,
     Refused,
+    TargetChanged,
     TokenizerMismatch,
 )
 from goodspeed.messages import (
@@ -56,6 +57,8 @@ _log = logging.getLogger(__name__)
 
 _ATTEMPT_S = 10.0
 """The longest that one attempt to connect and shake hands may take."""
+_TRANSFER_S = 300.0
+"""The longest that a tokenizer may take: 11 MB through 0.3 Mbit/s."""
 _SOUND_S = 10.0
 """A link that has stood this long, or brought a verdict, counts as made: the next loss starts a new count."""
 
@@ -274,7 +277,7 @@ class Link:
         await asyncio.sleep(wait_s)
 
     async def _attempt(self, timeout_s: float) -> tuple[Welcome, Files, ClientConnection]:
-        async with asyncio.timeout(timeout_s):
+        async with asyncio.timeout(timeout_s) as limit:
             connection = await connect(
                 self.url,
                 compression=None,
@@ -286,16 +289,20 @@ class Link:
             try:
                 await connection.send(encode(self._hello))
                 welcome = _expect(await _receive(connection), Welcome)
-                return welcome, await self._tokenizer(connection, welcome.tokenizer), connection
+                return welcome, await self._tokenizer(connection, welcome.tokenizer, limit), connection
             except BaseException:
                 await connection.close()
                 raise
 
-    async def _tokenizer(self, connection: ClientConnection, digest: str) -> Files:
+    async def _tokenizer(self, connection: ClientConnection, digest: str, limit: asyncio.Timeout) -> Files:
         files = self._cache.load(digest)
         if files is None:
+            limit.reschedule(asyncio.get_running_loop().time() + _TRANSFER_S)
+            # The answer to a ping waits behind the file.
+            usual_s, connection.ping_timeout = connection.ping_timeout, _TRANSFER_S
             await connection.send(encode(GetTokenizer()))
             files = _expect(await _receive(connection), Tokenizer).files
+            connection.ping_timeout = usual_s
             self._cache.store(digest, files)
         return files
 
@@ -307,9 +314,9 @@ class Link:
             ) from None
 
     def _check_same(self, welcome: Welcome) -> None:
-        if (welcome.tokenizer, welcome.rule) != (self.welcome.tokenizer, self.welcome.rule):
-            raise TokenizerMismatch(
-                f"the server at {self.url} came back with another model or rule ({welcome.model}, {welcome.rule}): "
+        if _target(welcome) != _target(self.welcome):
+            raise TargetChanged(
+                f"the server at {self.url} came back with another target or rule ({welcome.model}, {welcome.rule}): "
                 "what was generated so far cannot be continued there; start anew"
             )
 
@@ -333,6 +340,14 @@ def refusal(failure: Failure) -> GoodSpeedError:
     if failure.code == TokenizerMismatch.code:
         return TokenizerMismatch(failure.message)
     return Refused(f"the server refused: {failure.message}", code=failure.code)
+
+
+def _target(welcome: Welcome) -> tuple[object, ...]:
+    """All that has to stay the same for a text to go on as it began; a name may change, and so may limits."""
+    return (
+        welcome.weights, welcome.fingerprint, welcome.tokenizer, welcome.rule, welcome.vocab_size,
+        welcome.eos_tokens,
+    )  # fmt: skip
 
 
 async def _receive(connection: ClientConnection) -> ServerMessage:
