@@ -46,14 +46,14 @@ def main(
     """Print goodput per second of server busy time, by policy."""
     torch.set_num_threads(threads)
     prompts = [prompt.text for prompt in load_prompts() if prompt.domain == "code"][:STREAMS]
-    servers = {PLAIN: _server("plain", 0)}
-    for budget in (1, 2, 3, 4, 6):
-        servers[f"GoodSpeed-Sched, C = {budget * STREAMS}"] = _server("goodspeed", budget * STREAMS)
+    policies = {PLAIN: ("plain", 0)}
+    for budget in (2, 4, 6, 8):
+        policies[f"GoodSpeed-Sched, C = {budget * STREAMS}"] = ("goodspeed", budget * STREAMS)
     busy_s: dict[str, list[float]] = defaultdict(list)
     texts: dict[str, list[list[int]]] = {}
     for _ in range(turns):
-        for policy, server in servers.items():
-            seconds, texts[policy] = uvloop.run(_serve(server, draft, prompts, new_tokens))
+        for policy, (scheduler, capacity) in policies.items():
+            seconds, texts[policy] = uvloop.run(_serve(_server(scheduler, capacity), draft, prompts, new_tokens))
             busy_s[policy].append(seconds)
         seconds, texts[GENERATE] = _generate(prompts, new_tokens)
         busy_s[GENERATE].append(seconds)

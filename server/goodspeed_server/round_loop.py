@@ -206,7 +206,8 @@ class RoundLoop:
                 gathering = self._clock()
                 batch = await self._gather()
                 gathered = self._clock()
-                planned = self._plan(batch)
+                # Neighbouring rows in order are one block of the slab, which the padded layout reads without a copy.
+                planned = self._plan(sorted(batch, key=lambda live: live.row))
                 if not planned.work.turns and not planned.work.chunks:
                     continue
                 verifying = self._clock()
