@@ -18,6 +18,10 @@ app = typer.Typer(
 )
 
 
+_ROOM_FOR_DESCRIPTIONS = 110
+"""Characters a line; on a narrower terminal names and figures need all of it."""
+
+
 @app.callback()
 def main() -> None:
     """Distributed speculative decoding, fairly scheduled."""
@@ -36,17 +40,23 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="A JSON list, fo
     if as_json:
         print(json.dumps([asdict(model) | {"path": str(model.path)} for model in listed], indent=2))
     else:
-        Console().print(_table(listed))
+        console = Console()
+        console.print(_table(listed, described=console.width >= _ROOM_FOR_DESCRIPTIONS))
 
 
-def _table(listed: list[BundledModel]) -> Table:
+def _table(listed: list[BundledModel], *, described: bool) -> Table:
     table = Table(title="Bundled models")
-    for heading in ("name", "role", "parameters", "size", "accepted at T=0", "0.7", "1", "what it is"):
-        table.add_column(heading, justify="left" if heading in ("name", "role", "what it is") else "right")
+    for heading in ("name", "role"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("parameters", "size", "accepted at T=0", "0.7", "1"):
+        table.add_column(heading, justify="right")
+    if described:
+        table.add_column("what it is")
     for model in listed:
         rates = [f"{rate:.2f}" for rate in model.acceptance.values()] if model.acceptance else ["", "", ""]
         size = f"{model.bytes / 1e6:.1f} MB"
-        table.add_row(model.name, model.role, f"{model.parameters / 1e6:.2f}M", size, *rates, model.description)
+        figures = (model.name, model.role, f"{model.parameters / 1e6:.2f}M", size, *rates)
+        table.add_row(*figures, *([model.description] if described else []))
     return table
 
 

@@ -252,6 +252,15 @@ def test_a_bad_line_stops_everything_before_it_begins(server: FakeServer, tmp_pa
     assert output.read_text() == "precious\n"
 
 
+def test_a_start_that_fails_leaves_earlier_results_alone(tmp_path: Path) -> None:
+    file, output = write_prompts(tmp_path, {"prompt": "a"}), tmp_path / "out.jsonl"
+    output.write_text("precious\n")
+    nobody = ("--server", "ws://127.0.0.1:9", "--connect-timeout", "0")
+    result = invoke("run", "--prompts", str(file), *nobody, "--draft", "none", "--output", str(output))
+    assert result.exit_code == 4
+    assert output.read_text() == "precious\n"
+
+
 def test_prompts_from_standard_input_and_an_output_that_cannot_be_written(server: FakeServer, tmp_path: Path) -> None:
     good = invoke(
         "run", "--prompts", "-", "--server", server.url, "--draft", "none", "--max-new-tokens", "2",

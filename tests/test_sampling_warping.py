@@ -13,7 +13,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from goodspeed.sampling import SamplingParams, position_keys
+from goodspeed.sampling import SamplingParams, position_keys, warping
 from goodspeed.sampling.noise import gumbel
 from goodspeed.sampling.warping import RowParams, log_probs, sample
 
@@ -221,3 +221,15 @@ def test_tokens_a_model_rules_out_are_never_drawn() -> None:
     for params in PARAMS:
         drawn = sample(logits, RowParams.of([params] * 400), keys_of([1] * 400, list(range(400))))
         assert int(drawn.max()) < 10
+
+
+def test_a_row_without_numbers_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A wide bound gives every row several candidates, so that their count says nothing about the rows.
+    monkeypatch.setattr(warping, "_ROUNDING", 3.0)
+    full = SamplingParams(temperature=1.0)
+    for seed in range(200):
+        logits, keys = logits_of(seed, 3, 40), keys_of([seed] * 3, [1, 2, 3])
+        expected = sample(logits, RowParams.of([full] * 3), keys)
+        logits[1] = torch.nan
+        drawn = sample(logits, RowParams.of([full] * 3), keys)
+        assert (drawn[0], drawn[2]) == (expected[0], expected[2])

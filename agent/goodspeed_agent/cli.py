@@ -7,7 +7,8 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Optional, TextIO, TypeVar
 
@@ -131,7 +132,7 @@ def run_file(
 ) -> None:
     """Work through a file of prompts; results come in its order, one JSON object a line."""
     _log_to_stderr(verbose)
-    with exit_codes(), ExitStack() as stack:
+    with exit_codes():
         defaults = TextRequest(
             "-",
             SamplingParams(temperature, top_p, top_k, min_p, seed),
@@ -142,18 +143,16 @@ def run_file(
         )
         defaults.validate()
         lines = _read_prompts(prompts, defaults)
-        file = sys.stdout if output is None else stack.enter_context(_open_output(output))
         console = Console(stderr=True)
-        # A bar and results on the same terminal would write over each other.
-        bar = console.is_terminal and not file.isatty()
-        display = ProgressDisplay(len(lines), console, bar=bar)
-
-        def write(result: dict[str, Any]) -> None:
-            print(json.dumps(result, ensure_ascii=False), file=file, flush=True)
 
         async def work(agent: Agent) -> int:
-            with display:
-                return await work_through(agent, lines, concurrency, write, display)
+            # Opened only now that the link stands: a start that fails leaves earlier results alone.
+            with nullcontext(sys.stdout) if output is None else _open_output(output) as file:
+                # A bar and results on the same terminal would write over each other.
+                bar = console.is_terminal and not file.isatty()
+                with ProgressDisplay(len(lines), console, bar=bar) as display:
+                    write = partial(_write_result, file)
+                    return await work_through(agent, lines, concurrency, write, display)
 
         failed = _with_agent(work, server, draft, name, threads, connect_timeout)
         if failed:
@@ -226,6 +225,10 @@ def _open_output(file: Path) -> TextIO:
         return file.open("w", encoding="utf-8")
     except OSError as error:
         raise InvalidRequest(f"{file} cannot be written: {error.strerror}") from None
+
+
+def _write_result(file: TextIO, result: dict[str, Any]) -> None:
+    print(json.dumps(result, ensure_ascii=False), file=file, flush=True)
 
 
 def _write(text: str, tokens: list[int]) -> None:

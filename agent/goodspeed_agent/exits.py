@@ -7,12 +7,11 @@ import enum
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import typer
-import uvloop
 
 from goodspeed.errors import GoodSpeedError, InvalidRequest, LinkLost, ModelError, ProtocolError, Refused
 
@@ -57,7 +56,7 @@ def _code(error: GoodSpeedError) -> Exit:
 
 
 def run(main: Coroutine[None, None, T]) -> T:
-    """Run to the end on uvloop; Ctrl-C and SIGTERM cancel it, so that streams and link are closed in order.
+    """Run to the end, on uvloop where there is one; Ctrl-C and SIGTERM cancel it: streams and link close in order.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C.
@@ -67,11 +66,21 @@ def run(main: Coroutine[None, None, T]) -> T:
     async def cancellable() -> T:
         task = asyncio.current_task()
         assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        with suppress(NotImplementedError):  # where signals do not exist
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         return await main
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(cancellable())
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """The event loop of uvloop, or None, asyncio's own, on platforms that uvloop does not run on."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 @contextmanager

@@ -137,7 +137,8 @@ def _draw_full(scores: Tensor, _rows: RowParams, keys: Tensor) -> Tensor:
     u_best = u.gather(-1, best)
     bound = odds.gather(-1, best) * (-torch.log1p(-u_best) / u_best) * _ROUNDING
     row, token = (odds <= bound).nonzero(as_tuple=True)
-    if len(row) == len(scores):
+    # A row of NaNs has no candidate; another row's second one must not be taken for it.
+    if len(row) == len(scores) and torch.equal(row, torch.arange(len(scores), device=row.device)):
         return token
     perturbed = torch.full_like(scores, -torch.inf)
     perturbed[row, token] = scores[row, token] + gumbel(keys[row], token.int())
