@@ -6,11 +6,15 @@ extra brings them.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
+
+import tokenizers
 
 from goodspeed.errors import ModelError, UnknownModel, UnsupportedModel
 
@@ -42,6 +46,7 @@ Files = dict[str, bytes]
 _MODELS = Path(__file__).with_name("models")
 _TOKENIZER = "tokenizer.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
+_HUB_TIMEOUT_S = 5.0
 _WEIGHTS_SAMPLE = 64
 """How many values of a parameter go into a digest: enough to tell any two models apart, and read in no time."""
 _CONFIG_HABITS = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
@@ -105,6 +110,7 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> PreTr
         ModelError: torch is not installed, or the device or dtype does not exist.
     """
     try:
+        from safetensors import SafetensorError
         from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.utils.logging import disable_progress_bar
     except ImportError as error:
@@ -116,19 +122,50 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> PreTr
     source = resolve(name)
     # A bar for every model that is loaded would stand between a user's prompt and the text.
     cast("Any", disable_progress_bar)()
+    local = _local_only(source)
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, local_files_only=local)
         refuse_recurrent(name, config)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=kind)
-    except (OSError, ValueError) as error:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=kind, local_files_only=local)
+    except (OSError, ValueError, SafetensorError) as error:
         known = ", ".join(model.name for model in bundled())
-        reason = str(error).strip().splitlines()[0][:200]
         raise UnknownModel(
             f"cannot load a model named {name!r}: it is neither bundled ({known}), nor a folder with a causal language "
-            f"model, nor a Hugging Face name that can be reached from here ({reason})"
+            f"model, nor a Hugging Face name that can be reached from here ({_reason(error)})"
         ) from None
     placed = cast("Any", model).to(where).eval().requires_grad_(False)
     return cast("PreTrainedModel", placed)
+
+
+def _local_only(source: str) -> bool:
+    """Whether a model is to be sought on this machine alone.
+
+    A name without an owner is nearly always a mistyped one, and so it is where the hub does not answer: its client
+    would try again for the better part of a minute, for every file.
+    """
+    return Path(source).is_dir() or "/" not in source or not _hub_answers(source)
+
+
+@functools.cache
+def _hub_answers(name: str) -> bool:
+    """Ask the hub about a model, once and for seconds only."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        HfApi().model_info(name, timeout=_HUB_TIMEOUT_S)
+    except HfHubHTTPError:
+        return True
+    # Whatever a transport raises that the client chose for itself.
+    except Exception:
+        return False
+    return True
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what a library says, or the kind of error where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
 
 
 def _device(device: str) -> torch.device:
@@ -140,7 +177,7 @@ def _device(device: str) -> torch.device:
         where = torch.device(device)
         torch.empty(0, device=where)
     except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+        raise ModelError(f"device {device!r} cannot be used here: {_reason(error)}") from None
     return where
 
 
@@ -184,15 +221,32 @@ def tokenizer_files(name: str) -> Files:
     folder = Path(resolve(name))
     if (folder / _TOKENIZER).is_file():
         files = {_TOKENIZER: (folder / _TOKENIZER).read_bytes()}
-        config = json.loads((folder / _TOKENIZER_CONFIG).read_bytes()) if (folder / _TOKENIZER_CONFIG).is_file() else {}
+        config = _read_config(folder / _TOKENIZER_CONFIG)
         template = folder / "chat_template.jinja"
         if template.is_file():
             config["chat_template"] = template.read_text()
     else:
         files, config = _converted_tokenizer(name)
+    try:
+        tokenizers.Tokenizer.from_buffer(files[_TOKENIZER])
+    # The library raises a bare Exception for whatever it cannot read.
+    except Exception as error:
+        raise UnknownModel(f"{folder / _TOKENIZER} is no tokenizer: {_reason(error)}") from None
     kept = {key: config[key] for key in ("chat_template", "bos_token", "eos_token") if config.get(key) is not None}
     files[_TOKENIZER_CONFIG] = json.dumps(kept, sort_keys=True).encode()
     return files
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise UnknownModel(f"{file} is not JSON: {_reason(error)}") from None
+    if not isinstance(config, dict):
+        raise UnknownModel(f"{file} is no JSON object")
+    return config
 
 
 def _converted_tokenizer(name: str) -> tuple[Files, dict[str, Any]]:
@@ -203,12 +257,10 @@ def _converted_tokenizer(name: str) -> tuple[Files, dict[str, Any]]:
             f"loading the tokenizer of {name!r} needs transformers: pip install 'goodspeed[models]'"
         ) from None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve(name))
+        tokenizer = AutoTokenizer.from_pretrained(resolve(name), local_files_only=_local_only(resolve(name)))
         backend = tokenizer.backend_tokenizer
     except (OSError, ValueError, AttributeError) as error:
-        raise UnknownModel(
-            f"cannot load the tokenizer of {name!r}: {str(error).strip().splitlines()[0][:200]}"
-        ) from None
+        raise UnknownModel(f"cannot load the tokenizer of {name!r}: {_reason(error)}") from None
     config = {
         "chat_template": tokenizer.chat_template,
         "bos_token": tokenizer.bos_token,

@@ -52,6 +52,40 @@ def test_a_name_that_is_nothing_says_what_there_is(monkeypatch: pytest.MonkeyPat
         tokenizer_files(str(tmp_path))
 
 
+@pytest.mark.parametrize("damaged", ["config.json", "model.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]"])
+def test_damaged_models_are_refused_in_a_sentence(folder: Path, damaged: str, content: bytes) -> None:
+    (folder / damaged).write_bytes(content)
+    with pytest.raises(UnknownModel, match="cannot load a model named"):
+        load_model(str(folder))
+
+
+@pytest.mark.parametrize("damaged", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]"])
+def test_damaged_tokenizers_are_refused_by_file(folder: Path, damaged: str, content: bytes) -> None:
+    (folder / damaged).write_bytes(content)
+    with pytest.raises(UnknownModel, match=damaged):
+        tokenizer_files(str(folder))
+    (folder / "tokenizer.json").write_bytes(b"{}")
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(UnknownModel, match=r"tokenizer\.json is no tokenizer"):
+        tokenizer_files(str(folder))
+
+
+def test_a_hub_out_of_reach_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def unreachable(_: object, name: str, timeout: float) -> None:
+        asked.append(name)
+        raise ConnectionError
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", unreachable)
+    for name in ("nobody/nothing-1", "pico-targett"):
+        with pytest.raises(UnknownModel, match="neither bundled"):
+            load_model(name)
+    assert asked == ["nobody/nothing-1"]
+
+
 def test_devices_and_types_that_do_not_exist_are_named() -> None:
     with pytest.raises(ModelError, match="'abacus' cannot be used here"):
         load_model("any", device="abacus")
