@@ -17,6 +17,7 @@ from websockets.asyncio.server import ServerConnection
 
 from goodspeed import catalog
 from goodspeed.messages import AgentMessage, Close, Draft, Failure, Hello, Open
+from goodspeed_agent import generation
 from goodspeed_agent.__main__ import app
 from goodspeed_agent.drafters import load_drafter
 from tests.fake_server import FakeServer, byte_tokenizer, counting, saying
@@ -64,6 +65,12 @@ def complete(server: FakeServer, *args: str, stdin: str | bytes | None = None) -
 def test_verified_text_goes_to_standard_output(server: FakeServer, draft: str) -> None:
     result = complete(server, "--draft", draft, "--prompt", PROMPT)
     assert (result.exit_code, result.stdout, result.stderr) == (0, STORY + "\n", "")
+
+
+def test_a_user_in_the_servers_queue_is_told_once(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generation, "_QUEUED_S", 0.0)
+    result = complete(server, "--draft", "suffix", "--prompt", PROMPT)
+    assert (result.stdout, result.stderr) == (STORY + "\n", "goodspeed-agent: waiting for a row on the server\n")
 
 
 def test_one_json_object(server: FakeServer) -> None:

@@ -126,12 +126,15 @@ class Agent:
                 "choose a draft of the same family, or --draft suffix, which fits every target"
             )
 
-    async def complete(self, request: TextRequest, on_text: OnText | None = None) -> Completion:
+    async def complete(
+        self, request: TextRequest, on_text: OnText | None = None, on_queued: Callable[[], None] | None = None
+    ) -> Completion:
         """Generate a text.
 
         Args:
             request: what is asked for.
             on_text: called as the text comes.
+            on_queued: called once if the server has no row for it yet.
 
         Raises:
             InvalidRequest: a value is out of range, or the prompt too long for this server.
@@ -151,7 +154,8 @@ class Agent:
             if on_text is not None:
                 on_text(piece, tokens)
 
-        async with aclosing(tokens_of(generation, channel, session, self._drafting, self._backoff)) as verified:
+        verified = tokens_of(generation, channel, session, self._drafting, self._backoff, on_queued)
+        async with aclosing(verified):
             async for tokens in verified:
                 taken = len(text.tokens)
                 new = []

@@ -100,7 +100,7 @@ def complete(
         began_s = time.monotonic()
         write = None if as_json else _write
         completion = _with_agent(
-            lambda agent: agent.complete(request, write), server, draft, name, threads, connect_timeout
+            lambda agent: agent.complete(request, write, _say_queued), server, draft, name, threads, connect_timeout
         )
         if as_json:
             print(json.dumps(completion.to_json(), ensure_ascii=False))
@@ -246,6 +246,10 @@ def _summarise(completion: Completion, seconds: float) -> None:
         parts.append(f"{speculation.mean_acceptance_length:.2f} per verdict")
         parts.append(f"{speculation.draft_acceptance_rate:.0%} of {speculation.num_draft_tokens} drafted accepted")
     Console(stderr=True).print(", ".join(parts), style="dim", highlight=False)
+
+
+def _say_queued() -> None:
+    _note("waiting for a row on the server")
 
 
 def _note(text: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -25,6 +25,8 @@ __all__ = ["Generation", "Request", "tokens_of"]
 
 _log = logging.getLogger(__name__)
 
+_QUEUED_S = 2.0
+"""A stream that has not been opened after so long is waiting for others to end."""
 _BAD_DRAFT = frozenset({"draft_out_of_range", "draft_too_long", "invalid_q"})
 """What the server calls a draft that it takes for an empty one; the stream goes on."""
 
@@ -115,7 +117,12 @@ class Generation:
 
 
 async def tokens_of(
-    generation: Generation, channel: Channel, session: DraftSession, executor: Executor, backoff: Backoff
+    generation: Generation,
+    channel: Channel,
+    session: DraftSession,
+    executor: Executor,
+    backoff: Backoff,
+    on_queued: Callable[[], None] | None = None,
 ) -> AsyncGenerator[list[int], None]:
     """Generate: yield newly committed tokens as verdicts bring them, then end.
 
@@ -127,6 +134,7 @@ async def tokens_of(
         session: the drafter's.
         executor: where drafting runs.
         backoff: how patiently an overloaded server is asked again.
+        on_queued: called once if the server has no row for the stream yet.
 
     Raises:
         Refused: the server refused the stream.
@@ -137,6 +145,7 @@ async def tokens_of(
     loop = asyncio.get_running_loop()
     patience = Patience(backoff)
     warned = False
+    queued = loop.call_later(_QUEUED_S, on_queued or (lambda: None))
     try:
         await channel.send(generation.opening())
         while generation.transcript.finish is None:
@@ -155,6 +164,7 @@ async def tokens_of(
                     await channel.send(generation.opening())
                     continue
                 case Opened(budget=budget):
+                    queued.cancel()
                     patience.succeeded()
                 case Verdict(budget=budget) as verdict:
                     new = generation.commit(verdict)
@@ -165,6 +175,7 @@ async def tokens_of(
                 guess = await loop.run_in_executor(executor, session.draft, tokens, budget)
                 await channel.send(generation.draft(guess.tokens, guess.q))
     finally:
+        queued.cancel()
         channel.close()
         if generation.transcript.finish is None:
             await channel.send(Close(generation.stream))
