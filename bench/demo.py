@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,8 @@ class AgentRun:
     drafter: str
     prompts: Sequence[Prompt]
     results: Sequence[dict[str, object]]
-    seconds: float
+    tokens_per_s: float
+    """As the agent says itself: from when it was linked up, so that loading a draft model does not count."""
 
 
 def main(
@@ -142,7 +143,6 @@ async def _agent(address: str, drafter: str, prompts: Sequence[Prompt], folder: 
     """Run `goodspeed-agent` over a file of prompts."""
     todo, done = folder / f"{drafter}.jsonl", folder / f"{drafter}.out.jsonl"
     todo.write_text("".join(json.dumps({"id": p.id, "prompt": p.text}) + "\n" for p in prompts))
-    started = time.monotonic()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "goodspeed_agent", "run",
         "--server", address, "--name", f"edge-{drafter.removeprefix('pico-draft-')}", "--draft", drafter,
@@ -152,15 +152,16 @@ async def _agent(address: str, drafter: str, prompts: Sequence[Prompt], folder: 
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     try:
-        _, complaints = await process.communicate()
+        _, said = await process.communicate()
     finally:
         if process.returncode is None:
             process.terminate()
             await process.wait()
     if process.returncode != 0:
-        raise GoodSpeedError(f"the agent with draft {drafter} failed: {complaints.decode().strip()[-500:]}")
+        raise GoodSpeedError(f"the agent with draft {drafter} failed: {said.decode().strip()[-500:]}")
     results = [json.loads(line) for line in done.read_text().splitlines()]
-    return AgentRun(drafter, prompts, results, time.monotonic() - started)
+    rates = re.findall(r"([\d.]+) tokens/s", said.decode())
+    return AgentRun(drafter, prompts, results, float(rates[-1]))
 
 
 def _show_texts(console: Console, runs: Sequence[AgentRun]) -> None:
@@ -175,8 +176,9 @@ def _show_summary(console: Console, runs: Sequence[AgentRun], snapshot: ServerSn
     table = Table(
         title=f"{len(runs)} agents, {STREAMS_PER_AGENT} streams each, T = {TEMPERATURE}, target {snapshot.model}"
     )
-    for heading in ("agent's draft", "texts", "tokens", "tokens/s", "accepted", "tokens a verdict"):
-        table.add_column(heading, justify="left" if heading == "agent's draft" else "right")
+    for heading in ("agent's draft", "texts", "tokens", "tokens/s once linked", "accepted", "tokens a verdict"):
+        first = heading == "agent's draft"
+        table.add_column(heading, justify="left" if first else "right", no_wrap=first)
     for run in runs:
         tokens = sum(len(result["tokens"]) for result in run.results)  # type: ignore[arg-type, misc]
         counts = [result["speculative"] for result in run.results]
@@ -185,7 +187,7 @@ def _show_summary(console: Console, runs: Sequence[AgentRun], snapshot: ServerSn
             for key in ("num_spec_steps", "num_draft_tokens", "num_accepted_tokens")
         )
         table.add_row(
-            run.drafter, str(len(run.results)), str(tokens), f"{tokens / run.seconds:.1f}",
+            run.drafter, str(len(run.results)), str(tokens), f"{run.tokens_per_s:.1f}",
             f"{accepted / drafted:.0%}" if drafted else "-", f"{1 + accepted / steps:.2f}" if steps else "1.00",
         )  # fmt: skip
     console.print(table)

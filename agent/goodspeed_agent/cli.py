@@ -41,7 +41,10 @@ app = typer.Typer(
 Server = Annotated[str, typer.Option(help="The server's address: ws://HOST:PORT or wss://HOST:PORT.")]
 Draft = Annotated[
     Optional[str],  # noqa: UP045  (typer reads annotations)
-    typer.Option(help="none, suffix (needs no torch), a bundled draft, a folder or a Hugging Face name."),
+    typer.Option(
+        help="none, suffix (needs no torch), a bundled draft, a folder or a Hugging Face name; "
+        "by default the bundled draft, or suffix where torch is missing."
+    ),
 ]
 Name = Annotated[str | None, typer.Option(help="What the server's operator sees; the host's name by default.")]
 ConnectTimeout = Annotated[
