@@ -1,9 +1,9 @@
 """Is it worth it? Tokens per second of *server busy time*, against plain decoding and transformers' `generate`.
 
 One run, the bundled target and a bundled draft, T = 0, eight streams. Each policy is a real server in this process
-and a real agent in another; busy time is what the engine's thread spent on passes (prefill included) and on judging
-drafts. Policies take turns, and the table shows medians over the turns. All texts are checked to be the same.
-`python -m bench.worth [--json FILE]`
+and a real agent in another; busy time is the processor time that the engine's thread spent on passes (prefill
+included) and on judging drafts. Policies take turns, and the table shows medians over the turns. All texts are
+checked to be the same. `python -m bench.worth [--json FILE]`
 """
 
 from __future__ import annotations
@@ -105,12 +105,12 @@ def _generate(prompts: list[str], new_tokens: int) -> tuple[float, list[list[int
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     model: Any = load_model(DEFAULT_TARGET, device="cpu", dtype="float32")
     with torch.inference_mode():
-        started = time.perf_counter()
+        started = time.thread_time()
         output = model.generate(
             ids, attention_mask=mask, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False,
             pad_token_id=0, eos_token_id=None,
         )  # fmt: skip
-        seconds = time.perf_counter() - started
+        seconds = time.thread_time() - started
     return seconds, output[:, width:].tolist()
 
 

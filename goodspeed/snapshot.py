@@ -74,7 +74,7 @@ class ServerSnapshot(Struct, frozen=True, kw_only=True):
     drafted: int
     accepted: int
     busy_s: float
-    """Time the engine has spent in forward passes."""
+    """Time the engine has spent in forward passes: processor time on a CPU, wall time elsewhere."""
     judge_s: float
     """Time the engine's thread has spent on sampling and judging drafts."""
     plain_busy_s: float

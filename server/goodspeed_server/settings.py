@@ -30,7 +30,7 @@ OVERDUE = 10
 AUTO_MAX_STREAMS = 64
 AUTO_MAX_LENGTH = 4096
 """The most tokens a stream gets unless the operator asks for more."""
-CAPACITY_PER_STREAM = 4
+CAPACITY_PER_STREAM = 2
 """A verification a few tokens long costs little more than one decoding step on most hardware."""
 
 

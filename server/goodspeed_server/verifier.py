@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from goodspeed.sampling import Domain, SamplingParams, position_keys
 from goodspeed.sampling.warping import RowParams, log_probs, sample
 from goodspeed.verification import DraftDistribution, Judgement, Rule, judge_coupled, judge_ratio
+from goodspeed_server.calibration import busy_clock
 from goodspeed_server.engine import Engine, Segment
 
 __all__ = ["Chunk", "Outcome", "Pass", "Turn", "Verifier"]
@@ -54,6 +54,7 @@ class Outcome:
 
     judgements: Sequence[Judgement]
     forward_s: float
+    """Busy time of the forward pass, by `calibration.busy_clock`; so is `judge_s`."""
     judge_s: float
     """Everything else: laying the pass out, sampling, judging."""
 
@@ -68,25 +69,26 @@ class Verifier:
 
     def __init__(self, engine: Engine, rule: Rule) -> None:
         self._engine = engine
+        self._clock = busy_clock(engine.device)
         self._judge = {"coupled": self._judge_coupled, "ratio": self._judge_ratio}[rule]
 
     @torch.inference_mode()
     def run(self, work: Pass) -> Outcome:
         """Verify; blocks for as long as the forward pass takes."""
-        begun = time.perf_counter()
+        begun = self._clock()
         segments = [Segment(chunk.row, chunk.start, chunk.tokens, 0) for chunk in work.chunks]
         segments += [
             Segment(turn.row, turn.base - 1, [turn.last_token, *turn.drafted], len(turn.drafted) + 1)
             for turn in work.turns
         ]
-        started = time.perf_counter()
+        started = self._clock()
         logits = self._engine.forward(segments)  # [sum(S_i + 1), vocab]
         if logits.is_cuda:
             torch.cuda.synchronize()
-        forwarded = time.perf_counter()
+        forwarded = self._clock()
         judgements = self._judge(work.turns, logits) if work.turns else []
         forward_s = forwarded - started
-        return Outcome(judgements, forward_s, time.perf_counter() - begun - forward_s)
+        return Outcome(judgements, forward_s, self._clock() - begun - forward_s)
 
     def _judge_coupled(self, turns: Sequence[Turn], logits: Tensor) -> list[Judgement]:
         drawn = self._draw(turns, logits).tolist()
