@@ -17,6 +17,7 @@ from websockets.asyncio.server import ServerConnection
 from goodspeed.errors import InvalidRequest, Overloaded, ProtocolError, Refused
 from goodspeed.messages import AgentMessage, Close, Draft, Failure, Hello, Open, Verdict
 from goodspeed.sampling import SamplingParams
+from goodspeed.stream import Finish
 from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.drafters import DraftSession, Proposal
 from goodspeed_agent.generation import Generation, Request, tokens_of
@@ -201,7 +202,7 @@ def complaining(code: str) -> Hook:
         if not isinstance(message, Draft):
             return False
         budget = server.budget if message.base < 9 else 0
-        finish = None if budget else "length"
+        finish: Finish | None = None if budget else "length"
         await server.send(
             connection,
             Failure(code, "because", message.stream),
