@@ -40,6 +40,7 @@ __all__ = ["VerificationServer", "load_server"]
 logger = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT_S = 10.0
+_PING_TIMEOUT_S = 120.0
 _TOKEN_BYTES = 5
 _FRAME_ROOM_BYTES = 2**16
 """The largest frame taken holds twice the longest prompt and this much: a prompt that is too long gets a sentence, and
@@ -200,6 +201,8 @@ class VerificationServer:
                 settings.port,
                 process_request=self._answer_http,
                 compression=None,
+                # A ping waits behind whatever is being sent, and a tokenizer takes its time on a slow link.
+                ping_timeout=_PING_TIMEOUT_S,
                 max_size=min(MAX_AGENT_FRAME_BYTES, 2 * _TOKEN_BYTES * self._model.max_length + _FRAME_ROOM_BYTES),
                 server_header=f"goodspeed/{goodspeed.__version__}",
             )
