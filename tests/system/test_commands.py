@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import pty
@@ -75,18 +76,29 @@ async def test_the_monitor_draws_in_the_servers_own_terminal() -> None:
         env=os.environ | {"TERM": "xterm-256color", "LINES": "30", "COLUMNS": "110"},
     )  # fmt: skip
     os.close(terminal)
+    loop, drawn, shown = asyncio.get_running_loop(), asyncio.Event(), bytearray()
 
-    def until(wanted: str) -> str:
-        shown = b""
-        while wanted.encode() not in shown:
-            shown += os.read(controller, 4096)
-        return shown.decode(errors="replace")
+    def read_to_the_end() -> None:
+        # A terminal that nobody reads from would block whoever draws on it.
+        with contextlib.suppress(OSError):  # how a terminal says that its last writer has gone
+            while piece := os.read(controller, 4096):
+                shown.extend(piece)
+                if b"verify" in shown:
+                    loop.call_soon_threadsafe(drawn.set)
 
+    reading = asyncio.create_task(asyncio.to_thread(read_to_the_end))
     try:
-        assert "listening on" in await asyncio.to_thread(until, "verify")
+        await asyncio.wait([reading, asyncio.create_task(drawn.wait())], return_when=asyncio.FIRST_COMPLETED)
+        assert drawn.is_set(), shown.decode(errors="replace")
         process.send_signal(signal.SIGTERM)
         assert await process.wait() == 0
+        await reading
+        assert b"listening on" in shown
     finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        await reading
         os.close(controller)
 
 
