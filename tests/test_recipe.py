@@ -92,7 +92,7 @@ def test_training_learns_and_a_finished_run_is_not_repeated(tmp_path: Path, monk
     tokens = torch.arange(64).repeat(4, 2)
     before = next_token_loss(model, tokens).item()
     objective = Objective(
-        lambda _: (workers.backward(model, partial(next_token_loss, model), (tokens,)), tokens.numel()), dict
+        lambda _: (workers.backward(model, partial(next_token_loss, model), [tokens]), tokens.numel()), dict
     )
     budget = Budget(30.0)
     progress = train(model, objective, tmp_path, budget, workers, log=lambda _: None)

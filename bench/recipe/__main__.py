@@ -50,12 +50,11 @@ def target(
     start: Annotated[
         str | None, typer.Option("--from", help="Model to start from where there is no checkpoint: a name or a folder.")
     ] = None,
-    compiled: Annotated[bool, typer.Option(help="Compile the model first (needs a C++ compiler).")] = False,
 ) -> None:
     """Train the target on next tokens."""
     workshop = _workshop(work, threads)
     budget = Budget(train_s, clock="wall") if until is None else _until(until, workshop.progress(TARGET))
-    workshop.pretrain(TARGET, budget, start=start, compiled=compiled)
+    workshop.pretrain(TARGET, budget, start=start)
 
 
 @app.command()

@@ -4,7 +4,7 @@ Each thread works through micro-batches of its own with single-threaded operatio
 meet at a barrier thousands of times a step, and on a busy machine each barrier waits for the slowest.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -20,27 +20,22 @@ class Workers:
 
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(1)
+        self.threads = threads
         self._pool = ThreadPoolExecutor(threads)
-        self._warm = False
 
     def map(self, function: Callable[[T], R], items: Iterable[T]) -> list[R]:
         """Applies `function` to all items, in order."""
         return list(self._pool.map(function, items))
 
-    def backward(
-        self, model: nn.Module, loss_of: Callable[[torch.Tensor], torch.Tensor], batch: tuple[torch.Tensor, ...]
-    ) -> float:
+    def backward(self, model: nn.Module, loss_of: Callable[[T], torch.Tensor], batch: Sequence[T]) -> float:
         """Fills every parameter's gradient with that of the mean loss over equal micro-batches; returns that loss."""
         parameters = list(model.parameters())
 
-        def gradients(part: torch.Tensor) -> tuple[float, tuple[torch.Tensor, ...]]:
+        def gradients(part: T) -> tuple[float, tuple[torch.Tensor, ...]]:
             loss = loss_of(part)
             return loss.item(), torch.autograd.grad(loss, parameters)
 
-        # The first is done alone: it may compile, which threads must not do at the same time.
-        results = [] if self._warm else [gradients(batch[0])]
-        results += self.map(gradients, batch[len(results) :])
-        self._warm = True
+        results = self.map(gradients, batch)
         for parameter, *parts in zip(parameters, *(part for _, part in results), strict=True):
             parameter.grad = torch.stack(parts).mean(0)
         return sum(loss for loss, _ in results) / len(results)

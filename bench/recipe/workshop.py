@@ -70,7 +70,7 @@ class Workshop:
         trained.save(str(self.folder / "tokenizer.json"))
         tokenizer.encode_corpus(trained, sides, self.folder / "corpus")
 
-    def pretrain(self, name: str, budget: training.Budget, *, start: str | None = None, compiled: bool = False) -> None:
+    def pretrain(self, name: str, budget: training.Budget, *, start: str | None = None) -> None:
         """Trains the target or a draft on next tokens until `budget` is spent, resuming.
 
         Without a checkpoint it starts from the model that `start` names, if any; a draft that inherits, from the
@@ -89,7 +89,7 @@ class Workshop:
             seed=_seed(name),
             windows_a_batch=8 if name == TARGET else 4,
             workers=self._workers,
-            compiled=compiled,
+            unlearn_loops=name == TARGET,
         )
         training.train(model, objective, self.folder / name, budget, self._workers)
 
