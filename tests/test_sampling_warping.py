@@ -233,3 +233,12 @@ def test_a_row_without_numbers_leaves_the_others_alone(monkeypatch: pytest.Monke
         logits[1] = torch.nan
         drawn = sample(logits, RowParams.of([full] * 3), keys)
         assert (drawn[0], drawn[2]) == (expected[0], expected[2])
+
+
+@pytest.mark.parametrize("rounding", [1.0001, 3.0])
+def test_the_race_on_a_cpu_is_the_race_on_any_device(monkeypatch: pytest.MonkeyPatch, rounding: float) -> None:
+    monkeypatch.setattr(warping, "_ROUNDING", rounding)
+    for seed in range(20):
+        scores, keys = logits_of(seed, 50, 300), keys_of([seed] * 50, list(range(50)))
+        for mine, theirs in zip(warping._race_on_cpu(scores, keys), warping._race(scores, keys), strict=True):
+            assert torch.equal(mine, theirs)

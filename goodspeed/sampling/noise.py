@@ -6,8 +6,8 @@ evaluate `G` at any index, in any order, for just the tokens it considers; so it
 with a state. (Coupling by shared Gumbel noise: Daliri et al., arXiv 2408.07978.)
 
 A 64-bit key is derived from seed, position and domain (the SplitMix64 finaliser), and a 32-bit hash of the token is
-keyed twice, with the key's halves. The arithmetic is 32 bits wide, wraps around, and is written once for numpy and
-torch arrays alike: the integers agree to the bit on every side and device.
+keyed twice, with the key's halves. The arithmetic is 32 bits wide and wraps around; it is written for numpy and for
+torch, and the integers agree to the bit on every side and device.
 """
 
 from __future__ import annotations
@@ -15,15 +15,13 @@ from __future__ import annotations
 import enum
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
-
-    ArrayT = TypeVar("ArrayT", NDArray[np.int32], torch.Tensor)
 
 __all__ = ["MAX_GUMBEL", "Domain", "gumbel", "position_keys", "uniform"]
 
@@ -76,17 +74,41 @@ def position_keys(seeds: Sequence[int], positions: Sequence[int], domain: Domain
     return words.astype(np.uint32).view(np.int32)
 
 
-def _mix(x: ArrayT) -> ArrayT:
-    # Shifts are made logical by masking, so that the same lines serve signed 32-bit lanes everywhere.
-    x = (x ^ ((x >> 16) & 0xFFFF)) * 0x21F0AAAD
-    x = (x ^ ((x >> 15) & 0x1FFFF)) * 0x735A2D97
-    return x ^ ((x >> 15) & 0x1FFFF)
+_MULTIPLIERS = (0x21F0AAAD, 0x735A2D97)
+_TOKEN_MULTIPLIER = 0x1E3779B1
+_LANE_MASK = 0x7FFFFFFF
 
 
-def _hash(key: ArrayT, token: ArrayT) -> ArrayT:
+def _hash(keys: Ints, tokens: Ints) -> Ints:
     """Hash tokens under keys: int32 [..., 2] and int32 [...] (broadcast) to non-negative int32 [...]."""
-    mixed = _mix(token * 0x1E3779B1 + key[..., 0])
-    return _mix(mixed ^ key[..., 1]) & 0x7FFFFFFF
+    words = keys.view(np.uint32)
+    lanes = tokens.view(np.uint32) * np.uint32(_TOKEN_MULTIPLIER) + words[..., 0]
+    # In place, since the whole cost of drawing from a large vocabulary is the memory that these few lines touch.
+    scratch = np.empty_like(lanes)
+    _mix(lanes, scratch)
+    lanes ^= words[..., 1]
+    _mix(lanes, scratch)
+    lanes &= np.uint32(_LANE_MASK)
+    return lanes.view(np.int32)
+
+
+def _mix(lanes: NDArray[np.uint32], scratch: NDArray[np.uint32]) -> None:
+    for shift, multiplier in zip((16, 15), _MULTIPLIERS, strict=True):
+        lanes ^= np.right_shift(lanes, np.uint32(shift), out=scratch)
+        lanes *= np.uint32(multiplier)
+    lanes ^= np.right_shift(lanes, np.uint32(15), out=scratch)
+
+
+def _hash_tensor(keys: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """`_hash` on any device; torch has signed lanes only, so that its shifts are made logical by masking."""
+    lanes = _mix_tensor(tokens * _TOKEN_MULTIPLIER + keys[..., 0])
+    return _mix_tensor(lanes ^ keys[..., 1]) & _LANE_MASK
+
+
+def _mix_tensor(lanes: torch.Tensor) -> torch.Tensor:
+    lanes = (lanes ^ ((lanes >> 16) & 0xFFFF)) * _MULTIPLIERS[0]
+    lanes = (lanes ^ ((lanes >> 15) & 0x1FFFF)) * _MULTIPLIERS[1]
+    return lanes ^ ((lanes >> 15) & 0x1FFFF)
 
 
 def _is_torch(x: object) -> bool:
@@ -108,11 +130,12 @@ def uniform(keys: Any, tokens: Any) -> Any:
     Returns:
         float32 [...]. Small values keep their full relative precision: they are what makes Gumbel noise large.
     """
-    hashed = _hash(keys, tokens)
-    if _is_torch(hashed):
-        return ((hashed.float() + 0.5) * 2.0**-31).clamp_(max=1 - 2.0**-24)
-    lanes = (hashed.astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-31)
-    return np.minimum(lanes, np.float32(1 - 2.0**-24))
+    if _is_torch(tokens):
+        return ((_hash_tensor(keys, tokens).float() + 0.5) * 2.0**-31).clamp_(max=1 - 2.0**-24)
+    u = _hash(keys, tokens).astype(np.float32)
+    u += np.float32(0.5)
+    u *= np.float32(2.0**-31)
+    return np.minimum(u, np.float32(1 - 2.0**-24), out=u)
 
 
 @overload
