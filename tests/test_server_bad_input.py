@@ -139,10 +139,24 @@ async def test_a_text_frame_is_refused() -> None:
         assert "text frame" in failure.message
 
 
-async def test_an_oversized_frame_is_refused_before_it_is_read() -> None:
+async def test_an_oversized_frame_is_refused_with_the_size_allowed() -> None:
+    async with serving() as (server, address), undisturbed(address), linked(address) as peer:
+        allowed = server._model.max_frame_bytes
+        await peer.send(bytes(allowed + 1))
+        failure = await peer.failure()
+        assert failure.code == "protocol_error"
+        assert f"a frame of {allowed + 1} bytes" in failure.message
+        assert f"{allowed} are the most" in failure.message
+        with pytest.raises(ConnectionClosed) as closed:
+            await peer.receive()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1002
+
+
+async def test_a_frame_many_times_too_large_is_cut_off_before_it_is_read() -> None:
     async with serving() as (_, address), undisturbed(address), linked(address) as peer:
         with pytest.raises(ConnectionClosed) as closed:
-            await peer.send(bytes(MAX_AGENT_FRAME_BYTES + 1))
+            await peer.send(bytes(MAX_AGENT_FRAME_BYTES))
             await peer.receive()
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1009

@@ -17,6 +17,7 @@ from typing import Self, TypeAlias, TypeVar
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.frames import CloseCode
 from websockets.uri import parse_uri
 
 from goodspeed.catalog import Files
@@ -219,8 +220,10 @@ class Link:
         try:
             while True:
                 self._take(await _receive(connection))
-        except ConnectionClosed:
-            return
+        except ConnectionClosed as closed:
+            if closed.rcvd is not None and closed.rcvd.code == CloseCode.MESSAGE_TOO_BIG:
+                # Sent again it would be too large again.
+                raise Refused(f"the server takes no message so large: {closed.rcvd.reason}", code="too_large") from None
         except ProtocolError:
             await connection.close(1002)
             raise

@@ -67,6 +67,8 @@ class ServedModel:
     rule: Rule
     vocab_size: int
     max_length: int
+    max_frame_bytes: int
+    """A larger frame is refused with a sentence; the listener cuts off what is many times larger."""
     eos_tokens: frozenset[int]
 
 
@@ -218,7 +220,13 @@ class Link:
             await asyncio.wait([closed], timeout=_SNAPSHOT_INTERVAL_S)
 
     async def _receive(self) -> AgentMessage:
-        return decode_agent(await self._connection.recv())
+        frame = await self._connection.recv()
+        if len(frame) > self._model.max_frame_bytes:
+            raise ProtocolError(
+                f"a frame of {len(frame)} bytes came and {self._model.max_frame_bytes} are the most this server takes: "
+                f"a stream holds {self._model.max_length} tokens, prompt and text together"
+            )
+        return decode_agent(frame)
 
     async def _write(self) -> None:
         with contextlib.suppress(ConnectionClosed):

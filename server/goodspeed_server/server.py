@@ -43,8 +43,9 @@ _CLOSE_TIMEOUT_S = 10.0
 _PING_TIMEOUT_S = 120.0
 _TOKEN_BYTES = 5
 _FRAME_ROOM_BYTES = 2**16
-"""The largest frame taken holds twice the longest prompt and this much: a prompt that is too long gets a sentence, and
-one that is far too long a close code, before it has cost anybody the time to read it."""
+"""The largest frame taken holds twice the longest prompt and this much."""
+_CUT_OFF = 4
+"""A frame so many times larger than that gets a close code, before it has cost anybody the memory to read it."""
 
 
 def load_server(settings: ServerSettings) -> VerificationServer:
@@ -122,6 +123,7 @@ class VerificationServer:
             rule=settings.rule,
             vocab_size=engine.vocab_size,
             max_length=engine.max_length,
+            max_frame_bytes=min(MAX_AGENT_FRAME_BYTES, 2 * _TOKEN_BYTES * engine.max_length + _FRAME_ROOM_BYTES),
             eos_tokens=eos_tokens,
         )
         self._rounds = RoundLoop(
@@ -203,7 +205,7 @@ class VerificationServer:
                 compression=None,
                 # A ping waits behind whatever is being sent, and a tokenizer takes its time on a slow link.
                 ping_timeout=_PING_TIMEOUT_S,
-                max_size=min(MAX_AGENT_FRAME_BYTES, 2 * _TOKEN_BYTES * self._model.max_length + _FRAME_ROOM_BYTES),
+                max_size=_CUT_OFF * self._model.max_frame_bytes,
                 server_header=f"goodspeed/{goodspeed.__version__}",
             )
         except OSError as error:
