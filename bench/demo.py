@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 import uvloop
 from rich.console import Console
@@ -29,6 +30,7 @@ from rich.text import Text
 from bench.workloads import Prompt, load_prompts
 from goodspeed.errors import GoodSpeedError
 from goodspeed.snapshot import ServerSnapshot
+from goodspeed_agent.report import Speculation
 from goodspeed_server.monitor import fetch_snapshot, snapshots, top
 
 __all__ = ["main"]
@@ -41,13 +43,21 @@ PROMPTS_PER_AGENT = 3
 TEMPERATURE = 0.7
 
 
+class Result(msgspec.Struct, frozen=True):
+    """What the demo reads of a line of an agent's results."""
+
+    text: str
+    tokens: tuple[int, ...]
+    speculative: Speculation
+
+
 @dataclass(frozen=True, slots=True)
 class AgentRun:
     """What one agent brought home."""
 
     drafter: str
     prompts: Sequence[Prompt]
-    results: Sequence[dict[str, object]]
+    results: Sequence[Result]
     tokens_per_s: float
     """As the agent says itself: from when it was linked up, so that loading a draft model does not count."""
 
@@ -95,7 +105,7 @@ async def _demo(console: Console, max_new_tokens: int, timeout_s: float, record:
         await asyncio.wait([watching, recording])
     _show_texts(console, runs)
     _show_summary(console, runs, snapshot)
-    texts = {json.dumps(run.results[0]["tokens"]) for run in runs}
+    texts = {run.results[0].tokens for run in runs}
     if len(texts) != 1:
         raise GoodSpeedError(f"the prompt all agents share gave {len(texts)} different texts")
     console.print(f"lossless: {len(runs)} drafters, one prompt in common, T = {TEMPERATURE}: token for token one text")
@@ -159,16 +169,25 @@ async def _agent(address: str, drafter: str, prompts: Sequence[Prompt], folder: 
             await process.wait()
     if process.returncode != 0:
         raise GoodSpeedError(f"the agent with draft {drafter} failed: {said.decode().strip()[-500:]}")
-    results = [json.loads(line) for line in done.read_text().splitlines()]
-    rates = re.findall(r"([\d.]+) tokens/s", said.decode())
-    return AgentRun(drafter, prompts, results, float(rates[-1]))
+    results = msgspec.json.Decoder(Result).decode_lines(done.read_bytes())
+    return AgentRun(drafter, prompts, results, _last_rate(drafter, said.decode()))
+
+
+def _last_rate(drafter: str, said: str) -> float:
+    """The rate in the agent's last line of progress."""
+    rates = re.findall(r"([\d.]+) tokens/s", said)
+    if not rates:
+        raise GoodSpeedError(
+            f"the agent with draft {drafter} names no rate; it said: {said.strip()[-500:] or 'nothing'}"
+        )
+    return float(rates[-1])
 
 
 def _show_texts(console: Console, runs: Sequence[AgentRun]) -> None:
     for run in runs:
         prompt, result = run.prompts[1], run.results[1]
         text = Text(prompt.text, style="dim")
-        text.append(str(result["text"]), style="not dim")
+        text.append(result.text, style="not dim")
         console.print(Panel(text, title=f"{prompt.id}, drafted by {run.drafter}", title_align="left"))
 
 
@@ -180,15 +199,14 @@ def _show_summary(console: Console, runs: Sequence[AgentRun], snapshot: ServerSn
         first = heading == "agent's draft"
         table.add_column(heading, justify="left" if first else "right", no_wrap=first)
     for run in runs:
-        tokens = sum(len(result["tokens"]) for result in run.results)  # type: ignore[arg-type, misc]
-        counts = [result["speculative"] for result in run.results]
-        steps, drafted, accepted = (
-            sum(count[key] for count in counts)  # type: ignore[index]
-            for key in ("num_spec_steps", "num_draft_tokens", "num_accepted_tokens")
-        )
+        tokens = sum(len(result.tokens) for result in run.results)
+        total = Speculation()
+        for result in run.results:
+            total.add(result.speculative)
+        rate, length = total.draft_acceptance_rate, total.mean_acceptance_length
         table.add_row(
             run.drafter, str(len(run.results)), str(tokens), f"{run.tokens_per_s:.1f}",
-            f"{accepted / drafted:.0%}" if drafted else "-", f"{1 + accepted / steps:.2f}" if steps else "1.00",
+            "-" if rate is None else f"{rate:.0%}", "1.00" if length is None else f"{length:.2f}",
         )  # fmt: skip
     console.print(table)
     console.print(
