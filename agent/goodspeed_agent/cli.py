@@ -91,15 +91,10 @@ def complete(
     _log_to_stderr(verbose)
     with exit_codes():
         text = _prompt(prompt, prompt_file)
-        request = TextRequest(
+        request = _request(
             [{"role": "user", "content": text}] if chat else text,
-            SamplingParams(temperature, top_p, top_k, min_p, seed),
-            max_new_tokens,
-            tuple(stop or ()),
-            ignore_eos,
-            max_draft,
-        )
-        request.validate()
+            max_new_tokens, temperature, top_p, top_k, min_p, seed, stop, ignore_eos, max_draft,
+        )  # fmt: skip
         began_s = time.monotonic()
         write = None if as_json else _write
         completion = _with_agent(
@@ -136,15 +131,7 @@ def run_file(
     """Work through a file of prompts; results come in its order, one JSON object a line."""
     _log_to_stderr(verbose)
     with exit_codes():
-        defaults = TextRequest(
-            "-",
-            SamplingParams(temperature, top_p, top_k, min_p, seed),
-            max_new_tokens,
-            tuple(stop or ()),
-            ignore_eos,
-            max_draft,
-        )
-        defaults.validate()
+        defaults = _request("-", max_new_tokens, temperature, top_p, top_k, min_p, seed, stop, ignore_eos, max_draft)
         lines = _read_prompts(prompts, defaults)
         console = Console(stderr=True)
 
@@ -161,6 +148,25 @@ def run_file(
         if failed:
             typer.echo(f"goodspeed-agent: {failed} of {len(lines)} prompts failed; their results say why", err=True)
             raise typer.Exit(Exit.SOME_FAILED)
+
+
+def _request(
+    prompt: str | list[dict[str, str]],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    min_p: float,
+    seed: int,
+    stop: list[str] | None,
+    ignore_eos: bool,
+    max_draft: int | None,
+) -> TextRequest:
+    """What the options ask for, checked."""
+    params = SamplingParams(temperature, top_p, top_k, min_p, seed)
+    request = TextRequest(prompt, params, max_new_tokens, tuple(stop or ()), ignore_eos, max_draft)
+    request.validate()
+    return request
 
 
 def _with_agent(
