@@ -1,9 +1,13 @@
-"""What every test runs under: one thread, and examples that are the same on every run."""
+"""What every test runs under: one thread, and examples that are the same on every run; and what many of them need."""
 
 import signal
+from pathlib import Path
 
 import hypothesis
+import pytest
 import torch
+
+from goodspeed_agent.tokenizer import TokenizerCache
 
 torch.set_num_threads(1)
 
@@ -12,3 +16,9 @@ hypothesis.settings.load_profile("repeatable")
 
 # A shell starts background jobs with SIGINT ignored, and so would be every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> TokenizerCache:
+    """An agent's cache, empty, and no other test's."""
+    return TokenizerCache(tmp_path)

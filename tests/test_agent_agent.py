@@ -13,12 +13,11 @@ from goodspeed.errors import InvalidRequest, ProtocolError, Refused, TokenizerMi
 from goodspeed.messages import AgentMessage, Close, Hello, Open
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import Agent, TextRequest
-from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.drafters import Drafter, NoDrafter, SuffixDrafter
 from goodspeed_agent.tokenizer import TokenizerCache
 from tests.fake_server import FakeServer, byte_tokenizer, refusing, saying
+from tests.linking import QUICK
 
-QUICK = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=60.0)
 PROMPT = "once upon a time"
 STORY = " there was a naïve 😀 and there was a naïve 😀."
 

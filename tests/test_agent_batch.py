@@ -10,15 +10,13 @@ from websockets.asyncio.server import ServerConnection
 from goodspeed.errors import ProtocolError
 from goodspeed.messages import AgentMessage, Close, Draft, Open, Verdict
 from goodspeed_agent.agent import Agent, TextRequest
-from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.batch import work_through
 from goodspeed_agent.drafters import SuffixDrafter
 from goodspeed_agent.prompts import PromptLine
 from goodspeed_agent.report import Completion
 from goodspeed_agent.tokenizer import TokenizerCache
 from tests.fake_server import FakeServer
-
-QUICK = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=60.0)
+from tests.linking import QUICK
 
 
 class Watching:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from websockets.asyncio.server import ServerConnection
 
 from goodspeed.errors import InvalidRequest, Overloaded, ProtocolError, Refused
-from goodspeed.messages import AgentMessage, Close, Draft, Failure, Hello, Open, Verdict
+from goodspeed.messages import AgentMessage, Close, Draft, Failure, Open, Verdict
 from goodspeed.sampling import SamplingParams
 from goodspeed.stream import Finish
 from goodspeed_agent.backoff import Backoff
@@ -24,8 +24,8 @@ from goodspeed_agent.generation import Generation, Request, tokens_of
 from goodspeed_agent.link import Link
 from goodspeed_agent.tokenizer import TokenizerCache
 from tests.fake_server import FakeServer, Hook, counting, refusing
+from tests.linking import HELLO, QUICK
 
-QUICK = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=60.0)
 PROMPT = (1, 2, 3)
 REQUEST = Request(PROMPT, max_new_tokens=20, max_draft=8)
 
@@ -58,7 +58,7 @@ async def generate(
     async with (
         asyncio.timeout(60),
         server.listening(),
-        Link(server.url, Hello(1, "agent", "test"), TokenizerCache(tmp_path), backoff) as link,
+        Link(server.url, HELLO, TokenizerCache(tmp_path), backoff) as link,
     ):
         channel = link.channel()
         generation = Generation(channel.stream, request)

@@ -3,9 +3,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,30 +25,11 @@ from goodspeed.messages import (
     Opened,
     Verdict,
 )
-from goodspeed.sampling import SamplingParams
 from goodspeed_agent.backoff import Backoff, Patience
-from goodspeed_agent.link import Channel, Link, Relinked, refusal
+from goodspeed_agent.link import Link, Relinked, refusal
 from goodspeed_agent.tokenizer import TokenizerCache
 from tests.fake_server import FakeServer
-
-HELLO = Hello(1, "agent", "test")
-QUICK = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=60.0, rng=random.Random(1))
-NEVER_AGAIN = Backoff(first_s=0.001, longest_s=0.001, give_up_after_s=0.0, rng=random.Random(1))
-
-
-@pytest.fixture
-def cache(tmp_path: Path) -> TokenizerCache:
-    return TokenizerCache(tmp_path)
-
-
-def opening(channel: Channel, tokens: tuple[int, ...] = (1, 2, 3)) -> Open:
-    return Open(channel.stream, list(tokens), len(tokens), SamplingParams(), 8, 4)
-
-
-@contextlib.asynccontextmanager
-async def linked(server: FakeServer, cache: TokenizerCache, backoff: Backoff = QUICK) -> AsyncIterator[Link]:
-    async with asyncio.timeout(60), server.listening(), Link(server.url, HELLO, cache, backoff) as link:
-        yield link
+from tests.linking import HELLO, NEVER_AGAIN, linked, opening
 
 
 async def test_the_handshake_brings_welcome_and_tokenizer(cache: TokenizerCache) -> None:
