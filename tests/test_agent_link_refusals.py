@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
 from goodspeed.errors import (
@@ -117,6 +118,40 @@ async def test_a_server_that_loses_its_wits_ends_the_link(
         with pytest.raises(ProtocolError, match=match):
             await channel.receive()
     assert server.links == 1
+
+
+async def test_a_message_that_is_too_large_for_the_server_is_not_sent_again(cache: TokenizerCache) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Open):
+            await connection.close(CloseCode.MESSAGE_TOO_BIG, "4 bytes and no more")
+        return isinstance(message, Open)
+
+    server = FakeServer(hook=hook)
+    async with linked(server, cache) as link:
+        channel = link.channel()
+        await channel.send(opening(channel))
+        with pytest.raises(Refused, match="no message so large: 4 bytes and no more") as caught:
+            await channel.receive()
+    assert caught.value.code == "too_large"
+    assert server.links == 1
+
+
+async def test_a_tokenizer_that_never_comes_is_asked_for_again(
+    cache: TokenizerCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if server.links > 1 or not isinstance(message, GetTokenizer):
+            return False
+        # Only the first is to be late, however slow this machine is.
+        monkeypatch.setattr("goodspeed_agent.link._TRANSFER_S", 60.0)
+        return True
+
+    monkeypatch.setattr("goodspeed_agent.link._TRANSFER_S", 0.01)
+    server = FakeServer(hook=hook)
+    async with linked(server, cache) as link:
+        assert link.files == server.files
+    assert server.links == 2
+    assert len(server.got(GetTokenizer)) == 2
 
 
 async def test_a_tokenizer_that_is_not_the_one_announced(cache: TokenizerCache) -> None:
