@@ -58,7 +58,7 @@ def test_unlikelihood_makes_a_loop_less_likely() -> None:
         loss = unlikelihood_loss(model, texts)
         losses.append(loss.item())
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
     assert losses == sorted(losses, reverse=True)
 

@@ -159,6 +159,8 @@ def _budget(agent: AgentRow, width: int, scale: _Scale) -> list[Segment]:
 def _acceptance(agent: AgentRow, width: int, _: _Scale) -> list[Segment]:
     if not agent.streams:
         return [cell("", width)]
+    if not agent.drafted:  # its estimate is still the prior, which is nobody's acceptance
+        return [cell("-", width, MUTED, "right")]
     filled, rest = marks.bar(agent.alpha, width - _NUMBER_WIDTH)
     return [Segment(filled, BLUE), Segment(rest, FAINT), cell(f"{agent.alpha:.2f}", _NUMBER_WIDTH, PLAIN, "right")]
 
