@@ -22,6 +22,7 @@ __all__ = [
     "PATIENCE",
     "PRIOR_ALPHA",
     "AcceptanceEstimator",
+    "Goodput",
     "HitOrMiss",
     "RatioMean",
     "expected_tokens",
@@ -44,6 +45,37 @@ def expected_tokens(alpha: float, budget: int) -> float:
 def smooth_goodput(smoothed: float, tokens: int, beta: float) -> float:
     """Equation (4): `X <- (1 - beta) X + beta x`, in tokens per round."""
     return (1.0 - beta) * smoothed + beta * tokens
+
+
+class Goodput:
+    """Tokens per second, smoothed in time: `X <- exp(-dt / tau) X + (1 - exp(-dt / tau)) tokens / dt`.
+
+    The sums of tokens and of seconds are discounted apart, so that the beginning is a plain mean and no guess.
+
+    Args:
+        now: when the stream began, seconds.
+        prior: tokens per second, before anything is seen.
+        tau_s: how long a token keeps most of its weight, seconds.
+        prior_s: how many seconds the prior counts for.
+    """
+
+    def __init__(self, now: float, prior: float, *, tau_s: float = 5.0, prior_s: float = 0.2) -> None:
+        self._tau_s = tau_s
+        self._tokens = prior * prior_s
+        self._seconds = prior_s
+        self._at = now
+
+    @property
+    def rate(self) -> float:
+        """`X`, tokens per second."""
+        return self._tokens / self._seconds
+
+    def observe(self, tokens: int, now: float) -> None:
+        """Tokens have come; since the last call nothing did."""
+        keep = math.exp(-max(now - self._at, 0.0) / self._tau_s)
+        self._tokens = self._tokens * keep + tokens
+        self._seconds = self._seconds * keep + self._tau_s * (1.0 - keep)
+        self._at = now
 
 
 class AcceptanceEstimator(Protocol):

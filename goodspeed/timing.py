@@ -137,6 +137,62 @@ def _nonnegative_solution(gram: Floats, moment: Floats) -> Floats:
     return best
 
 
+@dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """How the engine is doing, smoothed over the last passes."""
+
+    cost: PassCost
+    pass_s: float
+    """How long a pass takes at present, seconds."""
+    wait_s: float = 0.0
+    """How long a stream that is ready waits for its pass to begin, seconds."""
+    row_tokens: float = 1.0
+    """New tokens of a row in a pass: its budget and one."""
+    busy: float = 1.0
+    """The share of the time in which a pass runs, in [0, 1]."""
+
+
+class EngineMeter:
+    """Watches the engine and says how it is doing.
+
+    Args:
+        cost: the cost model, which learns from every pass.
+        memory: how many passes one keeps most of its weight.
+    """
+
+    def __init__(self, cost: PassCost, *, memory: float = 20.0) -> None:
+        self._cost = cost
+        self._step = 1.0 - math.exp(-1.0 / memory)
+        self._pass_s = cost.seconds(1, 1)
+        self._wait_s = 0.0
+        self._row_tokens = 1.0
+        self._busy = 0.0
+        self._ended_at: float | None = None
+
+    @property
+    def load(self) -> EngineLoad:
+        """At present."""
+        return EngineLoad(self._cost, self._pass_s, self._wait_s, self._row_tokens, self._busy)
+
+    def observe(self, sample: PassSample, began_at: float, waits_s: Iterable[float]) -> None:
+        """Learn from one pass.
+
+        Args:
+            sample: the pass.
+            began_at: when it began, seconds.
+            waits_s: how long each draft in it had been here by then.
+        """
+        self._cost.observe(sample)
+        self._pass_s += self._step * (sample.seconds - self._pass_s)
+        self._row_tokens += self._step * (sample.tokens / max(sample.rows, 1) - self._row_tokens)
+        for wait_s in waits_s:
+            self._wait_s += self._step * (wait_s - self._wait_s)
+        if self._ended_at is not None:
+            span_s = sample.seconds + max(0.0, began_at - self._ended_at)
+            self._busy += self._step * (sample.seconds / max(span_s, 1e-9) - self._busy)
+        self._ended_at = began_at + sample.seconds
+
+
 class Pace:
     """How fast one agent is: seconds a drafted token, and everything else between a verdict and the next draft.
 

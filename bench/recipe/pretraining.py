@@ -23,7 +23,7 @@ from bench.recipe.workers import Workers
 SHORT_SEQUENCE = 256
 LONG_FROM = 0.8
 UNLIKELIHOOD_FROM = 0.7
-UNLIKELIHOOD_WEIGHT = 1.0
+UNLIKELIHOOD_WEIGHT = 0.3
 
 
 def next_token_loss(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 
 from goodspeed.scheduling.baselines import FixedS, PlainDecoding, RandomS
 from goodspeed.scheduling.gradient import GoodSpeedSched
-from goodspeed.scheduling.interface import Demand, Plan, Scheduler
+from goodspeed.scheduling.interface import Demand, Plan, Scheduler, Timing
+from goodspeed.scheduling.seconds import SecondsSched
 from goodspeed.utility import AlphaFair
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "Plan",
     "RandomS",
     "Scheduler",
+    "SecondsSched",
+    "Timing",
 ]
 
 SCHEDULERS: Mapping[str, Callable[[AlphaFair], Scheduler]] = {

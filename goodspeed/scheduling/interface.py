@@ -8,10 +8,25 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Demand", "Plan", "Scheduler"]
+from goodspeed.timing import EngineLoad
+
+__all__ = ["Demand", "Plan", "Scheduler", "Timing"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """The same streams on the clock, and the engine; one element a stream in every array, [streams]."""
+
+    rate: Floats
+    """Smoothed goodputs, tokens per second."""
+    draft_s: Floats
+    """Seconds an agent takes for one drafted token."""
+    turnaround_s: Floats
+    """Seconds between a verdict and the next draft that are not drafting: both ways through the network."""
+    engine: EngineLoad
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +41,8 @@ class Demand:
     """Weights `omega`."""
     limit: Ints
     """The longest draft each stream can use: its drafter's, its remaining tokens, its room in the cache."""
+    timing: Timing | None = None
+    """What schedulers in seconds ask for; those that count rounds make no use of it."""
 
     def __post_init__(self) -> None:
         assert len(self.alpha) == len(self.goodput) == len(self.weight) == len(self.limit)

@@ -1,11 +1,9 @@
-"""Who is in the next batch, and when it closes: a state machine, events in, decisions out.
+"""The paper's barrier, with a deadline: a round closes when nobody is drafting any more.
 
-Streams that are part of the rounds are either *drafting* (their agent owes a draft) or *ready* (their draft is here,
-or their budget is 0 and the server decodes them without waiting for anybody). The paper's barrier closes a round when
-nobody is drafting any more. Ours has a deadline: when it passes, the round closes over whoever is ready. A late draft
-is not lost: the stream becomes ready when it arrives and is verified in the next round. Until then the rounds do not
-wait for it again, so that an agent that hangs costs everybody else one deadline, not one a round; and once its draft is
-overdue the stream is ready without one, so that nobody holds a row for ever by never drafting.
+When the deadline passes, the round closes over whoever is ready. A late draft is not lost: the stream becomes ready
+when it arrives and is verified in the next round. Until then the rounds do not wait for it again, so that an agent that
+hangs costs everybody else one deadline, not one a round; and once its draft is overdue the stream is ready without one,
+so that nobody holds a row for ever by never drafting.
 """
 
 from __future__ import annotations
@@ -64,8 +62,8 @@ class Barrier(Generic[StreamT]):
         """Who can be verified, the longest ready first."""
         return tuple(self._ready)
 
-    def expect(self, stream: StreamT, budget: int, now: float) -> None:
-        """The agent of `stream` has been told to draft `budget` tokens; with 0 there is nothing to wait for."""
+    def expect(self, stream: StreamT, budget: int, now: float, due_s: float = 0.0) -> None:
+        """The agent of `stream` has been told to draft `budget` tokens; when they are due makes no difference here."""
         self.leave(stream)
         if budget > 0:
             self._drafting[stream] = _Drafting(budget, now)
