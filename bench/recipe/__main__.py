@@ -12,9 +12,9 @@ from bench.recipe.training import Budget, Progress
 from bench.recipe.workshop import DRAFTS, TUNED, Workshop
 
 MODELS = Path(__file__).parents[2] / "goodspeed" / "models"
-TARGET_S = 4200.0
-DRAFT_CPU_S = {"pico-draft-s": 200.0, "pico-draft-m": 240.0, "pico-draft-l": 60.0}
-TUNE_CPU_S = 1200.0
+TARGET_S = 9300.0
+DRAFT_CPU_S = {"pico-draft-s": 200.0, "pico-draft-l": 120.0}
+TUNE_CPU_S = {"pico-draft-m": 400.0, "pico-draft-l-tuned": 1000.0}
 
 Work = Annotated[Path, typer.Option(help="Folder for everything on the way; a step resumes what it finds there.")]
 Threads = Annotated[int, typer.Option(help="CPU threads.")]
@@ -73,7 +73,7 @@ def drafts(
 def tune(
     work: Work = Path("build/recipe"),
     threads: Threads = 2,
-    cpu_s: Annotated[float, typer.Option(help="CPU-seconds for a draft in all, earlier runs included.")] = TUNE_CPU_S,
+    cpu_s: Annotated[float | None, typer.Option(help="CPU-seconds for a draft in all, earlier runs included.")] = None,
     until: Annotated[str | None, typer.Option(help="HH:MM, local time, instead of --cpu-s.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Draft to tune; may be repeated.")] = None,
 ) -> None:
@@ -82,7 +82,8 @@ def tune(
     if not workshop.has_lessons():
         workshop.prepare_lessons()
     for name in only or TUNED:
-        workshop.tune(name, Budget(cpu_s) if until is None else _until(until, workshop.progress(name)))
+        spent = Budget(cpu_s or TUNE_CPU_S[name]) if until is None else _until(until, workshop.progress(name))
+        workshop.tune(name, spent)
 
 
 @app.command()
@@ -106,7 +107,7 @@ def everything(work: Work = Path("build/recipe"), threads: Threads = 2) -> None:
         workshop.pretrain(name, Budget(DRAFT_CPU_S[name]))
     workshop.prepare_lessons()
     for name in TUNED:
-        workshop.tune(name, Budget(TUNE_CPU_S))
+        workshop.tune(name, Budget(TUNE_CPU_S[name]))
     workshop.export(MODELS)
 
 

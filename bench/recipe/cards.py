@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,22 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from bench.recipe.acceptance import Acceptance
 from bench.recipe.architecture import CONTEXT_LENGTH
+from bench.recipe.repetition import NGRAM, WRITTEN_TOKENS
 from bench.recipe.tokenizer import VOCAB_SIZE, for_transformers
 
 TARGET = "pico-target"
 SOURCES = "the Python {version} standard library: .py files, their docstrings, the pydoc help topics"
 LICENCE = "PSF-2.0, and the notices inside the files"
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """Shares of tokens that stand in an n-gram which was there before, in as long a text."""
+
+    greedy: float
+    """In what the model writes at temperature 0."""
+    held_out: float
+    """In the corpus itself."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,7 @@ class Facts:
     tokens_seen: int
     held_out_loss: Mapping[str, Mapping[str, float]]
     acceptance: Mapping[str, Acceptance] | None
+    repetition: Repetition | None
     training: Mapping[str, Any]
 
 
@@ -77,6 +89,7 @@ def _card(facts: Facts, folder: Path) -> dict[str, Any]:
         "acceptance_coupled": against
         and facts.acceptance
         and against | {t: round(a.coupled, 3) for t, a in facts.acceptance.items()},
+        "repetition": facts.repetition and {k: round(v, 3) for k, v in asdict(facts.repetition).items()},
         "training": dict(facts.training),
     }
 
@@ -96,8 +109,6 @@ def _readme(card: Mapping[str, Any]) -> str:
         "",
         "It writes Python-like text, for trying GoodSpeed; it knows nothing and follows no instructions. The chat",
         "template only marks whose turn it is, so that chat endpoints work.",
-        "At temperature 0 the target soon repeats itself on many prompts, which is easy to draft: judge acceptance at",
-        "0.7 and 1, and sample if you want to read the text.",
         "",
         "| | |",
         "|---|---|",
@@ -118,6 +129,7 @@ def _readme(card: Mapping[str, Any]) -> str:
             for domain, losses in card["held_out_loss"].items()
         ),
         "",
+        *_repetition_lines(card),
         *_acceptance_lines(card),
         "## Training",
         "",
@@ -130,6 +142,19 @@ def _readme(card: Mapping[str, Any]) -> str:
         "Made by `python -m bench.recipe all`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _repetition_lines(card: Mapping[str, Any]) -> list[str]:
+    if card["repetition"] is None:
+        return []
+    shares = card["repetition"]
+    return [
+        "## Repetition",
+        "",
+        f"Of {WRITTEN_TOKENS} tokens written at temperature 0 after held-out prompts, {shares['greedy']:.0%} stand in",
+        f"{NGRAM} tokens that were there before in this order; in the held-out text itself, {shares['held_out']:.0%}.",
+        "",
+    ]
 
 
 def _acceptance_lines(card: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
-from bench.recipe import acceptance, architecture, cards, corpus, pretraining, tokenizer, training, tuning
+from bench.recipe import acceptance, architecture, cards, corpus, pretraining, repetition, tokenizer, training, tuning
 from bench.recipe.acceptance import PROMPT_TOKENS, TEMPERATURES, WRITTEN_TOKENS, Acceptance
 from bench.recipe.architecture import CONTEXT_LENGTH
 from bench.recipe.batches import WindowSampler, evaluation_windows
@@ -28,14 +28,16 @@ INHERITING = {
 }
 """Drafts of the target's width, and what of it they start from."""
 
-DRAFTS = ("pico-draft-s", "pico-draft-m", "pico-draft-l")
-TUNED = {"pico-draft-l-tuned": "pico-draft-l"}
-"""Tuned drafts, and the drafts that they start from."""
+DRAFTS = ("pico-draft-s", "pico-draft-l")
+"""Drafts trained on next tokens."""
+TUNED = {"pico-draft-m": None, "pico-draft-l-tuned": "pico-draft-l"}
+"""Drafts tuned to the target, and the drafts that they start from, if any."""
+MODELS = (TARGET, "pico-draft-s", "pico-draft-m", "pico-draft-l", "pico-draft-l-tuned")
 
 DESCRIPTIONS = {
     TARGET: "The bundled target: a tiny Llama trained on the Python standard library.",
     "pico-draft-s": "The weakest bundled draft: one layer, 64 wide, next-token training only.",
-    "pico-draft-m": "The middle bundled draft: the target's first layer, then next-token training.",
+    "pico-draft-m": "The middle bundled draft: the target's first layer, tuned to it by forward KL.",
     "pico-draft-l": "The large bundled draft before tuning: the target's first and last layer, briefly trained.",
     "pico-draft-l-tuned": "The large bundled draft, tuned to pico-target by forward KL.",
 }
@@ -76,11 +78,9 @@ class Workshop:
         Without a checkpoint it starts from the model that `start` names, if any; a draft that inherits, from the
         target.
         """
-        model = self._fresh(name)
+        model = self._untrained(name)
         if not self._has(name) and start is not None:
             model.load_state_dict(load_model(start, device="cpu", dtype="float32").state_dict())
-        elif not self._has(name) and name in INHERITING:
-            architecture.inherit(model, self._trained(TARGET))
         objective = pretraining.objective(
             model,
             tokenizer.load_tokens(self.folder / "corpus", "train"),
@@ -118,7 +118,8 @@ class Workshop:
     def tune(self, name: str, budget: training.Budget) -> None:
         """Tunes a draft to the target until `budget` is spent, resuming."""
         lesson, held_out = tuning.load(self._lesson("train")), tuning.load(self._lesson("held_out"))
-        draft = self._trained(TUNED[name]).train()
+        before = TUNED[name]
+        draft = (self._untrained(name) if before is None else self._trained(before)).train()
         objective = tuning.objective(draft, lesson, held_out, _seed(name), self._workers)
         training.train(draft, objective, self.folder / name, budget, self._workers)
 
@@ -127,21 +128,28 @@ class Workshop:
         torch.set_num_threads(self._threads)
         target = self._trained(TARGET)
         texts = self._written_by(target)
-        for name in (TARGET, *DRAFTS, *TUNED):
+        for name in MODELS:
             if not self._has(name):
                 continue
             model = self._trained(name)
-            accepted = None if name == TARGET else self._acceptance(target, model, texts)
-            facts = self._facts(name, model, accepted)
+            if name == TARGET:
+                facts = self._facts(name, model, repeated=self._repetition(target))
+            else:
+                facts = self._facts(name, model, accepted=self._acceptance(target, model, texts))
             cards.export(model, self._tokenizer(), models / name)
             cards.write(facts, models / name)
 
-    def _facts(self, name: str, model: LlamaForCausalLM, accepted: Mapping[str, Acceptance] | None) -> cards.Facts:
+    def _facts(
+        self,
+        name: str,
+        model: LlamaForCausalLM,
+        accepted: Mapping[str, Acceptance] | None = None,
+        repeated: cards.Repetition | None = None,
+    ) -> cards.Facts:
         known = json.loads((self.folder / "corpus" / "facts.json").read_bytes())
         progress = self.progress(name)
-        losses = "forward KL from the target" if name in TUNED else "next-token cross-entropy"
         recipe: dict[str, object] = {
-            "loss": losses,
+            "loss": _loss(name),
             "optimizer": "Muon for matrices, AdamW for embeddings and norms",
             "steps": progress.steps,
             f"{progress.clock}_seconds": round(progress.train_s),
@@ -149,10 +157,11 @@ class Workshop:
         if name in INHERITING:
             recipe["started_from"] = INHERITING[name]
         seen = progress.tokens
-        if name in TUNED:
-            before = self.progress(TUNED[name])
-            recipe |= {"started_from": TUNED[name], f"{before.clock}_seconds_before": round(before.train_s)}
-            seen += before.tokens
+        before = TUNED.get(name)
+        if before is not None:
+            earlier = self.progress(before)
+            recipe |= {"started_from": before, f"{earlier.clock}_seconds_before": round(earlier.train_s)}
+            seen += earlier.tokens
         return cards.Facts(
             name=name,
             description=DESCRIPTIONS[name],
@@ -161,6 +170,7 @@ class Workshop:
             tokens_seen=seen,
             held_out_loss=self._held_out_loss(model, known["held_out_bytes"]),
             acceptance=accepted,
+            repetition=repeated,
             training=recipe,
         )
 
@@ -174,6 +184,16 @@ class Workshop:
             }
             for domain in corpus.DOMAINS
         }
+
+    def _repetition(self, target: LlamaForCausalLM) -> cards.Repetition:
+        held_out = tokenizer.load_tokens(self.folder / "corpus", "held_out")
+        prompts = pretraining.held_out_prompts(held_out, PROMPTS_A_DOMAIN)
+        length = PROMPT_TOKENS + repetition.WRITTEN_TOKENS
+        texts = torch.cat([evaluation_windows(tokens, length, 4 * PROMPTS_A_DOMAIN) for tokens in held_out.values()])
+        return cards.Repetition(
+            greedy=repetition.repeated_share(repetition.continue_greedily(target, prompts, self._workers)),
+            held_out=repetition.repeated_share(texts),
+        )
 
     def _written_by(self, target: LlamaForCausalLM) -> dict[float, torch.Tensor]:
         domains = tokenizer.load_tokens(self.folder / "corpus", "held_out")
@@ -191,8 +211,15 @@ class Workshop:
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
 
+    def _untrained(self, name: str) -> LlamaForCausalLM:
+        """A fresh model; a draft that inherits has what it takes from the target already."""
+        model = self._fresh(name)
+        if name in INHERITING:
+            architecture.inherit(model, self._trained(TARGET))
+        return model
+
     def _fresh(self, name: str) -> LlamaForCausalLM:
-        shape = architecture.SHAPES[TUNED.get(name, name)]
+        shape = architecture.SHAPES[TUNED.get(name) or name]
         end_of_text = self._tokenizer().token_to_id(tokenizer.END_OF_TEXT)
         assert end_of_text is not None
         return architecture.build(shape, _seed(name), end_of_text)
@@ -206,6 +233,17 @@ class Workshop:
 
     def _lesson(self, side: str) -> Path:
         return self.folder / f"lesson-{side}.pt"
+
+
+def _loss(name: str) -> str:
+    if name in TUNED:
+        return "forward KL from the target"
+    if name == TARGET:
+        start = pretraining.UNLIKELIHOOD_FROM
+        return (
+            f"next-token cross-entropy; from {start:.0%} of the time on also the unlikelihood of its own greedy loops"
+        )
+    return "next-token cross-entropy"
 
 
 def _side(name: str) -> corpus.Split:

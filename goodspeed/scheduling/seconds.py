@@ -88,7 +88,8 @@ def _within(problem: _Problem, price: Floats, capacity: int) -> Ints:
     values = np.stack([problem.value(np.minimum(problem.limit, choice), price) for choice in choices], axis=-1)
 
     def best(token_price: float) -> Ints:
-        return np.minimum((values - token_price * choices).argmax(-1).astype(np.int64), problem.limit)
+        budgets: Ints = np.minimum((values - token_price * choices).argmax(-1), problem.limit)
+        return budgets
 
     low, high = 0.0, float(values.max() - values.min()) + _NEAR_ZERO  # nobody drafts at `high`
     for _ in range(_HALVINGS):
