@@ -120,6 +120,8 @@ class Draft(_Message, tag="D", frozen=True):
     tokens: Drafted
     q: bytes = b""
     """Ratio rule only: the truncated draft distributions (`verification.pack_q`)."""
+    computed_us: Annotated[int, Meta(ge=0, lt=2**31)] = 0
+    """How many microseconds the drafter computed; the server believes no more than it saw pass."""
 
 
 class Close(_Message, tag="C", frozen=True):
@@ -181,6 +183,8 @@ class Verdict(_Message, tag="V", frozen=True):
     tokens: list[TokenId]
     budget: Length
     finish: Literal["stop", "length"] | None = None
+    probe: Annotated[int, Meta(ge=0, le=MAX_DRAFT_TOKENS)] = 0
+    """So many tokens to draft on the side (`goodspeed.probing`): the server does not wait for them."""
 
 
 class Failure(_Message, tag="F", frozen=True):

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from goodspeed.estimation import Goodput, HitOrMiss, smooth_goodput
+from goodspeed.probing import PROBE_EVERY_S, PROBE_TOKENS
 from goodspeed.rounds import Barrier, Rolling, Rounds
 from goodspeed.scheduling import Demand, Scheduler, Timing
 from goodspeed.timing import EngineMeter, Pace, PassCost, PassSample
@@ -27,8 +28,6 @@ __all__ = ["Agent", "Engine", "Record", "Result", "RoundsKind", "simulate"]
 RoundsKind: TypeAlias = Literal["barrier", "rolling"]
 Floats = NDArray[np.float64]
 
-PROBE_TOKENS = 4
-PROBE_EVERY_S = 0.5
 _UNBOUNDED = 2**31
 _BETA = 0.5
 

@@ -6,6 +6,7 @@ rows and tokens, a draft of another length.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections.abc import Iterable
@@ -212,6 +213,10 @@ class Pace:
         self.turnaround_s = turnaround_s
         self.deviation_s = 0.0
         """Mean absolute error of `expect`, seconds."""
+
+    def copy(self) -> Pace:
+        """Another that starts where this one is."""
+        return copy.copy(self)
 
     def expect(self, drafted: int) -> float:
         """Seconds from a verdict to the arrival of a draft of so many tokens."""

@@ -48,9 +48,10 @@ def tiny_tokenizer(vocab: int = VOCAB) -> Files:
 
 
 def tiny_settings(**changes: object) -> ServerSettings:
-    """Settings for a server in a test: any free port, few rows, a barrier that does not give up on a slow machine."""
-    rounds = RoundSettings(**{"round_timeout_s": 30.0} | changes.pop("rounds", {}))  # type: ignore[operator]
-    return ServerSettings(**{"port": 0, "max_streams": 4, "max_length": CONTEXT, "rounds": rounds} | changes)  # type: ignore[arg-type]
+    """Settings for a server in a test: any free port, few rows, and the paper's rounds, in which no clock has a say."""
+    rounds = RoundSettings(**{"rounds": "barrier", "round_timeout_s": 30.0} | changes.pop("rounds", {}))  # type: ignore[operator]
+    defaults = {"port": 0, "max_streams": 4, "max_length": CONTEXT, "scheduler": "goodspeed", "rounds": rounds}
+    return ServerSettings(**defaults | changes)  # type: ignore[arg-type]
 
 
 @contextlib.asynccontextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from goodspeed.messages import MAX_DRAFT_TOKENS, Close, Draft, Failure, Open, Op
 from goodspeed.sampling import SamplingParams
 from goodspeed.stream import Transcript
 from goodspeed_agent.backoff import Backoff, Patience
-from goodspeed_agent.drafters.interface import DraftSession
+from goodspeed_agent.drafters.interface import DraftSession, Proposal
 from goodspeed_agent.link import Channel, Relinked, refusal
 from goodspeed_agent.report import Speculation
 
@@ -86,10 +87,14 @@ class Generation:
             self.request.ignore_eos,
         )
 
-    def draft(self, tokens: list[int], q: bytes = b"") -> Draft:
+    def draft(self, tokens: list[int], q: bytes = b"", computed_s: float = 0.0) -> Draft:
         """The message that sends a draft upon the committed length."""
         self._drafted, self._drafted_upon = tokens, self.transcript.length
-        return Draft(self.stream, self.transcript.length, tokens, q)
+        return Draft(self.stream, self.transcript.length, tokens, q, _microseconds(computed_s))
+
+    def probe(self, tokens: list[int], computed_s: float) -> Draft:
+        """The message that sends a draft on the side, which no verdict will answer."""
+        return Draft(self.stream, self.transcript.length, tokens, b"", _microseconds(computed_s))
 
     def draft_refused(self) -> None:
         """The draft under way counts as an empty one; its verdict is still to come."""
@@ -164,21 +169,41 @@ async def tokens_of(
                     await channel.send(generation.opening())
                     continue
                 case Opened(budget=budget):
+                    probe = 0
                     queued.cancel()
                     patience.succeeded()
-                case Verdict(budget=budget) as verdict:
+                case Verdict(budget=budget, probe=probe) as verdict:
                     new = generation.commit(verdict)
                     if new:
                         yield new
             if generation.draft_due(budget):
-                tokens = list(generation.transcript.tokens)
-                guess = await loop.run_in_executor(executor, session.draft, tokens, budget)
-                await channel.send(generation.draft(guess.tokens, guess.q))
+                guess, computed_s = await _drafted(executor, session, generation, budget)
+                await channel.send(generation.draft(guess.tokens, guess.q, computed_s))
+            elif probe and generation.transcript.finish is None:
+                guess, computed_s = await _drafted(executor, session, generation, probe)
+                await channel.send(generation.probe(guess.tokens, computed_s))
     finally:
         queued.cancel()
         channel.close()
         if generation.transcript.finish is None:
             await channel.send(Close(generation.stream))
+
+
+async def _drafted(
+    executor: Executor, session: DraftSession, generation: Generation, budget: int
+) -> tuple[Proposal, float]:
+    """Draft upon what is committed; also says how many seconds that took."""
+    tokens = list(generation.transcript.tokens)
+
+    def draft() -> tuple[Proposal, float]:
+        began_s = time.perf_counter()
+        return session.draft(tokens, budget), time.perf_counter() - began_s
+
+    return await asyncio.get_running_loop().run_in_executor(executor, draft)
+
+
+def _microseconds(seconds: float) -> int:
+    return min(int(seconds * 1e6), 2**31 - 1)
 
 
 async def _wait_for_room(patience: Patience, error: GoodSpeedError) -> None:

@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 SCHEDULERS: Mapping[str, Callable[[AlphaFair], Scheduler]] = {
+    "seconds": SecondsSched,
     "goodspeed": GoodSpeedSched,
     "fixed": lambda _utility: FixedS(),
     "random": lambda _utility: RandomS(),

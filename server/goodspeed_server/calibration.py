@@ -1,20 +1,24 @@
-"""How long plain decoding takes, measured on the engine at start-up; that also warms the engine up."""
+"""How long passes take, measured on the engine at start-up; that also warms the engine up."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 
+from goodspeed.timing import PassSample
 from goodspeed_server.engine import Engine, Segment
 
-__all__ = ["busy_clock", "measure_plain_pass", "plain_pass_s"]
+__all__ = ["busy_clock", "measure_passes", "plain_pass_s"]
 
 _CONTEXT = 64
 _REPETITIONS = 3
+_ROW_TOKENS = (1, 5)
+"""A decoding step, and the verification of a draft of four."""
 
 
 def busy_clock(device: torch.device) -> Callable[[], float]:
@@ -25,33 +29,35 @@ def busy_clock(device: torch.device) -> Callable[[], float]:
     return time.thread_time if device.type == "cpu" else time.perf_counter
 
 
-def measure_plain_pass(engine: Engine) -> dict[int, float]:
-    """Time one decoding step at a few batch sizes; no stream may be open.
+def measure_passes(engine: Engine) -> list[PassSample]:
+    """Time passes of a few sizes, decoding steps and verifications; no stream may be open.
 
     Returns:
-        Median busy seconds by number of rows, each with a context of some tens of tokens.
+        Medians of busy time, each row with a context of some tens of tokens.
     """
     sizes = sorted({1, 2, 4, 8, 16, 32, engine.rows} & set(range(1, engine.rows + 1)))
     clock = busy_clock(engine.device)
     rows = [engine.allocate() for _ in range(sizes[-1])]
     # What is attended to does not matter for the time it takes, so that nothing has to be cached first.
-    context = min(_CONTEXT, engine.max_length - 1)
-    measured = {}
+    context = max(0, min(_CONTEXT, engine.max_length - max(_ROW_TOKENS)))
+    measured = []
     try:
-        for size in sizes:
-            step = [Segment(row, context, [0], 1) for row in rows[:size]]
+        for size, tokens in itertools.product(sizes, _ROW_TOKENS):
+            step = [Segment(row, context, [0] * tokens, tokens) for row in rows[:size]]
             times_s = []
             for _ in range(_REPETITIONS):
                 started = clock()
                 engine.forward(step).argmax(-1).tolist()
                 times_s.append(clock() - started)
-            measured[size] = statistics.median(times_s)
+            measured.append(PassSample(size, size * tokens, statistics.median(times_s)))
     finally:
         for row in rows:
             engine.release(row)
     return measured
 
 
-def plain_pass_s(measured: Mapping[int, float], rows: int) -> float:
-    """Interpolate the time of one plain decoding step over `rows` rows."""
-    return float(np.interp(rows, list(measured), list(measured.values())))
+def plain_pass_s(measured: Iterable[PassSample]) -> Callable[[int], float]:
+    """How long one plain decoding step over so many rows takes, interpolated."""
+    steps = [sample for sample in measured if sample.tokens == sample.rows]
+    rows, seconds = [sample.rows for sample in steps], [sample.seconds for sample in steps]
+    return lambda wanted: float(np.interp(wanted, rows, seconds))

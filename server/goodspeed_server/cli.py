@@ -24,6 +24,7 @@ from goodspeed_server.settings import (
     CAPACITY_PER_STREAM,
     LayoutName,
     RoundSettings,
+    RoundsName,
     ServerSettings,
 )
 
@@ -54,9 +55,14 @@ def run(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8765,
     capacity: Annotated[
         int | None,
-        typer.Option(min=0, help="Draft tokens one pass verifies.", show_default=f"{CAPACITY_PER_STREAM} a stream"),
+        typer.Option(
+            min=0,
+            help="Draft tokens one pass verifies.",
+            show_default=f"what pays; behind a barrier {CAPACITY_PER_STREAM} a stream",
+        ),
     ] = None,
-    scheduler: Annotated[str, typer.Option(help=f"One of {', '.join(SCHEDULERS)}.")] = "goodspeed",
+    scheduler: Annotated[str, typer.Option(help=f"One of {', '.join(SCHEDULERS)}.")] = "seconds",
+    rounds: Annotated[RoundsName, typer.Option(help="How rounds close.")] = "rolling",
     fairness: Annotated[float, typer.Option(help="Of the utility: 0 throughput, 1 proportional, 2 and up.")] = 1.0,
     rule: Annotated[Rule, typer.Option(help="Verification rule.")] = "coupled",
     layout: Annotated[LayoutName, typer.Option(help="Of the batch.")] = "auto",
@@ -97,6 +103,7 @@ def run(
             max_length=max_length,
             threads=threads,
             rounds=RoundSettings(
+                rounds=rounds,
                 capacity=capacity,
                 round_timeout_s=round_timeout_ms / 1e3,
                 prefill_chunk=prefill_chunk,

@@ -13,19 +13,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import numpy as np
-
 from goodspeed.errors import InvalidRequest
-from goodspeed.estimation import HitOrMiss, RatioMean, smooth_goodput
+from goodspeed.estimation import Goodput
 from goodspeed.messages import Draft, Failure, Open, Opened, Verdict
-from goodspeed.rounds import Barrier
-from goodspeed.scheduling import Demand, Scheduler
+from goodspeed.probing import PROBE_TOKENS
+from goodspeed.rounds import Barrier, Rolling, Rounds
 from goodspeed.stream import Commit, ServedStream
+from goodspeed.timing import PassSample
 from goodspeed.verification import DraftDistribution, Rule, unpack_q
 from goodspeed_server.admission import Admission
 from goodspeed_server.engine import Engine
 from goodspeed_server.live import AgentAccount, LiveStream, Outbox
-from goodspeed_server.settings import CAPACITY_PER_STREAM, OVERDUE, RoundSettings
+from goodspeed_server.planner import Planner
+from goodspeed_server.settings import OVERDUE, RoundSettings
 from goodspeed_server.telemetry import RoundRecord, Telemetry
 from goodspeed_server.verifier import Chunk, Outcome, Pass, Turn, Verifier
 
@@ -50,7 +50,7 @@ class RoundLoop:
     Args:
         engine: the target.
         rule: `coupled` or `ratio`.
-        scheduler: chooses the budgets.
+        planner: chooses the budgets.
         eos_tokens: any of them ends a stream.
         settings: the operator's choices.
         telemetry: is told about every round.
@@ -62,7 +62,7 @@ class RoundLoop:
         engine: Engine,
         *,
         rule: Rule,
-        scheduler: Scheduler,
+        planner: Planner,
         eos_tokens: frozenset[int],
         settings: RoundSettings,
         telemetry: Telemetry,
@@ -71,13 +71,16 @@ class RoundLoop:
         self._engine = engine
         self._verifier = Verifier(engine, rule)
         self._rule = rule
-        self.scheduler = scheduler
+        self.planner = planner
         self._eos_tokens = eos_tokens
         self._settings = settings
         self._telemetry = telemetry
         self._clock = clock
-        self._rounds: Barrier[LiveStream] = Barrier(
-            timeout_s=settings.round_timeout_s, overdue_s=OVERDUE * settings.round_timeout_s
+        overdue_s = OVERDUE * settings.round_timeout_s
+        self._rounds: Rounds[LiveStream] = (
+            Barrier(timeout_s=settings.round_timeout_s, overdue_s=overdue_s)
+            if settings.rounds == "barrier"
+            else Rolling(pass_s=lambda: planner.meter.load.pass_s, overdue_s=overdue_s)
         )
         self._live: dict[StreamKey, LiveStream] = {}
         self._prefilling: dict[LiveStream, None] = {}  # in order of admission
@@ -101,9 +104,7 @@ class RoundLoop:
     @property
     def capacity(self) -> int:
         """Draft tokens the next pass may verify."""
-        if self._settings.capacity is not None:
-            return self._settings.capacity
-        return CAPACITY_PER_STREAM * sum(live.stream.max_draft > 0 for live in self._live.values())
+        return self.planner.capacity(self._live.values())
 
     @property
     def _granted(self) -> int:
@@ -157,6 +158,9 @@ class RoundLoop:
         if live is None:
             raise InvalidRequest(f"stream {message.stream} is not open on this link", code="unknown_stream")
         missing = live.stream.missing(message.base)
+        if live.probe is not None and live.probe.drafted is None and message.base == live.probe.base:
+            self.planner.probed(live, message.tokens[:PROBE_TOKENS], message.computed_us / 1e6, self._clock())
+            return
         if missing:
             outbox.post(Verdict(message.stream, message.base, 0, missing, live.budget))
             return
@@ -172,7 +176,7 @@ class RoundLoop:
             return
         live.draft = message
         if self._rounds.owes(live):
-            self._rounds.arrive(live, self._clock())
+            self._arrive(live)
             self._changed.set()
 
     def close(self, outbox: Outbox, number: int) -> None:
@@ -213,6 +217,7 @@ class RoundLoop:
                 verifying = self._clock()
                 outcome = await loop.run_in_executor(self._engine_thread, self._verifier.run, planned.work)
                 verified = self._clock()
+                self._learn_from_pass(planned, verifying, verified)
                 commits = self._commit(planned, outcome)
                 self._telemetry.round_over(
                     RoundRecord(
@@ -286,8 +291,7 @@ class RoundLoop:
             commit = live.stream.commit(turn.drafted, judgement)
             commits.append(commit)
             live.draft, live.q = None, []
-            live.estimator.observe(live.budget, judgement)
-            live.goodput = smooth_goodput(live.goodput, commit.size, self._settings.beta)
+            self.planner.committed(live, judgement, commit, now)
             self._telemetry.committed(live, len(turn.drafted), commit, now)
             if commit.finish:
                 self._tell(live, commit)
@@ -299,6 +303,13 @@ class RoundLoop:
         for live, commit in going_on:
             self._tell(live, commit)
         return commits
+
+    def _learn_from_pass(self, planned: _Planned, began_at: float, ended_at: float) -> None:
+        work = planned.work
+        tokens = sum(len(turn.drafted) + 1 for turn in work.turns) + sum(len(chunk.tokens) for chunk in work.chunks)
+        waits_s = [began_at - live.arrived_at for live in planned.verified if live.draft is not None]
+        sample = PassSample(len(work.turns) + len(work.chunks), tokens, ended_at - began_at)
+        self.planner.passed(sample, began_at, waits_s)
 
     def _advance_prefill(self, pieces: Sequence[tuple[LiveStream, int]]) -> None:
         """Note what stands in the slab now; streams whose prompt is complete join the rounds."""
@@ -316,27 +327,39 @@ class RoundLoop:
         """Choose the next budget of each of `streams` and wait for their drafts."""
         if not streams:
             return
-        plan = self.scheduler.plan(_demand(streams), max(0, self.capacity - self._granted))
         now = self._clock()
-        for live, budget in zip(streams, plan.budgets.tolist(), strict=True):
-            live.budget = budget
-            self._rounds.expect(live, budget, now)
+        self.planner.plan(streams, max(0, self.capacity - self._granted), now)
+        for live in streams:
+            self._rounds.expect(live, live.budget, now, live.pace.expect(live.budget))
 
     def _tell(self, live: LiveStream, commit: Commit) -> None:
         budget = 0 if commit.finish else live.budget
+        asked = live.probe is not None and live.probe.base == live.stream.length and not commit.finish
+        probe = PROBE_TOKENS if asked else 0
         live.outbox.post(
-            Verdict(live.number, commit.base, commit.accepted, list(commit.appended), budget, commit.finish)
+            Verdict(live.number, commit.base, commit.accepted, list(commit.appended), budget, commit.finish, probe)
         )
 
     def _admit(self, key: StreamKey, account: AgentAccount, stream: ServedStream) -> None:
         outbox, number = key
-        estimator = (HitOrMiss if self._rule == "coupled" else RatioMean)(account.prior_alpha)
-        live = LiveStream(number, outbox, account, stream, self._engine.allocate(), estimator)
+        now = self._clock()
+        plain = 1.0 / self.planner.meter.load.pass_s
+        live = LiveStream(
+            number=number,
+            outbox=outbox,
+            account=account,
+            stream=stream,
+            row=self._engine.allocate(),
+            estimator=self.planner.estimator(account.prior_alpha),
+            rate=Goodput(now, plain),
+            pace=account.pace.copy(),
+        )
         self._live[key] = live
         # The first budget is a fair share of what is left; the first round's plan corrects it.
         capacity = self.capacity
         share = min(capacity // len(self._live), max(0, capacity - self._granted))
-        live.budget = int(self.scheduler.plan(_demand([live]), share).budgets[0])
+        self.planner.plan([live], share, now)
+        live.probe = None
         outbox.post(Opened(number, stream.length, live.budget))
         if stream.prefilled:
             self._join(live)
@@ -347,14 +370,21 @@ class RoundLoop:
     def _join(self, live: LiveStream) -> None:
         """Take part in the rounds from now on; the draft may be here already."""
         now = self._clock()
-        self._rounds.expect(live, live.budget, now)
+        self._rounds.expect(live, live.budget, now, live.pace.expect(live.budget))
         if live.draft is not None:
-            self._rounds.arrive(live, now)
+            self._arrive(live)
+
+    def _arrive(self, live: LiveStream) -> None:
+        assert live.draft is not None
+        live.arrived_at = self._clock()
+        elapsed_s = self._rounds.arrive(live, live.arrived_at)
+        self.planner.drafted(live, len(live.draft.tokens), elapsed_s, live.draft.computed_us / 1e6)
 
     def _end(self, live: LiveStream) -> None:
         """Forget a stream; its row is free at once, or when the pass it is in is over."""
         live.closed = True
         live.account.prior_alpha += 0.3 * (live.estimator.alpha - live.account.prior_alpha)
+        live.account.pace = live.pace.copy()
         self._rounds.leave(live)
         self._prefilling.pop(live, None)
         del self._live[(live.outbox, live.number)]
@@ -382,13 +412,3 @@ class RoundLoop:
         if self._rule == "coupled":
             return []
         return unpack_q(message.q, message.tokens, self._engine.vocab_size)
-
-
-def _demand(streams: Sequence[LiveStream]) -> Demand:
-    """What the scheduler is told of some streams."""
-    return Demand(
-        alpha=np.array([live.estimator.optimistic for live in streams]),
-        goodput=np.array([live.goodput for live in streams]),
-        weight=np.ones(len(streams)),
-        limit=np.array([live.stream.draft_limit for live in streams], dtype=np.int64),
-    )

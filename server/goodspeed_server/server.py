@@ -23,11 +23,13 @@ from goodspeed.errors import GoodSpeedError, InvalidRequest
 from goodspeed.messages import MAX_AGENT_FRAME_BYTES, Tokenizer, encode
 from goodspeed.scheduling import SCHEDULERS
 from goodspeed.snapshot import ServerSnapshot
+from goodspeed.timing import EngineMeter, PassCost
 from goodspeed.utility import AlphaFair
-from goodspeed_server.calibration import measure_plain_pass, plain_pass_s
+from goodspeed_server.calibration import measure_passes, plain_pass_s
 from goodspeed_server.engine import Engine, Layout
 from goodspeed_server.link import Link, ServedModel
 from goodspeed_server.memory import free_bytes, kv_bytes_per_token, rows_that_fit
+from goodspeed_server.planner import Planner
 from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.settings import AUTO_MAX_LENGTH, AUTO_MAX_STREAMS, ServerSettings
 from goodspeed_server.telemetry import ServerFacts, Telemetry
@@ -98,7 +100,7 @@ class VerificationServer:
             device=model.device,
             dtype=model.dtype,
         )
-        measured = measure_plain_pass(engine)
+        measured = measure_passes(engine)
         now = time.monotonic()
         self._telemetry = Telemetry(
             ServerFacts(
@@ -108,7 +110,7 @@ class VerificationServer:
                 layout=layout,
                 rows=engine.rows,
                 max_length=engine.max_length,
-                plain_pass_s=lambda rows: plain_pass_s(measured, rows),
+                plain_pass_s=plain_pass_s(measured),
             ),
             now,
         )
@@ -129,7 +131,12 @@ class VerificationServer:
         self._rounds = RoundLoop(
             engine,
             rule=settings.rule,
-            scheduler=SCHEDULERS[settings.scheduler](AlphaFair(settings.fairness)),
+            planner=Planner(
+                SCHEDULERS[settings.scheduler](AlphaFair(settings.fairness)),
+                settings.rule,
+                settings.rounds,
+                EngineMeter(PassCost(measured)),
+            ),
             eos_tokens=eos_tokens,
             settings=settings.rounds,
             telemetry=self._telemetry,

@@ -20,10 +20,12 @@ __all__ = [
     "OVERDUE",
     "LayoutName",
     "RoundSettings",
+    "RoundsName",
     "ServerSettings",
 ]
 
 LayoutName: TypeAlias = Literal["auto", "packed", "padded"]
+RoundsName: TypeAlias = Literal["rolling", "barrier"]
 
 OVERDUE = 10
 """How many round timeouts a draft may be late."""
@@ -42,8 +44,10 @@ class RoundSettings:
         InvalidRequest: a number is out of range.
     """
 
+    rounds: RoundsName = "rolling"
     capacity: int | None = None
-    """Draft tokens one pass may verify, `C`; None: `CAPACITY_PER_STREAM` for each stream that can draft."""
+    """Draft tokens one pass may verify, `C`; None: what the engine's time is worth decides, behind a barrier
+    `CAPACITY_PER_STREAM` for each stream that can draft."""
     round_timeout_s: float = 0.5
     """How long the barrier waits for drafts; a stream whose draft is `OVERDUE` times as late goes on without it."""
     prefill_chunk: int = 512
@@ -53,6 +57,7 @@ class RoundSettings:
     """The step of equation (4); the paper's value."""
 
     def __post_init__(self) -> None:
+        _choose("rounds", self.rounds, get_args(RoundsName))
         _check("capacity", self.capacity is None or self.capacity >= 0, "0 or above")
         _check("round_timeout_s", 0 <= self.round_timeout_s < math.inf, "0 or above")
         _check("prefill_chunk", self.prefill_chunk >= 1, "1 or above")
@@ -71,7 +76,7 @@ class ServerSettings:
     model: str = DEFAULT_TARGET
     host: str = "127.0.0.1"
     port: int = 8765
-    scheduler: str = "goodspeed"
+    scheduler: str = "seconds"
     fairness: float = 1.0
     rule: Rule = "coupled"
     layout: LayoutName = "auto"

@@ -1,0 +1,85 @@
+"""Rolling rounds in the server: nobody waits for a stream that is decoded alone, and what it is asked on the side counts."""
+
+from __future__ import annotations
+
+import asyncio
+
+from goodspeed.messages import Draft, Verdict
+from goodspeed.probing import PROBE_TOKENS
+from goodspeed_server.live import LiveStream
+from goodspeed_server.server import VerificationServer
+from goodspeed_server.settings import ServerSettings
+from tests.serving import Peer, linked, serving, tiny_settings
+from tests.test_server import PROMPT, target_text
+
+LONG = 60
+
+
+def rolling(**changes: object) -> ServerSettings:
+    return tiny_settings(scheduler="seconds", rounds={"rounds": "rolling"}, **changes)
+
+
+def only_stream(server: VerificationServer) -> LiveStream:
+    (live,) = server._rounds.live
+    return live
+
+
+async def answer_everything(peer: Peer, guess: list[int], prompt: list[int], limit: int) -> list[int]:
+    """Draft from `guess` whenever a verdict asks, be it on the side; returns the text."""
+    opened = await peer.open(0, prompt, max_new_tokens=limit)
+    text: list[int] = []
+    drafted: list[int] = []
+    budget, probe = opened.budget, 0
+    while len(text) < limit:
+        wanted = budget or probe
+        if wanted:
+            drafted = guess[len(text) : len(text) + wanted]
+            await peer.send(Draft(0, len(prompt) + len(text), drafted, b"", 10))
+        verdict = await peer.expect(Verdict)
+        assert verdict.base == len(prompt) + len(text)
+        text += [*drafted[: verdict.accepted], *verdict.tokens]
+        budget, probe = verdict.budget, verdict.probe
+        if not budget:
+            drafted = []
+    return text
+
+
+async def test_the_text_is_the_targets_whoever_drafts() -> None:
+    right = target_text(PROMPT, LONG)
+    wrong = [(token + 1) % 50 for token in right]
+    async with serving(rolling()) as (_, address):
+        for guess in (right, wrong, []):
+            async with linked(address) as peer:
+                assert await answer_everything(peer, guess, PROMPT, LONG) == right
+
+
+async def test_an_agent_that_says_nothing_is_decoded_alone_and_holds_nobody_up() -> None:
+    async with serving(rolling()) as (_, address), linked(address) as silent, linked(address) as other:
+        await silent.open(0, PROMPT, max_new_tokens=4, max_draft=0)
+        assert await other.generate(0, PROMPT) == target_text(PROMPT, 8)
+        heard: list[int] = []
+        while len(heard) < 4:
+            heard += (await silent.expect(Verdict)).tokens
+        assert heard == target_text(PROMPT, 4)
+
+
+async def test_a_draft_on_the_side_teaches_and_is_not_waited_for() -> None:
+    right = target_text(PROMPT, LONG)
+    for guess, good in ((right, True), ([(token + 1) % 50 for token in right], False)):
+        async with serving(rolling()) as (server, address), linked(address) as peer:
+            await peer.open(0, PROMPT, max_new_tokens=LONG)
+            live = only_stream(server)
+            before = live.estimator.alpha
+            length, asked, base = len(PROMPT), 0, 0
+            while not asked and length < len(PROMPT) + LONG - 2 * PROBE_TOKENS:
+                verdict = await peer.expect(Verdict)
+                length = verdict.base + verdict.accepted + len(verdict.tokens)
+                if verdict.budget:
+                    await peer.send(Draft(0, length, []))
+                asked, base = verdict.probe, length
+            assert asked == PROBE_TOKENS
+            done = base - len(PROMPT)
+            await peer.send(Draft(0, base, guess[done : done + asked], b"", 10))
+            while live.probe is not None and not live.closed:
+                await asyncio.sleep(0)
+            assert (live.estimator.alpha > before) == good
