@@ -125,6 +125,8 @@ def test_a_conversation(server: FakeServer) -> None:
         (["--prompt", "a", "--max-new-tokens", "0"], "max_new_tokens is 0"),
         (["--prompt", "a", "--max-draft", "65"], "max_draft is 65"),
         (["--prompt", "a", "--stop", ""], "a stop string is empty"),
+        (["--prompt", "\udcff\udcfe"], "the prompt is not Unicode text"),
+        (["--prompt", "\udcff\udcfe", "--chat"], "the prompt is not Unicode text"),
     ],
 )
 def test_what_is_wrong_here_is_said_before_anybody_is_asked(server: FakeServer, args: list[str], match: str) -> None:
