@@ -120,6 +120,22 @@ async def test_a_server_that_loses_its_wits_ends_the_link(
     assert server.links == 1
 
 
+@pytest.mark.parametrize("moment", [Hello, GetTokenizer])
+async def test_a_handshake_that_is_too_large_for_the_server_is_not_tried_again(
+    cache: TokenizerCache, moment: type[AgentMessage]
+) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, moment):
+            await connection.close(CloseCode.MESSAGE_TOO_BIG, "4 bytes and no more")
+        return isinstance(message, moment)
+
+    server = FakeServer(hook=hook)
+    with pytest.raises(Refused, match="no message so large: 4 bytes and no more"):
+        async with linked(server, cache):
+            pass
+    assert server.links == 1
+
+
 async def test_a_message_that_is_too_large_for_the_server_is_not_sent_again(cache: TokenizerCache) -> None:
     async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
         if isinstance(message, Open):
