@@ -18,6 +18,7 @@ from typing import Literal, Self, TypeAlias, TypeVar
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.frames import Close as CloseFrame
 from websockets.frames import CloseCode
 from websockets.uri import parse_uri
 
@@ -315,13 +316,15 @@ class Link:
                 f"{self.url} answers with HTTP {error.response.status_code}: that is not a goodspeed-server",
                 code="not_a_server",
             ) from None
-        if (
-            isinstance(error, ConnectionClosed)
-            and error.rcvd is not None
-            and error.rcvd.code == CloseCode.MESSAGE_TOO_BIG
-        ):
-            # Sent again it would be too large again.
-            raise Refused(f"the server takes no message so large: {error.rcvd.reason}", code="too_large") from None
+        if isinstance(error, ConnectionClosed):
+            # Sent again it would be too large again. Whoever closes is answered with the same code.
+            if error.rcvd_then_sent is not False and _too_big(error.rcvd):
+                assert error.rcvd is not None
+                raise Refused(f"the server takes no message so large: {error.rcvd.reason}", code="too_large") from None
+            if _too_big(error.sent):
+                raise ProtocolError(
+                    f"{self.url} sent a message of more than {MAX_SERVER_FRAME_BYTES} bytes, which no agent takes"
+                ) from None
 
     def _check_same(self, welcome: Welcome) -> None:
         if _target(welcome) != _target(self.welcome):
@@ -351,6 +354,10 @@ def _proxy(url: str) -> Literal[True] | None:
     except ValueError:
         loopback = host == "localhost"
     return None if loopback else True
+
+
+def _too_big(close: CloseFrame | None) -> bool:
+    return close is not None and close.code == CloseCode.MESSAGE_TOO_BIG
 
 
 def refusal(failure: Failure) -> GoodSpeedError:
