@@ -127,6 +127,7 @@ def test_a_conversation(server: FakeServer) -> None:
         (["--prompt", "a", "--max-draft", "65"], "max_draft is 65"),
         (["--prompt", "a", "--stop", ""], "a stop string is empty"),
         (["--prompt", "\udcff\udcfe"], "the prompt is not Unicode text"),
+        (["--prompt", "a", "--name", "\udcff"], "the agent's name is not Unicode text"),
         (["--prompt", "\udcff\udcfe", "--chat"], "the prompt is not Unicode text"),
     ],
 )

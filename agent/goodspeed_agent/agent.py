@@ -101,6 +101,9 @@ class Agent:
         name: what the server's operator sees.
         cache: where tokenizers are kept.
         backoff: how patiently a link that fails is made again, and an overloaded server asked again.
+
+    Raises:
+        InvalidRequest: on construction, the address is not one, or the name not text.
     """
 
     link: Link
@@ -115,6 +118,7 @@ class Agent:
         cache: TokenizerCache | None = None,
         backoff: Backoff | None = None,
     ) -> None:
+        _check_text("the agent's name", name or "")
         self._drafter = drafter
         self._backoff = backoff or Backoff()
         hello = Hello(
