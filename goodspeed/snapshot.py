@@ -88,8 +88,9 @@ class ServerSnapshot(Struct, frozen=True, kw_only=True):
 
     @property
     def speedup(self) -> float:
-        """Goodput per second of engine time, against plain decoding by the same engine."""
-        return self.plain_busy_s / self.busy_s if self.busy_s > 0 else 1.0
+        """Goodput per second of engine time, drawing and judging included, against plain decoding on it."""
+        spent_s = self.busy_s + self.judge_s
+        return self.plain_busy_s / spent_s if spent_s > 0 else 1.0
 
     def to_json(self) -> bytes:
         """Encode for the wire, or for a script."""

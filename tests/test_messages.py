@@ -183,7 +183,7 @@ SAMPLING = [0.0, 1.0, 0, 0.0, 0]
         packed("C", 2**31),
         packed("D", 1, 5, [3, -1]),
         packed("D", 1, 5, [2**31]),
-        packed("D", 1, 5, [1] * (MAX_DRAFT_TOKENS + 1)),
+        packed("D", 1, 5, [1] * (16 * MAX_DRAFT_TOKENS + 1)),
         packed("D", 1, 5, [1], "text for bytes"),
         packed("O", 1, [1], 1, SAMPLING, 0, 0, False),
         packed("O", 1, [1], 1, SAMPLING, 1, MAX_DRAFT_TOKENS + 1, False),

@@ -30,7 +30,7 @@ def test_nothing_costs_less_than_nothing_and_the_fit_is_the_best_such(data: list
     assert (found >= 0).all()
 
     def error(coefficients: np.ndarray) -> float:
-        return sum(((coefficients @ (1.0, s.rows, s.tokens)) / s.seconds - 1) ** 2 for s in measured)
+        return float(sum(((coefficients @ (1.0, s.rows, s.tokens)) / s.seconds - 1) ** 2 for s in measured))
 
     rng = np.random.default_rng(0)
     for _ in range(50):

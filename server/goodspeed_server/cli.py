@@ -16,7 +16,6 @@ import uvloop
 from goodspeed.catalog import DEFAULT_TARGET
 from goodspeed.errors import GoodSpeedError, InvalidRequest, ModelError
 from goodspeed.scheduling import SCHEDULERS
-from goodspeed.verification import Rule
 from goodspeed_server.monitor import run_monitor, top
 from goodspeed_server.settings import (
     AUTO_MAX_LENGTH,
@@ -24,6 +23,7 @@ from goodspeed_server.settings import (
     CAPACITY_PER_STREAM,
     LayoutName,
     RoundSettings,
+    RuleName,
     ServerSettings,
 )
 
@@ -56,9 +56,9 @@ def run(
         int | None,
         typer.Option(min=0, help="Draft tokens one pass verifies.", show_default=f"{CAPACITY_PER_STREAM} a stream"),
     ] = None,
-    scheduler: Annotated[str, typer.Option(help=f"One of {', '.join(SCHEDULERS)}.")] = "goodspeed",
+    scheduler: Annotated[str, typer.Option(help=f"auto, or one of {', '.join(SCHEDULERS)}.")] = "auto",
     fairness: Annotated[float, typer.Option(help="Of the utility: 0 throughput, 1 proportional, 2 and up.")] = 1.0,
-    rule: Annotated[Rule, typer.Option(help="Verification rule.")] = "coupled",
+    rule: Annotated[RuleName, typer.Option(help="Verification rule.")] = "auto",
     layout: Annotated[LayoutName, typer.Option(help="Of the batch.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",

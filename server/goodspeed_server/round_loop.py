@@ -19,7 +19,7 @@ from goodspeed.errors import InvalidRequest
 from goodspeed.estimation import HitOrMiss, RatioMean, smooth_goodput
 from goodspeed.messages import Draft, Failure, Open, Opened, Verdict
 from goodspeed.rounds import Barrier
-from goodspeed.scheduling import Demand, Scheduler
+from goodspeed.scheduling import Demand, Scheduler, checked_plan
 from goodspeed.stream import Commit, ServedStream
 from goodspeed.verification import DraftDistribution, Rule, unpack_q
 from goodspeed_server.admission import Admission
@@ -285,8 +285,10 @@ class RoundLoop:
                 continue
             commit = live.stream.commit(turn.drafted, judgement)
             commits.append(commit)
+            if live.draft is not None or live.budget == 0:
+                # A draft that is overdue says something of its agent's speed, and nothing of its guesses.
+                live.estimator.observe(live.budget, judgement)
             live.draft, live.q = None, []
-            live.estimator.observe(live.budget, judgement)
             live.goodput = smooth_goodput(live.goodput, commit.size, self._settings.beta)
             self._telemetry.committed(live, len(turn.drafted), commit, now)
             if commit.finish:
@@ -316,7 +318,7 @@ class RoundLoop:
         """Choose the next budget of each of `streams` and wait for their drafts."""
         if not streams:
             return
-        plan = self.scheduler.plan(_demand(streams), max(0, self.capacity - self._granted))
+        plan = checked_plan(self.scheduler, _demand(streams), max(0, self.capacity - self._granted))
         now = self._clock()
         for live, budget in zip(streams, plan.budgets.tolist(), strict=True):
             live.budget = budget
@@ -336,7 +338,7 @@ class RoundLoop:
         # The first budget is a fair share of what is left; the first round's plan corrects it.
         capacity = self.capacity
         share = min(capacity // len(self._live), max(0, capacity - self._granted))
-        live.budget = int(self.scheduler.plan(_demand([live]), share).budgets[0])
+        live.budget = int(checked_plan(self.scheduler, _demand([live]), share).budgets[0])
         outbox.post(Opened(number, stream.length, live.budget))
         if stream.prefilled:
             self._join(live)

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import http
 import logging
+import math
 import platform
 import signal
 import time
@@ -20,13 +21,14 @@ from websockets.http11 import Request, Response
 import goodspeed
 from goodspeed.catalog import Files, digest, fingerprint, load_model, tokenizer_files, weights_digest
 from goodspeed.errors import GoodSpeedError, InvalidRequest
-from goodspeed.messages import MAX_AGENT_FRAME_BYTES, Tokenizer, encode
+from goodspeed.messages import MAX_AGENT_FRAME_BYTES, Snapshot, Tokenizer, encode
 from goodspeed.scheduling import SCHEDULERS
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed.utility import AlphaFair
+from goodspeed.verification import Rule
 from goodspeed_server.calibration import measure_plain_pass, plain_pass_s
 from goodspeed_server.engine import Engine, Layout
-from goodspeed_server.link import Link, ServedModel
+from goodspeed_server.link import SNAPSHOT_INTERVAL_S, Link, ServedModel
 from goodspeed_server.memory import free_bytes, kv_bytes_per_token, rows_that_fit
 from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.settings import AUTO_MAX_LENGTH, AUTO_MAX_STREAMS, ServerSettings
@@ -83,6 +85,8 @@ class VerificationServer:
             layout = "packed" if model.device.type == "cpu" else "padded"
         else:
             layout = settings.layout
+        rule: Rule = "coupled" if settings.rule == "auto" else settings.rule
+        scheduler = "goodspeed" if settings.scheduler == "auto" else settings.scheduler
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or AUTO_MAX_LENGTH
         if settings.max_length is not None and settings.max_length > limit:
             raise InvalidRequest(f"max-length is {settings.max_length} and {settings.model} was made for {limit}")
@@ -103,8 +107,8 @@ class VerificationServer:
         self._telemetry = Telemetry(
             ServerFacts(
                 model=settings.model,
-                scheduler=settings.scheduler,
-                rule=settings.rule,
+                scheduler=scheduler,
+                rule=rule,
                 layout=layout,
                 rows=engine.rows,
                 max_length=engine.max_length,
@@ -120,7 +124,7 @@ class VerificationServer:
             weights=weights_digest(model),
             tokenizer_digest=digest(tokenizer),
             tokenizer_frame=encode(Tokenizer(digest(tokenizer), tokenizer)),
-            rule=settings.rule,
+            rule=rule,
             vocab_size=engine.vocab_size,
             max_length=engine.max_length,
             max_frame_bytes=min(MAX_AGENT_FRAME_BYTES, 2 * _TOKEN_BYTES * engine.max_length + _FRAME_ROOM_BYTES),
@@ -128,8 +132,8 @@ class VerificationServer:
         )
         self._rounds = RoundLoop(
             engine,
-            rule=settings.rule,
-            scheduler=SCHEDULERS[settings.scheduler](AlphaFair(settings.fairness)),
+            rule=rule,
+            scheduler=SCHEDULERS[scheduler](AlphaFair(settings.fairness)),
             eos_tokens=eos_tokens,
             settings=settings.rounds,
             telemetry=self._telemetry,
@@ -137,6 +141,7 @@ class VerificationServer:
         self._links: set[Link] = set()
         self._running: asyncio.Task[None] | None = None
         self._draining = False
+        self._shown = (-math.inf, b"")
 
     def snapshot(self) -> ServerSnapshot:
         """The server as it is now."""
@@ -148,6 +153,15 @@ class VerificationServer:
             prefilling=self._rounds.is_prefilling,
             draining=self._draining,
         )
+
+    def _snapshot_frame(self) -> bytes:
+        """What every monitor is shown: made once for all of them, however many watch."""
+        now = self._rounds.now()
+        made_at, frame = self._shown
+        if now - made_at >= SNAPSHOT_INTERVAL_S / 2:
+            frame = encode(Snapshot(self.snapshot().to_json()))
+            self._shown = (now, frame)
+        return frame
 
     @contextlib.asynccontextmanager
     async def listen(self) -> AsyncIterator[str]:
@@ -242,7 +256,7 @@ class VerificationServer:
             model=self._model,
             rounds=self._rounds,
             telemetry=self._telemetry,
-            snapshot=self.snapshot,
+            snapshot_frame=self._snapshot_frame,
         )
         self._links.add(link)
         try:
