@@ -65,8 +65,12 @@ class ServerSnapshot(Struct, frozen=True, kw_only=True):
     free_rows: int
     kv_used_tokens: int
     kv_tokens: int
+    fairness: float
+    """The exponent of the utility that the scheduler maximises; 1 is the sum of logarithms."""
     utility: float
-    """Sum of omega log(goodput) over agents that have streams, tokens per second."""
+    """Of all streams' goodputs, tokens per second; the streams of one agent are taken for alike."""
+    plain_utility: float
+    """The same, if the engine did nothing but decode these streams plainly."""
     goodput: float
     """Committed tokens per second, everybody."""
     goodput_history: tuple[float, ...]

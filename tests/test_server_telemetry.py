@@ -3,6 +3,7 @@
 import pytest
 
 from goodspeed.snapshot import ServerSnapshot
+from goodspeed.utility import AlphaFair
 from goodspeed_server.telemetry import RoundRecord, ServerFacts, Telemetry
 
 
@@ -24,7 +25,7 @@ def record(streams: int, drafted: int, accepted: int, forward_s: float, judge_s:
 
 
 def telemetry(plain_pass_s: float) -> Telemetry:
-    return Telemetry(ServerFacts("m", "s", "r", "packed", 8, 64, lambda _rows: plain_pass_s), now=0.0)
+    return Telemetry(ServerFacts("m", "s", "r", "packed", 8, 64, AlphaFair(), lambda _rows: plain_pass_s), now=0.0)
 
 
 def snapshot(of: Telemetry) -> ServerSnapshot:
@@ -46,6 +47,11 @@ def test_speed_up_never_exceeds_the_acceptance_length_of_passes_that_cost_what_p
         measured.round_over(record(streams=4, drafted=12, accepted=accepted, forward_s=0.02))
     seen = snapshot(measured)
     assert seen.speedup <= seen.mean_acceptance_length + 1e-9
+
+
+def test_plain_utility_is_that_of_decoding_and_nothing_else() -> None:
+    seen = snapshot(telemetry(0.02))
+    assert (seen.utility, seen.plain_utility, seen.fairness) == (0.0, 0.0, 1.0)
 
 
 def test_phases_are_means_over_rounds() -> None:

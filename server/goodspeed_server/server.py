@@ -86,6 +86,7 @@ class VerificationServer:
         else:
             layout = settings.layout
         rule: Rule = "coupled" if settings.rule == "auto" else settings.rule
+        utility = AlphaFair(settings.fairness)
         scheduler = "goodspeed" if settings.scheduler == "auto" else settings.scheduler
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or AUTO_MAX_LENGTH
         if settings.max_length is not None and settings.max_length > limit:
@@ -112,6 +113,7 @@ class VerificationServer:
                 layout=layout,
                 rows=engine.rows,
                 max_length=engine.max_length,
+                utility=utility,
                 plain_pass_s=lambda rows: plain_pass_s(measured, rows),
             ),
             now,
@@ -133,7 +135,7 @@ class VerificationServer:
         self._rounds = RoundLoop(
             engine,
             rule=rule,
-            scheduler=SCHEDULERS[scheduler](AlphaFair(settings.fairness)),
+            scheduler=SCHEDULERS[scheduler](utility),
             eos_tokens=eos_tokens,
             settings=settings.rounds,
             telemetry=self._telemetry,
