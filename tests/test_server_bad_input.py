@@ -188,8 +188,8 @@ async def test_a_port_in_use_is_named() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"scheduler": "lottery"}, "choose goodspeed"),
-        ({"rule": "trust"}, "choose coupled, ratio"),
+        ({"scheduler": "lottery"}, "choose auto, goodspeed"),
+        ({"rule": "trust"}, "choose auto, coupled, ratio"),
         ({"layout": "round"}, "choose auto, packed, padded"),
         ({"fairness": -1.0}, "fairness is -1.0"),
         ({"max_length": 10_000}, "was made for"),
