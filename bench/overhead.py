@@ -92,7 +92,6 @@ async def _measure(target: LlamaForCausalLM, streams: int, temperature: float, r
         port=0,
         max_streams=streams,
         max_length=1024,
-        scheduler="fixed",
         rounds=RoundSettings(capacity=4 * streams, round_timeout_s=60.0),
     )
     tokenizer = HubTokenizer(WordLevel({"w": 0}, unk_token="w"))

@@ -175,7 +175,8 @@ def _device(device: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         where = torch.device(device)
-        torch.empty(0, device=where)
+        # There and back: a device such as `meta` takes a tensor, and keeps nothing of it.
+        torch.zeros(1, device=where).cpu()
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"device {device!r} cannot be used here: {_reason(error)}") from None
     return where

@@ -14,6 +14,7 @@ GoodSpeedError
 │   ├── UnsupportedModel      its architecture cannot be served (recurrent state)
 │   ├── TargetChanged         the server came back with another target
 │   └── TokenizerMismatch     draft and target do not share a tokenizer
+├── SchedulerFault        a scheduler planned what cannot be
 └── EngineFull            every row of the KV slab is taken
 ```
 
@@ -33,6 +34,7 @@ __all__ = [
     "Overloaded",
     "ProtocolError",
     "Refused",
+    "SchedulerFault",
     "TargetChanged",
     "TokenizerMismatch",
     "UnknownModel",
@@ -138,6 +140,12 @@ class TokenizerMismatch(ModelError):
     """Draft and target turn text into different token ids, so a draft would mean nothing to the target."""
 
     code = "tokenizer_mismatch"
+
+
+class SchedulerFault(GoodSpeedError):
+    """A scheduler planned what cannot be: somebody else's class, most likely."""
+
+    code = "scheduler_fault"
 
 
 class EngineFull(GoodSpeedError):

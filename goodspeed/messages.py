@@ -73,7 +73,8 @@ TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 StreamId = Annotated[int, Meta(ge=0, lt=2**31)]
 Length = Annotated[int, Meta(ge=0, lt=2**31)]
 ShortText = Annotated[str, Meta(max_length=_MAX_TEXT)]
-Drafted = Annotated[list[TokenId], Meta(max_length=MAX_DRAFT_TOKENS)]
+Drafted = Annotated[list[TokenId], Meta(max_length=16 * MAX_DRAFT_TOKENS)]
+"""A draft longer than its budget is one stream's trouble, and the link's only where it is absurd."""
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 
 

@@ -17,7 +17,7 @@ from goodspeed.verification import Judgement
 __all__ = ["PROBE_EVERY_S", "PROBE_GIVE_UP_S", "PROBE_TOKENS", "Probe"]
 
 PROBE_TOKENS = 4
-"""The length of a draft on the side; what lies behind the first miss says nothing."""
+"""The usual length of a draft on the side; what lies behind the first miss says nothing."""
 PROBE_EVERY_S = 0.5
 """Seconds between the answer to one and the next."""
 PROBE_GIVE_UP_S = 10.0
@@ -31,6 +31,7 @@ class Probe:
     base: int
     """The committed length it was asked upon."""
     asked_at: float
+    size: int = PROBE_TOKENS
     drafted: Sequence[int] | None = None
 
     def judge(self, tokens: Sequence[int]) -> Judgement | None:

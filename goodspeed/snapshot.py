@@ -65,8 +65,12 @@ class ServerSnapshot(Struct, frozen=True, kw_only=True):
     free_rows: int
     kv_used_tokens: int
     kv_tokens: int
+    fairness: float
+    """The exponent of the utility that the scheduler maximises; 1 is the sum of logarithms."""
     utility: float
-    """Sum of omega log(goodput) over agents that have streams, tokens per second."""
+    """Of all streams' goodputs, tokens per second; the streams of one agent are taken for alike."""
+    plain_utility: float
+    """The same, if the engine did nothing but decode these streams plainly."""
     goodput: float
     """Committed tokens per second, everybody."""
     goodput_history: tuple[float, ...]
@@ -88,8 +92,9 @@ class ServerSnapshot(Struct, frozen=True, kw_only=True):
 
     @property
     def speedup(self) -> float:
-        """Goodput per second of engine time, against plain decoding by the same engine."""
-        return self.plain_busy_s / self.busy_s if self.busy_s > 0 else 1.0
+        """Goodput per second of engine time, drawing and judging included, against plain decoding on it."""
+        spent_s = self.busy_s + self.judge_s
+        return self.plain_busy_s / spent_s if spent_s > 0 else 1.0
 
     def to_json(self) -> bytes:
         """Encode for the wire, or for a script."""

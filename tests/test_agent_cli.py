@@ -122,9 +122,13 @@ def test_a_conversation(server: FakeServer) -> None:
         (["--prompt-file", "nowhere"], "nowhere cannot be read: No such file or directory"),
         (["--prompt", ""], "the prompt is empty"),
         (["--prompt", "a", "--temperature", "-1"], "temperature is -1.0: it must be 0 (greedy) or above"),
+        (["--prompt", "a", "--top-k", "99999999999999999999"], "top_k is 99999999999999999999: it must be between 0"),
         (["--prompt", "a", "--max-new-tokens", "0"], "max_new_tokens is 0"),
         (["--prompt", "a", "--max-draft", "65"], "max_draft is 65"),
         (["--prompt", "a", "--stop", ""], "a stop string is empty"),
+        (["--prompt", "\udcff\udcfe"], "the prompt is not Unicode text"),
+        (["--prompt", "a", "--name", "\udcff"], "the agent's name is not Unicode text"),
+        (["--prompt", "\udcff\udcfe", "--chat"], "the prompt is not Unicode text"),
     ],
 )
 def test_what_is_wrong_here_is_said_before_anybody_is_asked(server: FakeServer, args: list[str], match: str) -> None:
@@ -282,13 +286,13 @@ def test_prompts_from_standard_input_and_an_output_that_cannot_be_written(server
     assert "cannot be written" in bad.stderr
 
 
-def spawn(server: FakeServer, *args: str) -> subprocess.Popen[str]:
+def spawn(server: FakeServer, *args: str, **environment: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "goodspeed_agent", "complete", "--server", server.url, "--draft", "suffix", *args],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        encoding="utf-8",
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
     )
 
 
@@ -322,6 +326,11 @@ def test_a_reader_that_goes_away_is_no_traceback(server: FakeServer) -> None:
     assert agent.wait(timeout=60) == 141
     assert agent.stderr.read() == ""
     agent.stderr.close()
+
+
+def test_text_is_utf8_whatever_the_terminal_is_set_to(server: FakeServer) -> None:
+    text, errors = spawn(server, "--prompt", PROMPT, PYTHONIOENCODING="ascii").communicate(timeout=60)
+    assert (text, errors) == (STORY + "\n", "")
 
 
 def test_a_link_that_is_lost_is_mentioned_and_every_attempt_only_on_request(server: FakeServer) -> None:

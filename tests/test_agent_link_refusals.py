@@ -120,6 +120,44 @@ async def test_a_server_that_loses_its_wits_ends_the_link(
     assert server.links == 1
 
 
+@pytest.mark.parametrize("moment", [Hello, GetTokenizer])
+async def test_a_handshake_that_is_too_large_for_the_server_is_not_tried_again(
+    cache: TokenizerCache, moment: type[AgentMessage]
+) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, moment):
+            await connection.close(CloseCode.MESSAGE_TOO_BIG, "4 bytes and no more")
+        return isinstance(message, moment)
+
+    server = FakeServer(hook=hook)
+    with pytest.raises(Refused, match="no message so large: 4 bytes and no more"):
+        async with linked(server, cache):
+            pass
+    assert server.links == 1
+
+
+@pytest.mark.parametrize("moment", [GetTokenizer, Open])
+async def test_a_server_that_sends_more_than_an_agent_takes_is_not_asked_again(
+    cache: TokenizerCache, moment: type[AgentMessage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, moment):
+            await connection.send(bytes(100_001))
+        return isinstance(message, moment)
+
+    async def talk() -> None:
+        async with linked(server, cache) as link:
+            channel = link.channel()
+            await channel.send(opening(channel))
+            await channel.receive()
+
+    monkeypatch.setattr("goodspeed_agent.link.MAX_SERVER_FRAME_BYTES", 100_000)
+    server = FakeServer(hook=hook)
+    with pytest.raises(ProtocolError, match="sent a message of more than 100000 bytes"):
+        await talk()
+    assert server.links == 1
+
+
 async def test_a_message_that_is_too_large_for_the_server_is_not_sent_again(cache: TokenizerCache) -> None:
     async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
         if isinstance(message, Open):

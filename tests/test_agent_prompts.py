@@ -42,6 +42,12 @@ def test_a_line_takes_the_defaults_and_overrides_them() -> None:
         (b'{"prompt": "a", "max_new_tokens": 0}', "line 2: max_new_tokens is 0"),
         (b'{"prompt": "a", "stop": ""}', "line 2: a stop string is empty"),
         (b'{"prompt": "\xff"}', "line 2: "),
+        *(
+            (b'{"prompt": "%b"}' % text, "line 2: it has a lone surrogate")
+            for text in (rb"a\ud800", rb"\udc00 bcdefgh")
+        ),
+        (rb'{"prompt": "\ud800", "stop": [', "line 2: JSON is malformed"),
+        (b'{"messages": [{"role": "user"}]}', 'line 2: message 1 has no "content"'),
     ],
 )
 def test_a_bad_line_is_named_by_number(line: bytes, match: str) -> None:

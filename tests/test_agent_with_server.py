@@ -98,7 +98,7 @@ async def test_with_the_ratio_rule_the_target_accepts_most_of_itself(tmp_path: P
 
 async def test_more_streams_than_the_server_has_rows_take_turns(tmp_path: Path) -> None:
     settings = tiny_settings(max_streams=1, rounds={"max_waiting": 0})
-    assert settings.rounds == RoundSettings(round_timeout_s=30.0, max_waiting=0)
+    assert settings.rounds == RoundSettings(rounds="barrier", round_timeout_s=30.0, max_waiting=0)
     async with serving(settings) as (_, address):
         cache = TokenizerCache(tmp_path)
         async with Agent(address, SuffixDrafter(), cache=cache, backoff=QUICK) as agent:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from goodspeed.catalog import DEFAULT_DRAFT, DEFAULT_TARGET, bundled, fingerprint, load_model, tokenizer_files
@@ -72,10 +73,10 @@ def test_the_target_meets_its_loss_and_stronger_drafts_are_accepted_more() -> No
     acceptance = {model.name: model.acceptance["1"] for model in DRAFTS if model.acceptance}
     assert acceptance["pico-draft-l-tuned"] >= 0.70
     assert acceptance["pico-draft-l-tuned"] >= acceptance["pico-draft-l"] + 0.15
-    assert len({round(value, 2) for value in acceptance.values()}) == len(acceptance)
+    strengths = [acceptance[f"pico-draft-{name}"] for name in ("s", "m", "l-tuned")]
+    assert min(np.diff(strengths)) >= 0.08
 
 
-@pytest.mark.xfail(strict=True, reason="the target has seen 4.7M tokens, too few: train it on, and this must pass")
 def test_greedy_text_does_not_loop_at_once() -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(MODELS[0].path)
     target: Any = load_model(DEFAULT_TARGET, device="cpu")
@@ -86,3 +87,4 @@ def test_greedy_text_does_not_loop_at_once() -> None:
         fours = [tuple(written[i : i + 4]) for i in range(len(written) - 3)]
         distinct.append(len(set(fours)) / max(len(fours), 1))
     assert sum(distinct) / len(distinct) > 0.5
+    assert card_of(MODELS[0].path)["repetition"]["greedy"] < 0.4

@@ -89,6 +89,8 @@ def test_a_hub_out_of_reach_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> No
 def test_devices_and_types_that_do_not_exist_are_named() -> None:
     with pytest.raises(ModelError, match="'abacus' cannot be used here"):
         load_model("any", device="abacus")
+    with pytest.raises(ModelError, match="'meta' cannot be used here"):
+        load_model("any", device="meta")
     with pytest.raises(ModelError, match="choose auto, float32"):
         load_model("any", dtype="int3")
 

@@ -4,13 +4,14 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations, pairwise
 from typing import Any, cast
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -29,6 +30,7 @@ from transformers import (
 
 from goodspeed.errors import EngineFull, UnsupportedModel
 from goodspeed_server.engine import Engine, Layout, Segment
+from goodspeed_server.engine.grouping import FORWARD_TOKENS, groups_by_length
 from tests.tiny_models import CONTEXT, VOCAB, WINDOW, tiny_llama, tiny_mistral, tiny_qwen3
 
 ROWS = 3
@@ -182,6 +184,96 @@ def generate(model: PreTrainedModel, prompt: Sequence[int], count: int) -> list[
 def test_a_pass_of_prompt_chunks_gives_no_logits(layout: Layout) -> None:
     logits = engine(tiny_llama, layout).forward([Segment(0, 0, [1, 2, 3], logits=0), Segment(1, 0, [4], logits=0)])
     assert logits.shape == (0, VOCAB)
+
+
+MANY = 16
+
+
+def mixed_pass(rng: random.Random, chunked: Sequence[int] = (), long: int = 0) -> list[list[int]]:
+    """New tokens by row: prompt chunks of `long` tokens in some rows, a token and a draft of 0 to 6 in the others."""
+    counts = [long if row in chunked else 1 + rng.randint(0, 6) for row in range(MANY)]
+    return [[rng.randrange(VOCAB) for _ in range(count)] for count in counts]
+
+
+def forward_shapes(model: PreTrainedModel) -> list[tuple[int, ...]]:
+    """A list to which every further forward of the model adds its shape, [lines, width]."""
+    shapes: list[tuple[int, ...]] = []
+    module: nn.Module = model
+    module.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    return shapes
+
+
+@every_model
+@every_layout
+def test_chunks_among_drafts_agree_with_a_full_forward(build: Callable[[], PreTrainedModel], layout: Layout) -> None:
+    rng = random.Random(3)
+    served = new_engine(build(), layout, rows=MANY)
+    # Rows 2 and 9 bring 70 tokens at once: the first wants no logits, the other those of its last three.
+    texts = mixed_pass(rng)
+    served.forward([Segment(row, 0, text, logits=0) for row, text in enumerate(texts)])
+    for mixed in (True, False):  # the second pass reads what the first one cached
+        news = mixed_pass(rng, (2, 9) if mixed else (), 70)
+        segments: list[Segment] = []
+        expected: list[Tensor] = []
+        for row in rng.sample(range(MANY), MANY):
+            logits = {2: 0, 9: 3}.get(row, len(news[row])) if mixed else len(news[row])
+            segments.append(Segment(row, len(texts[row]), news[row], logits))
+            texts[row] = texts[row] + news[row]
+            expected.append(full_forward(plain(build), texts[row])[len(texts[row]) - logits :])
+        torch.testing.assert_close(served.forward(segments), torch.cat(expected), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("chunked", [(0,), (7,), (15,)])
+def test_a_chunk_does_not_widen_the_drafts_beside_it(chunked: tuple[int, ...]) -> None:
+    model = tiny_llama()
+    served = new_engine(model, "padded", rows=MANY)
+    shapes = forward_shapes(model)
+    news = mixed_pass(random.Random(4), chunked, CONTEXT)
+    drafts = [len(new) for row, new in enumerate(news) if row not in chunked]
+    served.forward([Segment(row, 0, new, 0 if row in chunked else len(new)) for row, new in enumerate(news)])
+    own_padding = len(drafts) * max(drafts) - sum(drafts)
+    assert sum(lines * width for lines, width in shapes) <= sum(map(len, news)) + own_padding
+    assert (len(drafts), max(drafts)) in shapes
+
+
+def test_ragged_drafts_stay_one_padded_forward() -> None:
+    model = tiny_llama()
+    served = new_engine(model, "padded", rows=MANY)
+    shapes = forward_shapes(model)
+    served.forward([Segment(row, 0, [1] * (9 if row == 5 else 1), logits=1) for row in range(MANY)])
+    assert shapes == [(MANY, 9)]
+
+
+def grouped_cost(lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> int:
+    return sum(FORWARD_TOKENS + len(group) * max(lengths[index] for index in group) for group in groups)
+
+
+@given(lengths=st.lists(st.integers(1, 12) | st.integers(1, 2048), min_size=1, max_size=7))
+def test_no_cut_of_a_pass_is_cheaper_than_the_one_made(lengths: list[int]) -> None:
+    groups = groups_by_length(lengths)
+    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
+    assert all(group == sorted(group) for group in groups)
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    inner = range(1, len(lengths))
+    cuts = [cut for size in range(len(lengths)) for cut in combinations(inner, size)]
+    others = [[order[a:b] for a, b in pairwise([0, *cut, len(lengths)])] for cut in cuts]
+    assert grouped_cost(lengths, groups) == min(grouped_cost(lengths, other) for other in others)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "groups"),
+    [
+        pytest.param([4, 9, 1], [[0, 1, 2]], id="drafts"),
+        pytest.param([512, *[9, 2] * 7], [list(range(1, 15)), [0]], id="a chunk and drafts"),
+        pytest.param([256, *[9, 2] * 7, 256], [list(range(1, 15)), [0, 15]], id="two chunks and drafts"),
+        pytest.param([20, *[9, 2] * 7], [list(range(15))], id="a chunk too short for a forward of its own"),
+        pytest.param([512], [[0]], id="alone"),
+    ],
+)
+def test_the_groups_of_a_pass(lengths: list[int], groups: list[list[int]]) -> None:
+    assert groups_by_length(lengths) == groups
 
 
 @every_layout

@@ -102,8 +102,8 @@ def test_what_the_server_says_is_what_an_agent_hears(message: ServerMessage) -> 
 
 
 def test_the_wire_format_is_pinned() -> None:
-    assert encode(Draft(7, 300, [1, 151_935])) == bytes.fromhex("95 a144 07 cd012c 92 01 ce0002517f c400")
-    assert encode(Verdict(7, 300, 2, [5], 4, "stop")) == bytes.fromhex("97 a156 07 cd012c 02 9105 04 a473746f70")
+    assert encode(Draft(7, 300, [1, 151_935])) == bytes.fromhex("96 a144 07 cd012c 92 01 ce0002517f c400 00")
+    assert encode(Verdict(7, 300, 2, [5], 4, "stop")) == bytes.fromhex("98 a156 07 cd012c 02 9105 04 a473746f70 00")
     tags = "".join(chr(encode(message)[2]) for message in (Close(1), GetTokenizer(), Opened(1, 2, 3), Snapshot(b"")))
     assert tags == "CKoS"
 
@@ -183,7 +183,7 @@ SAMPLING = [0.0, 1.0, 0, 0.0, 0]
         packed("C", 2**31),
         packed("D", 1, 5, [3, -1]),
         packed("D", 1, 5, [2**31]),
-        packed("D", 1, 5, [1] * (MAX_DRAFT_TOKENS + 1)),
+        packed("D", 1, 5, [1] * (16 * MAX_DRAFT_TOKENS + 1)),
         packed("D", 1, 5, [1], "text for bytes"),
         packed("O", 1, [1], 1, SAMPLING, 0, 0, False),
         packed("O", 1, [1], 1, SAMPLING, 1, MAX_DRAFT_TOKENS + 1, False),

@@ -36,7 +36,7 @@ def test_a_plain_line_says_what_matters_in_ascii() -> None:
     line = plain_line(msgspec.structs.replace(SNAPSHOT, draining=True))
     assert line == (
         "up 1:02:05 | 38.2 rounds/s | agents 1, streams 2, waiting 3 | 41.2 tok/s | "
-        "acceptance length 3.00 | 1.80x plain decoding | rows 2/16 | 300 tokens | draining"
+        "acceptance length 3.00 | 1.64x plain decoding | rows 2/16 | 300 tokens | draining"
     )
 
 

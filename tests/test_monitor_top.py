@@ -84,6 +84,15 @@ async def test_top_once_as_json_is_the_snapshot() -> None:
     assert json.loads(written(console))["agents"][0]["name"] == "edge-1"
 
 
+async def test_a_proxy_is_not_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    async with serving(saying(WELCOME, SHOWN)) as url, contextlib.aclosing(snapshots(url)) as arriving:
+        assert await anext(arriving) == SNAPSHOT
+
+
 async def test_top_once_is_a_picture() -> None:
     console = make_console(100)
     async with serving(saying(WELCOME, SHOWN)) as url:

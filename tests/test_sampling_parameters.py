@@ -11,7 +11,7 @@ from goodspeed.sampling import SamplingParams
     [
         SamplingParams(),
         SamplingParams(temperature=0.7, top_p=0.95, top_k=50, min_p=0.05, seed=2**63 - 1),
-        SamplingParams(temperature=1e6, top_p=1e-9, top_k=2**62, min_p=1.0),
+        SamplingParams(temperature=1e6, top_p=1e-9, top_k=2**31 - 1, min_p=1.0),
     ],
 )
 def test_values_in_range_are_accepted(params: SamplingParams) -> None:
@@ -23,7 +23,7 @@ def test_values_in_range_are_accepted(params: SamplingParams) -> None:
     [
         *(("temperature", value) for value in (-0.1, math.nan, math.inf, -math.inf)),
         *(("top_p", value) for value in (0.0, -0.5, 1.0001, math.nan, math.inf)),
-        ("top_k", -1),
+        *(("top_k", value) for value in (-1, 2**31, 10**20)),
         *(("min_p", value) for value in (-0.1, 1.1, math.nan)),
         *(("seed", value) for value in (-1, 2**63)),
     ],

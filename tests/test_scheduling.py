@@ -8,9 +8,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import optimize
 
-from goodspeed.errors import InvalidRequest
+from goodspeed.errors import InvalidRequest, SchedulerFault
 from goodspeed.estimation import expected_tokens, smooth_goodput
-from goodspeed.scheduling import SCHEDULERS, Demand, FixedS, GoodSpeedSched, PlainDecoding, RandomS, Scheduler
+from goodspeed.scheduling import (
+    SCHEDULERS,
+    Demand,
+    FixedS,
+    GoodSpeedSched,
+    PlainDecoding,
+    Plan,
+    RandomS,
+    Scheduler,
+    checked_plan,
+)
 from goodspeed.utility import AlphaFair
 
 FAIRNESS = [0.0, 0.5, 1.0, 2.0]
@@ -279,3 +289,32 @@ def test_goodput_converges_to_the_optimum(
         if turn >= 1500:
             late.append(list(goodput))
     np.testing.assert_allclose(np.mean(late, axis=0), optimum(alpha, weight, capacity, fairness), rtol=0.03)
+
+
+class Answering:
+    """A scheduler of somebody's own."""
+
+    def __init__(self, budgets: object) -> None:
+        self._budgets = np.asarray(budgets)
+
+    def plan(self, demand: Demand, capacity: int) -> Plan:
+        return Plan(self._budgets)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "sentence"),
+    [
+        ([1], "one integer a stream"),
+        ([1.0, 2.0], "one integer a stream"),
+        ([-1, 2], "a budget of -1: it must be 0 to 4"),
+        ([0, 5], "a budget of 5: it must be 0 to 4"),
+        ([4, 4], "gave out 8 tokens: the capacity is 6"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_named(budgets: object, sentence: str) -> None:
+    with pytest.raises(SchedulerFault, match=f"Answering .*{sentence}"):
+        checked_plan(Answering(budgets), demand([0.5, 0.5], limit=4), 6)
+
+
+def test_a_plan_that_can_be_is_handed_on() -> None:
+    assert checked_plan(Answering([2, 4]), demand([0.5, 0.5], limit=4), 6).budgets.tolist() == [2, 4]

@@ -21,15 +21,16 @@ SIZE = 40
 
 
 @contextlib.asynccontextmanager
-async def undisturbed(address: str) -> AsyncIterator[None]:
+async def undisturbed(address: str, max_draft: int = 4) -> AsyncIterator[None]:
     """Another agent generates before, during and after the block; its text has to be the target's."""
     text = target_text(PROMPT, SIZE)
     async with linked(address) as bystander:
         async with asyncio.TaskGroup() as tasks:
-            started = tasks.create_task(bystander.generate(0, PROMPT, text[: SIZE // 2], max_new_tokens=SIZE))
+            guess = text[: SIZE // 2]
+            started = tasks.create_task(bystander.generate(0, PROMPT, guess, max_new_tokens=SIZE, max_draft=max_draft))
             yield
         assert started.result() == text
-        assert await bystander.generate(1, PROMPT, max_new_tokens=SIZE) == text
+        assert await bystander.generate(1, PROMPT, max_new_tokens=SIZE, max_draft=max_draft) == text
 
 
 def opening(stream: int = 0, **changes: object) -> Open:
@@ -74,7 +75,7 @@ async def test_a_second_open_of_a_stream_leaves_the_first_alone() -> None:
         assert verdict.tokens == target_text(PROMPT, 1)
 
 
-@pytest.mark.parametrize("drafted", [[5] * 40, [VOCAB + 5]])
+@pytest.mark.parametrize("drafted", [[5] * 5, [5] * 40, [5] * 200, [VOCAB + 5]])
 async def test_a_draft_that_cannot_be_used_counts_as_none(drafted: list[int]) -> None:
     async with serving() as (_, address), undisturbed(address), linked(address) as peer:
         opened = await peer.open(0, PROMPT)
@@ -87,7 +88,8 @@ async def test_a_draft_that_cannot_be_used_counts_as_none(drafted: list[int]) ->
 
 
 async def test_a_claim_about_q_that_cannot_be_true_counts_as_no_draft() -> None:
-    async with serving(tiny_settings(rule="ratio")) as (_, address), linked(address) as peer:
+    settings = tiny_settings(rule="ratio")
+    async with serving(settings) as (_, address), undisturbed(address, max_draft=0), linked(address) as peer:
         opened = await peer.open(0, PROMPT)
         await peer.send(Draft(0, opened.base, [5], b"\x01nonsense"))
         assert (await peer.failure()).code == "invalid_q"
@@ -186,8 +188,8 @@ async def test_a_port_in_use_is_named() -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"scheduler": "lottery"}, "choose goodspeed"),
-        ({"rule": "trust"}, "choose coupled, ratio"),
+        ({"scheduler": "lottery"}, "choose auto, seconds, goodspeed"),
+        ({"rule": "trust"}, "choose auto, coupled, ratio"),
         ({"layout": "round"}, "choose auto, packed, padded"),
         ({"fairness": -1.0}, "fairness is -1.0"),
         ({"max_length": 10_000}, "was made for"),

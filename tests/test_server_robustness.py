@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from goodspeed.messages import Draft, GetTokenizer, Goodbye, Opened, Tokenizer, Verdict
+from goodspeed.messages import Draft, GetTokenizer, Goodbye, Open, Opened, Snapshot, Tokenizer, Verdict
 from goodspeed_server.telemetry import RoundRecord, Telemetry
-from tests.serving import linked, serving, tiny_settings
+from tests.serving import GREEDY, linked, serving, tiny_settings
 from tests.test_server import PROMPT, target_text
 
 
@@ -25,6 +26,36 @@ def records(monkeypatch: pytest.MonkeyPatch) -> list[RoundRecord]:
 
     monkeypatch.setattr(Telemetry, "round_over", round_over)
     return seen
+
+
+async def test_a_defect_of_ours_costs_one_link_and_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving() as (server, address), linked(address) as other:
+        opened = await other.open(0, PROMPT)
+        async with linked(address) as peer:
+            with monkeypatch.context() as patch:
+                patch.setattr(server._rounds, "open", lambda *_: 1 / 0)
+                await peer.send(Open(0, [1, 2, 3], 3, GREEDY, 8, 4))
+                failure = await peer.failure()
+            assert (failure.code, failure.message) == ("error", "the server failed; its log says where")
+            with pytest.raises(ConnectionClosed) as closed:
+                await peer.receive()
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1011
+        assert await other.go_on(opened, PROMPT) == target_text(PROMPT, 8)
+    assert "ZeroDivisionError" in caplog.text
+
+
+async def test_all_monitors_are_shown_one_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("goodspeed_server.server.SNAPSHOT_INTERVAL_S", 3600.0)
+    async with serving() as (server, address), contextlib.AsyncExitStack() as stack:
+        monitors = [await stack.enter_async_context(linked(address, greet=False)) for _ in range(5)]
+        for monitor in monitors:
+            await monitor.greet(role="monitor")
+        shown = [await monitor.expect(Snapshot) for monitor in monitors]
+        assert shown == [shown[0]] * 5
+        assert server.snapshot().to_json() != shown[0].snapshot
 
 
 @pytest.mark.parametrize("max_draft", [0, 4])

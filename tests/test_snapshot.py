@@ -28,7 +28,20 @@ snapshots = st.builds(
     goodput_history=st.lists(values, max_size=5).map(tuple),
     **dict.fromkeys(("capacity", "rounds", "streams", "waiting", "rows", "free_rows", "kv_used_tokens"), numbers),
     **dict.fromkeys(("kv_tokens", "committed", "drafted", "accepted"), numbers),
-    **dict.fromkeys(("uptime_s", "rounds_per_s", "utility", "goodput", "busy_s", "judge_s", "plain_busy_s"), values),
+    **dict.fromkeys(
+        (
+            "uptime_s",
+            "rounds_per_s",
+            "fairness",
+            "utility",
+            "plain_utility",
+            "goodput",
+            "busy_s",
+            "judge_s",
+            "plain_busy_s",
+        ),
+        values,
+    ),
     draining=st.booleans(),
 )
 
@@ -37,8 +50,9 @@ def snapshot(committed: int = 0, accepted: int = 0, busy_s: float = 0.0, plain_b
     return ServerSnapshot(
         model="m", scheduler="goodspeed", rule="coupled", layout="packed", capacity=8, uptime_s=1.0, rounds=3,
         rounds_per_s=3.0, phases=PhaseTimes(gather_ms=1, plan_ms=2, verify_ms=3, commit_ms=4), agents=(), streams=0,
-        waiting=0, rows=8, free_rows=8, kv_used_tokens=0, kv_tokens=100, utility=0.0, goodput=0.0, goodput_history=(),
-        committed=committed, drafted=0, accepted=accepted, busy_s=busy_s, judge_s=0.0, plain_busy_s=plain_busy_s,
+        waiting=0, rows=8, free_rows=8, kv_used_tokens=0, kv_tokens=100, fairness=1.0, utility=0.0,
+        plain_utility=0.0, goodput=0.0, goodput_history=(), committed=committed, drafted=0, accepted=accepted,
+        busy_s=busy_s, judge_s=0.0, plain_busy_s=plain_busy_s,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -51,8 +51,45 @@ class TextRequest:
         Request((0,), self.params, self.max_new_tokens, self.max_draft or 0, self.ignore_eos).validate()
         if not self.prompt:
             raise InvalidRequest("the prompt is empty", code="empty_prompt")
+        if not isinstance(self.prompt, str):
+            _check_messages(self.prompt)
+        for text in _texts(self.prompt):
+            _check_text("the prompt", text)
         if "" in self.stop:
             raise InvalidRequest("a stop string is empty: it would end every text before it begins")
+        for text in self.stop:
+            _check_text("a stop string", text)
+
+
+def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
+    for number, message in enumerate(messages, start=1):
+        for name in ("role", "content"):
+            # A template would write nothing, or "None", in its place.
+            if message.get(name) is None:
+                raise InvalidRequest(f'message {number} has no "{name}": a message needs both "role" and "content"')
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every string in a prompt or in what stands in its messages."""
+    waiting = [value]
+    while waiting:
+        match waiting.pop():
+            case str(text):
+                yield text
+            case Mapping() as entries:
+                waiting += [*entries.keys(), *entries.values()]
+            case list() | tuple() as items:
+                waiting += items
+
+
+def _check_text(what: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{what} is not Unicode text: it has a lone surrogate (U+{ord(text[error.start]):04X}) as character "
+            f"{error.start + 1}, which stands for half a character, or for a byte that is not UTF-8; take it out"
+        ) from None
 
 
 class Agent:
@@ -64,6 +101,9 @@ class Agent:
         name: what the server's operator sees.
         cache: where tokenizers are kept.
         backoff: how patiently a link that fails is made again, and an overloaded server asked again.
+
+    Raises:
+        InvalidRequest: on construction, the address is not one, or the name not text.
     """
 
     link: Link
@@ -78,6 +118,7 @@ class Agent:
         cache: TokenizerCache | None = None,
         backoff: Backoff | None = None,
     ) -> None:
+        _check_text("the agent's name", name or "")
         self._drafter = drafter
         self._backoff = backoff or Backoff()
         hello = Hello(

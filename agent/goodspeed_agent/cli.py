@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -88,6 +89,7 @@ def complete(
     verbose: Verbose = False,
 ) -> None:
     """Complete one prompt; verified text streams to standard output as it comes."""
+    _write_utf8()
     _log_to_stderr(verbose)
     with exit_codes():
         text = _prompt(prompt, prompt_file)
@@ -129,6 +131,7 @@ def run_file(
     verbose: Verbose = False,
 ) -> None:
     """Work through a file of prompts; results come in its order, one JSON object a line."""
+    _write_utf8()
     _log_to_stderr(verbose)
     with exit_codes():
         defaults = _request("-", max_new_tokens, temperature, top_p, top_k, min_p, seed, stop, ignore_eos, max_draft)
@@ -263,6 +266,13 @@ def _say_queued() -> None:
 
 def _note(text: str) -> None:
     typer.echo(f"goodspeed-agent: {text}", err=True)
+
+
+def _write_utf8() -> None:
+    """Let nothing that a model says end its text: in another encoding most characters do not exist."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="replace")
 
 
 def _log_to_stderr(verbose: bool) -> None:

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import itertools
 import logging
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeAlias, TypeVar
+from typing import Literal, Self, TypeAlias, TypeVar
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.frames import Close as CloseFrame
 from websockets.frames import CloseCode
 from websockets.uri import parse_uri
 
@@ -221,9 +223,7 @@ class Link:
             while True:
                 self._take(await _receive(connection))
         except ConnectionClosed as closed:
-            if closed.rcvd is not None and closed.rcvd.code == CloseCode.MESSAGE_TOO_BIG:
-                # Sent again it would be too large again.
-                raise Refused(f"the server takes no message so large: {closed.rcvd.reason}", code="too_large") from None
+            self._raise_if_hopeless(closed)
         except ProtocolError:
             await connection.close(1002)
             raise
@@ -288,6 +288,7 @@ class Link:
                 open_timeout=None,
                 close_timeout=2.0,
                 user_agent_header="goodspeed-agent",
+                proxy=_proxy(self.url),
             )
             try:
                 await connection.send(encode(self._hello))
@@ -315,6 +316,15 @@ class Link:
                 f"{self.url} answers with HTTP {error.response.status_code}: that is not a goodspeed-server",
                 code="not_a_server",
             ) from None
+        if isinstance(error, ConnectionClosed):
+            # Sent again it would be too large again. Whoever closes is answered with the same code.
+            if error.rcvd_then_sent is not False and _too_big(error.rcvd):
+                assert error.rcvd is not None
+                raise Refused(f"the server takes no message so large: {error.rcvd.reason}", code="too_large") from None
+            if _too_big(error.sent):
+                raise ProtocolError(
+                    f"{self.url} sent a message of more than {MAX_SERVER_FRAME_BYTES} bytes, which no agent takes"
+                ) from None
 
     def _check_same(self, welcome: Welcome) -> None:
         if _target(welcome) != _target(self.welcome):
@@ -334,6 +344,20 @@ def check_url(url: str) -> None:
         parse_uri(url)
     except (InvalidURI, ValueError):
         raise InvalidRequest(f"{url!r} is no server address: write ws://HOST:PORT or wss://HOST:PORT") from None
+
+
+def _proxy(url: str) -> Literal[True] | None:
+    """The environment's proxy, if any (True); none for this machine itself, which a proxy would take for its own."""
+    host = parse_uri(url).host
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    return None if loopback else True
+
+
+def _too_big(close: CloseFrame | None) -> bool:
+    return close is not None and close.code == CloseCode.MESSAGE_TOO_BIG
 
 
 def refusal(failure: Failure) -> GoodSpeedError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,17 @@ def read_prompts(lines: Iterable[bytes], defaults: TextRequest) -> list[PromptLi
 
 
 def _read(number: int, text: bytes, defaults: TextRequest) -> PromptLine:
-    line = msgspec.json.decode(text, type=_Line)
+    try:
+        line = msgspec.json.decode(text, type=_Line)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        if _has_lone_surrogate(text):
+            raise InvalidRequest(
+                r"it has a lone surrogate (a \uD800 to \uDFFF that is half of no pair), which stands for no character: "
+                "take it out"
+            ) from None
+        raise
     prompt = line.prompt if line.messages is None else line.messages
     if prompt is None or None not in (line.prompt, line.messages):
         raise InvalidRequest('it needs either "prompt" or "messages"')
@@ -86,3 +97,14 @@ def _read(number: int, text: bytes, defaults: TextRequest) -> PromptLine:
     )
     request.validate()
     return PromptLine(number, line.id, request)
+
+
+def _has_lone_surrogate(line: bytes) -> bool:
+    """Whether this is JSON but for half a pair in a string, for which msgspec has other names."""
+    try:
+        json.dumps(json.loads(line), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    except (ValueError, RecursionError):
+        pass
+    return False

@@ -11,6 +11,7 @@ from goodspeed.errors import InvalidRequest
 __all__ = ["SamplingParams"]
 
 _MAX_SEED = 2**63 - 1
+_MAX_TOP_K = 2**31 - 1
 _MIN_TEMPERATURE = 1e-4
 """Below it no noise can lift a token over one that float32 logits tell from it, and scaled logits overflow."""
 
@@ -52,8 +53,8 @@ class SamplingParams(Struct, array_like=True, frozen=True, forbid_unknown_fields
             raise InvalidRequest(f"temperature is {self.temperature}: it must be 0 (greedy) or above")
         if not 0.0 < self.top_p <= 1.0:
             raise InvalidRequest(f"top_p is {self.top_p}: it must be above 0 and at most 1 (1 keeps every token)")
-        if self.top_k < 0:
-            raise InvalidRequest(f"top_k is {self.top_k}: it must be 0 (keep every token) or above")
+        if not 0 <= self.top_k <= _MAX_TOP_K:
+            raise InvalidRequest(f"top_k is {self.top_k}: it must be between 0 (keep every token) and {_MAX_TOP_K}")
         if not 0.0 <= self.min_p <= 1.0:
             raise InvalidRequest(f"min_p is {self.min_p}: it must be between 0 (keep every token) and 1")
         if not 0 <= self.seed <= _MAX_SEED:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from goodspeed.scheduling.baselines import FixedS, PlainDecoding, RandomS
 from goodspeed.scheduling.gradient import GoodSpeedSched
-from goodspeed.scheduling.interface import Demand, Plan, Scheduler, Timing
+from goodspeed.scheduling.interface import Demand, Plan, Scheduler, Timing, checked_plan
 from goodspeed.scheduling.seconds import SecondsSched
 from goodspeed.utility import AlphaFair
 
@@ -22,6 +22,7 @@ __all__ = [
     "Scheduler",
     "SecondsSched",
     "Timing",
+    "checked_plan",
 ]
 
 SCHEDULERS: Mapping[str, Callable[[AlphaFair], Scheduler]] = {

@@ -8,9 +8,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from goodspeed.errors import SchedulerFault
 from goodspeed.timing import EngineLoad
 
-__all__ = ["Demand", "Plan", "Scheduler", "Timing"]
+__all__ = ["Demand", "Plan", "Scheduler", "Timing", "checked_plan"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -61,8 +62,35 @@ class Plan:
     """What one more token of capacity would add to the objective: the dual price of `C`."""
 
 
+def checked_plan(scheduler: Scheduler, demand: Demand, capacity: int) -> Plan:
+    """Ask a scheduler, and see that what it answers can be.
+
+    Raises:
+        SchedulerFault: naming the scheduler, and what is wrong with its budgets.
+    """
+    plan = scheduler.plan(demand, capacity)
+    budgets, who = np.asarray(plan.budgets), type(scheduler).__name__
+    if budgets.shape != (len(demand),) or not np.issubdtype(budgets.dtype, np.integer):
+        raise SchedulerFault(
+            f"{who} answered {budgets.dtype} of shape {budgets.shape} for {len(demand)} streams: "
+            "it must be one integer a stream"
+        )
+    wrong = np.flatnonzero((budgets < 0) | (budgets > demand.limit))
+    if len(wrong):
+        raise SchedulerFault(
+            f"{who} gave a stream a budget of {budgets[wrong[0]]}: it must be 0 to {demand.limit[wrong[0]]}"
+        )
+    if budgets.sum() > max(capacity, 0):
+        raise SchedulerFault(f"{who} gave out {budgets.sum()} tokens: the capacity is {capacity}")
+    return plan
+
+
 class Scheduler(Protocol):
-    """Allocates the capacity of one verification pass."""
+    """Allocates the capacity of one verification pass.
+
+    It is asked after every pass, for the streams of that pass, and once for every stream that joins, with a fair share
+    of the capacity.
+    """
 
     def plan(self, demand: Demand, capacity: int) -> Plan:
         """Choose the budgets.

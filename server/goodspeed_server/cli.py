@@ -16,7 +16,6 @@ import uvloop
 from goodspeed.catalog import DEFAULT_TARGET
 from goodspeed.errors import GoodSpeedError, InvalidRequest, ModelError
 from goodspeed.scheduling import SCHEDULERS
-from goodspeed.verification import Rule
 from goodspeed_server.monitor import run_monitor, top
 from goodspeed_server.settings import (
     AUTO_MAX_LENGTH,
@@ -25,6 +24,7 @@ from goodspeed_server.settings import (
     LayoutName,
     RoundSettings,
     RoundsName,
+    RuleName,
     ServerSettings,
 )
 
@@ -61,10 +61,10 @@ def run(
             show_default=f"what pays; behind a barrier {CAPACITY_PER_STREAM} a stream",
         ),
     ] = None,
-    scheduler: Annotated[str, typer.Option(help=f"One of {', '.join(SCHEDULERS)}.")] = "seconds",
-    rounds: Annotated[RoundsName, typer.Option(help="How rounds close.")] = "rolling",
+    scheduler: Annotated[str, typer.Option(help=f"auto, or one of {', '.join(SCHEDULERS)}.")] = "auto",
+    rounds: Annotated[RoundsName, typer.Option(help="auto: rolling for the scheduler `seconds`.")] = "auto",
     fairness: Annotated[float, typer.Option(help="Of the utility: 0 throughput, 1 proportional, 2 and up.")] = 1.0,
-    rule: Annotated[Rule, typer.Option(help="Verification rule.")] = "coupled",
+    rule: Annotated[RuleName, typer.Option(help="Verification rule.")] = "auto",
     layout: Annotated[LayoutName, typer.Option(help="Of the batch.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",

@@ -30,12 +30,10 @@ from goodspeed.messages import (
     Hello,
     Open,
     ServerMessage,
-    Snapshot,
     Welcome,
     decode_agent,
     encode,
 )
-from goodspeed.snapshot import ServerSnapshot
 from goodspeed.verification import Rule
 from goodspeed_server.live import AgentAccount
 from goodspeed_server.round_loop import RoundLoop
@@ -46,9 +44,11 @@ __all__ = ["Link", "ServedModel"]
 logger = logging.getLogger(__name__)
 
 _HANDSHAKE_TIMEOUT_S = 10.0
-_SNAPSHOT_INTERVAL_S = 0.25
+SNAPSHOT_INTERVAL_S = 0.25
 _FLUSH_TIMEOUT_S = 5.0
 _MAX_QUEUED = 4096
+_MAX_QUEUED_BYTES = 2**23
+"""With more than that waiting, beside its tokenizer, a peer does not read."""
 _LONGEST_SENTENCE = 1000
 
 
@@ -80,7 +80,7 @@ class Link:
         model: what the peer is told.
         rounds: where its streams live.
         telemetry: is told who comes and goes.
-        snapshot: what a monitor is shown.
+        snapshot_frame: what a monitor is shown now, encoded.
     """
 
     def __init__(
@@ -90,14 +90,15 @@ class Link:
         model: ServedModel,
         rounds: RoundLoop,
         telemetry: Telemetry,
-        snapshot: Callable[[], ServerSnapshot],
+        snapshot_frame: Callable[[], bytes],
     ) -> None:
         self._connection = connection
         self._model = model
         self._rounds = rounds
         self._telemetry = telemetry
-        self._snapshot = snapshot
+        self._snapshot_frame = snapshot_frame
         self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue(_MAX_QUEUED)
+        self._queued_bytes = 0
         self._dropped = False
         self._tokenizer_sent = False
         self._writer: asyncio.Task[None] | None = None
@@ -127,6 +128,10 @@ class Link:
             await self._close_with(error, CloseCode.PROTOCOL_ERROR)
         except GoodSpeedError as error:
             await self._close_with(error, CloseCode.POLICY_VIOLATION)
+        except Exception:
+            # A defect of ours: the peer is told so, and the operator sees where it is.
+            logger.exception("link %s is closed for a defect in the server", self._peer)
+            await self._close_with(GoodSpeedError("the server failed; its log says where"), CloseCode.INTERNAL_ERROR)
         finally:
             self._writer.cancel()
 
@@ -138,11 +143,12 @@ class Link:
     def _post_frame(self, frame: bytes) -> None:
         if self._dropped:
             return
-        try:
-            self._outgoing.put_nowait(frame)
-        except asyncio.QueueFull:
+        if self._outgoing.full() or self._queued_bytes > _MAX_QUEUED_BYTES + len(self._model.tokenizer_frame):
             logger.warning("link %s reads too slowly and is dropped", self._peer)
             self.abort()
+            return
+        self._outgoing.put_nowait(frame)
+        self._queued_bytes += len(frame)
 
     async def _greet(self) -> Hello:
         try:
@@ -216,8 +222,8 @@ class Link:
         closed = asyncio.create_task(self._connection.wait_closed())
         while not closed.done():
             if self._outgoing.empty():
-                self.post(Snapshot(self._snapshot().to_json()))
-            await asyncio.wait([closed], timeout=_SNAPSHOT_INTERVAL_S)
+                self._post_frame(self._snapshot_frame())
+            await asyncio.wait([closed], timeout=SNAPSHOT_INTERVAL_S)
 
     async def _receive(self) -> AgentMessage:
         frame = await self._connection.recv()
@@ -232,6 +238,7 @@ class Link:
         with contextlib.suppress(ConnectionClosed):
             while (frame := await self._outgoing.get()) is not None:
                 await self._connection.send(frame)
+                self._queued_bytes -= len(frame)
 
     async def _close_with(self, error: GoodSpeedError, close_code: CloseCode) -> None:
         logger.warning("link %s is closed: %s", self._peer, error)

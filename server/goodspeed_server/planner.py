@@ -8,7 +8,7 @@ import numpy as np
 
 from goodspeed.estimation import HitOrMiss, RatioMean, smooth_goodput
 from goodspeed.probing import PROBE_EVERY_S, PROBE_GIVE_UP_S, PROBE_TOKENS, Probe
-from goodspeed.scheduling import Demand, Scheduler, Timing
+from goodspeed.scheduling import Demand, Scheduler, Timing, checked_plan
 from goodspeed.stream import Commit
 from goodspeed.timing import EngineMeter, PassSample
 from goodspeed.verification import Judgement, Rule
@@ -50,14 +50,14 @@ class Planner:
 
     def plan(self, streams: Sequence[LiveStream], capacity: int, now: float) -> None:
         """Give each of some streams its next budget, or ask it for a draft on the side."""
-        plan = self.scheduler.plan(self._demand(streams), capacity)
+        plan = checked_plan(self.scheduler, self._demand(streams), capacity)
         for live, budget in zip(streams, plan.budgets.tolist(), strict=True):
             live.budget = budget
             if live.probe is not None and now - live.probe.asked_at > PROBE_GIVE_UP_S:
                 live.probe = None
-            wanted = budget == 0 and self._probes and live.stream.draft_limit > PROBE_TOKENS
-            if wanted and live.probe is None and now >= live.probe_at:
-                live.probe = Probe(live.stream.length, now)
+            size = min(PROBE_TOKENS, live.stream.draft_limit) if self._probes and budget == 0 else 0
+            if size and live.probe is None and now >= live.probe_at:
+                live.probe = Probe(live.stream.length, now, size)
 
     def drafted(self, live: LiveStream, tokens: int, elapsed_s: float, computed_s: float) -> None:
         """A draft has come, so long after it was asked for, of which the agent says it computed so long."""
@@ -66,13 +66,15 @@ class Planner:
     def probed(self, live: LiveStream, tokens: Sequence[int], computed_s: float, now: float) -> None:
         """A draft on the side has come."""
         assert live.probe is not None
-        live.probe.drafted = tokens
+        live.probe.drafted = tokens[: live.probe.size]
         live.pace.observe(len(tokens), now - live.probe.asked_at, computed_s)
         self._judge_probe(live, now)
 
     def committed(self, live: LiveStream, judgement: Judgement, commit: Commit, now: float) -> None:
         """Learn from one stream's part in a pass."""
-        if live.budget or not self._probes:
+        # A draft that is overdue says something of its agent's speed, and nothing of its guesses; that none was asked
+        # for is worth noting only where nothing else is learnt meanwhile.
+        if live.draft is not None or (live.budget == 0 and not self._probes):
             live.estimator.observe(live.budget, judgement)
         live.goodput = smooth_goodput(live.goodput, commit.size, self._settings.beta)
         live.rate.observe(commit.size, now)
@@ -88,7 +90,7 @@ class Planner:
         judgement = live.probe.judge(live.stream.tokens)
         if judgement is not None:
             # A drafter that has nothing to say gets no further credit either.
-            live.estimator.observe(PROBE_TOKENS, judgement)
+            live.estimator.observe(live.probe.size, judgement)
             live.probe, live.probe_at = None, now + PROBE_EVERY_S
 
     def _demand(self, streams: Sequence[LiveStream]) -> Demand:

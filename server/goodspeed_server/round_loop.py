@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from goodspeed.errors import InvalidRequest
 from goodspeed.estimation import Goodput
 from goodspeed.messages import Draft, Failure, Open, Opened, Verdict
-from goodspeed.probing import PROBE_TOKENS
 from goodspeed.rounds import Barrier, Rolling, Rounds
 from goodspeed.stream import Commit, ServedStream
 from goodspeed.timing import PassSample
@@ -159,7 +158,7 @@ class RoundLoop:
             raise InvalidRequest(f"stream {message.stream} is not open on this link", code="unknown_stream")
         missing = live.stream.missing(message.base)
         if live.probe is not None and live.probe.drafted is None and message.base == live.probe.base:
-            self.planner.probed(live, message.tokens[:PROBE_TOKENS], message.computed_us / 1e6, self._clock())
+            self.planner.probed(live, message.tokens, message.computed_us / 1e6, self._clock())
             return
         if missing:
             outbox.post(Verdict(message.stream, message.base, 0, missing, live.budget))
@@ -290,8 +289,8 @@ class RoundLoop:
                 continue
             commit = live.stream.commit(turn.drafted, judgement)
             commits.append(commit)
-            live.draft, live.q = None, []
             self.planner.committed(live, judgement, commit, now)
+            live.draft, live.q = None, []
             self._telemetry.committed(live, len(turn.drafted), commit, now)
             if commit.finish:
                 self._tell(live, commit)
@@ -334,8 +333,8 @@ class RoundLoop:
 
     def _tell(self, live: LiveStream, commit: Commit) -> None:
         budget = 0 if commit.finish else live.budget
-        asked = live.probe is not None and live.probe.base == live.stream.length and not commit.finish
-        probe = PROBE_TOKENS if asked else 0
+        asked = live.probe if live.probe is not None and live.probe.base == live.stream.length else None
+        probe = asked.size if asked is not None and not commit.finish else 0
         live.outbox.post(
             Verdict(live.number, commit.base, commit.accepted, list(commit.appended), budget, commit.finish, probe)
         )

@@ -7,10 +7,12 @@ import contextlib
 import errno
 import http
 import logging
+import math
 import platform
 import signal
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,14 +22,15 @@ from websockets.http11 import Request, Response
 import goodspeed
 from goodspeed.catalog import Files, digest, fingerprint, load_model, tokenizer_files, weights_digest
 from goodspeed.errors import GoodSpeedError, InvalidRequest
-from goodspeed.messages import MAX_AGENT_FRAME_BYTES, Tokenizer, encode
+from goodspeed.messages import MAX_AGENT_FRAME_BYTES, Snapshot, Tokenizer, encode
 from goodspeed.scheduling import SCHEDULERS
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed.timing import EngineMeter, PassCost
 from goodspeed.utility import AlphaFair
+from goodspeed.verification import Rule
 from goodspeed_server.calibration import measure_passes, plain_pass_s
 from goodspeed_server.engine import Engine, Layout
-from goodspeed_server.link import Link, ServedModel
+from goodspeed_server.link import SNAPSHOT_INTERVAL_S, Link, ServedModel
 from goodspeed_server.memory import free_bytes, kv_bytes_per_token, rows_that_fit
 from goodspeed_server.planner import Planner
 from goodspeed_server.round_loop import RoundLoop
@@ -85,6 +88,12 @@ class VerificationServer:
             layout = "packed" if model.device.type == "cpu" else "padded"
         else:
             layout = settings.layout
+        rule: Rule = "coupled" if settings.rule == "auto" else settings.rule
+        utility = AlphaFair(settings.fairness)
+        scheduler = "goodspeed" if settings.scheduler == "auto" else settings.scheduler
+        rounds = settings.rounds
+        if rounds.rounds == "auto":
+            rounds = replace(rounds, rounds="rolling" if scheduler == "seconds" else "barrier")
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or AUTO_MAX_LENGTH
         if settings.max_length is not None and settings.max_length > limit:
             raise InvalidRequest(f"max-length is {settings.max_length} and {settings.model} was made for {limit}")
@@ -105,11 +114,12 @@ class VerificationServer:
         self._telemetry = Telemetry(
             ServerFacts(
                 model=settings.model,
-                scheduler=settings.scheduler,
-                rule=settings.rule,
+                scheduler=scheduler,
+                rule=rule,
                 layout=layout,
                 rows=engine.rows,
                 max_length=engine.max_length,
+                utility=utility,
                 plain_pass_s=plain_pass_s(measured),
             ),
             now,
@@ -122,7 +132,7 @@ class VerificationServer:
             weights=weights_digest(model),
             tokenizer_digest=digest(tokenizer),
             tokenizer_frame=encode(Tokenizer(digest(tokenizer), tokenizer)),
-            rule=settings.rule,
+            rule=rule,
             vocab_size=engine.vocab_size,
             max_length=engine.max_length,
             max_frame_bytes=min(MAX_AGENT_FRAME_BYTES, 2 * _TOKEN_BYTES * engine.max_length + _FRAME_ROOM_BYTES),
@@ -130,20 +140,16 @@ class VerificationServer:
         )
         self._rounds = RoundLoop(
             engine,
-            rule=settings.rule,
-            planner=Planner(
-                SCHEDULERS[settings.scheduler](AlphaFair(settings.fairness)),
-                settings.rule,
-                settings.rounds,
-                EngineMeter(PassCost(measured)),
-            ),
+            rule=rule,
+            planner=Planner(SCHEDULERS[scheduler](utility), rule, rounds, EngineMeter(PassCost(measured))),
             eos_tokens=eos_tokens,
-            settings=settings.rounds,
+            settings=rounds,
             telemetry=self._telemetry,
         )
         self._links: set[Link] = set()
         self._running: asyncio.Task[None] | None = None
         self._draining = False
+        self._shown = (-math.inf, b"")
 
     def snapshot(self) -> ServerSnapshot:
         """The server as it is now."""
@@ -155,6 +161,15 @@ class VerificationServer:
             prefilling=self._rounds.is_prefilling,
             draining=self._draining,
         )
+
+    def _snapshot_frame(self) -> bytes:
+        """What every monitor is shown: made once for all of them, however many watch."""
+        now = self._rounds.now()
+        made_at, frame = self._shown
+        if now - made_at >= SNAPSHOT_INTERVAL_S / 2:
+            frame = encode(Snapshot(self.snapshot().to_json()))
+            self._shown = (now, frame)
+        return frame
 
     @contextlib.asynccontextmanager
     async def listen(self) -> AsyncIterator[str]:
@@ -249,7 +264,7 @@ class VerificationServer:
             model=self._model,
             rounds=self._rounds,
             telemetry=self._telemetry,
-            snapshot=self.snapshot,
+            snapshot_frame=self._snapshot_frame,
         )
         self._links.add(link)
         try:

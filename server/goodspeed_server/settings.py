@@ -11,7 +11,6 @@ from goodspeed.catalog import DEFAULT_TARGET
 from goodspeed.errors import InvalidRequest
 from goodspeed.scheduling import SCHEDULERS
 from goodspeed.utility import AlphaFair
-from goodspeed.verification import Rule
 
 __all__ = [
     "AUTO_MAX_LENGTH",
@@ -21,11 +20,13 @@ __all__ = [
     "LayoutName",
     "RoundSettings",
     "RoundsName",
+    "RuleName",
     "ServerSettings",
 ]
 
 LayoutName: TypeAlias = Literal["auto", "packed", "padded"]
-RoundsName: TypeAlias = Literal["rolling", "barrier"]
+RoundsName: TypeAlias = Literal["auto", "barrier", "rolling"]
+RuleName: TypeAlias = Literal["auto", "coupled", "ratio"]
 
 OVERDUE = 10
 """How many round timeouts a draft may be late."""
@@ -44,7 +45,8 @@ class RoundSettings:
         InvalidRequest: a number is out of range.
     """
 
-    rounds: RoundsName = "rolling"
+    rounds: RoundsName = "auto"
+    """How rounds close; `auto`: rolling under the scheduler `seconds`, behind the paper's barrier under all others."""
     capacity: int | None = None
     """Draft tokens one pass may verify, `C`; None: what the engine's time is worth decides, behind a barrier
     `CAPACITY_PER_STREAM` for each stream that can draft."""
@@ -76,9 +78,11 @@ class ServerSettings:
     model: str = DEFAULT_TARGET
     host: str = "127.0.0.1"
     port: int = 8765
-    scheduler: str = "seconds"
+    scheduler: str = "auto"
+    """A name of `SCHEDULERS`; `auto` is the paper's."""
     fairness: float = 1.0
-    rule: Rule = "coupled"
+    rule: RuleName = "auto"
+    """`auto` is `coupled`, which needs no trust in agents."""
     layout: LayoutName = "auto"
     device: str = "auto"
     dtype: str = "auto"
@@ -91,8 +95,8 @@ class ServerSettings:
     rounds: RoundSettings = field(default_factory=RoundSettings)
 
     def __post_init__(self) -> None:
-        _choose("scheduler", self.scheduler, SCHEDULERS)
-        _choose("rule", self.rule, get_args(Rule))
+        _choose("scheduler", self.scheduler, ("auto", *SCHEDULERS))
+        _choose("rule", self.rule, get_args(RuleName))
         _choose("layout", self.layout, get_args(LayoutName))
         AlphaFair(self.fairness)
 

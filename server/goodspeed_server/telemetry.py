@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from goodspeed.snapshot import AgentRow, PhaseTimes, ServerSnapshot
 from goodspeed.stream import Commit
+from goodspeed.utility import AlphaFair
 from goodspeed_server.live import AgentAccount, LiveStream
 
 __all__ = ["Rate", "RoundRecord", "ServerFacts", "Telemetry"]
@@ -16,6 +18,7 @@ __all__ = ["Rate", "RoundRecord", "ServerFacts", "Telemetry"]
 HISTORY_S = 60
 _RATE_WINDOW_S = 5
 _RECENT_ROUNDS = 64
+_LEAST_GOODPUT = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ class ServerFacts:
     layout: str
     rows: int
     max_length: int
+    utility: AlphaFair
     plain_pass_s: Callable[[int], float]
     """How long one plain decoding pass over so many rows takes."""
 
@@ -176,7 +180,9 @@ class Telemetry:
             free_rows=facts.rows - len(live),
             kv_used_tokens=sum(stream.stream.cached for stream in live),
             kv_tokens=facts.rows * facts.max_length,
-            utility=sum(math.log(max(row.goodput, 0.1)) for row in agents if row.streams),
+            fairness=facts.utility.fairness,
+            utility=self._utility([row.goodput / row.streams for row in agents for _ in range(row.streams)]),
+            plain_utility=self._utility([1.0 / facts.plain_pass_s(max(len(live), 1))] * len(live)),
             goodput=self._goodput.per_second(now),
             goodput_history=self._goodput.history(now),
             committed=self._committed,
@@ -187,6 +193,10 @@ class Telemetry:
             plain_busy_s=self._plain_busy_s,
             draining=draining,
         )
+
+    def _utility(self, goodputs: Sequence[float]) -> float:
+        # A stream that has only just begun has no goodput yet, and would drown all others.
+        return float(self._facts.utility.value(np.maximum(goodputs, _LEAST_GOODPUT)).sum())
 
     def _phases(self) -> PhaseTimes:
         count = max(1, len(self._recent))

@@ -106,7 +106,7 @@ async def test_the_monitor_draws_in_the_servers_own_terminal() -> None:
     ("options", "sentence"),
     [
         (("--model", "no-such-model"), "cannot load"),
-        (("--scheduler", "lottery"), "choose goodspeed"),
+        (("--scheduler", "lottery"), "choose auto, seconds, goodspeed"),
         (("--device", "abacus"), "cannot be used here"),
         (("--dtype", "float3"), "choose auto"),
     ],

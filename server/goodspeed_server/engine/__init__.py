@@ -2,8 +2,8 @@
 
 ```
 Segment, ...  ->  layouts: Packed | Padded  ->  the model, untouched  ->  logits where they are wanted
-                                                   |
-                                     attention  ->  slab
+                           |                       |
+                       grouping      attention  ->  slab
 ```
 """
 

@@ -94,7 +94,7 @@ class Engine:
 
         Args:
             segments: at least one, at most one a row. Neighbouring rows in ascending order are the fastest when
-                padded.
+                padded; segments of very unequal length then run as several forwards.
 
         Returns:
             float32 [sum of the segments' `logits`, vocab], on the engine's device, in the order of the segments: the
@@ -113,6 +113,18 @@ class Engine:
 
     @torch.inference_mode()
     def _run(self, segments: Sequence[Segment]) -> Tensor:
+        """Run the pass, as one batch or as the few that its layout cuts it into: [sum of `logits`, vocab]."""
+        groups = _LAYOUTS[self.layout].groups(segments)
+        if len(groups) == 1:
+            return self._run_batch(segments)
+        pieces: dict[int, Tensor] = {}  # by segment, each [its `logits`, vocab]
+        for group in groups:
+            members = [segments[index] for index in group]
+            logits = torch.split(self._run_batch(members), [segment.logits for segment in members])
+            pieces.update(zip(group, logits, strict=True))
+        return torch.cat([pieces[index] for index in range(len(segments))])
+
+    def _run_batch(self, segments: Sequence[Segment]) -> Tensor:
         batch = _LAYOUTS[self.layout](segments, self._slab, self.device)
         output = self._model(
             input_ids=batch.tokens,

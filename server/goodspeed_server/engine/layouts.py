@@ -2,7 +2,8 @@
 
 Both write the same slots of the same slab and give the same logits. *Packed* costs what the new tokens cost,
 `sum(new)`, and runs attention row by row: the choice where launching a kernel is cheap, on a CPU. *Padded* costs
-`rows * max(new)` and is a fixed number of kernels whatever the rows: the choice on a GPU.
+`rows * max(new)` and is a fixed number of kernels whatever the rows: the choice on a GPU. Where segments are so unequal
+that padding would cost more than another forward, a padded pass is cut into several batches; see `grouping`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from goodspeed_server.engine.attention import causal_mask, fold_groups, unfold_groups
+from goodspeed_server.engine.grouping import groups_by_length
 from goodspeed_server.engine.slab import Slab
 
 __all__ = ["Batch", "Packed", "Padded", "Segment"]
@@ -102,6 +104,11 @@ class Batch(ABC):
         self.positions: Tensor = self._slots.view(-1, self.width)  # [lines, width]
         self.wanted: Tensor = wanted.view(-1, self.width).bool()  # [lines, width]
 
+    @staticmethod
+    def groups(segments: Sequence[Segment]) -> list[list[int]]:
+        """The indices of the segments that share a batch, ascending in each group: here all of them."""
+        return [list(range(len(segments)))]
+
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, scaling: float | None, window: int | None
     ) -> Tensor:
@@ -167,6 +174,11 @@ class Padded(Batch):
 
     Padding stands behind the new tokens and repeats the last of them.
     """
+
+    @staticmethod
+    def groups(segments: Sequence[Segment]) -> list[list[int]]:
+        """The indices of the segments that share a batch: a chunk of a prompt would pad every draft to its width."""
+        return groups_by_length([segment.new for segment in segments])
 
     def _arrange(self) -> tuple[int, _Fields]:
         width = max(segment.new for segment in self._segments)

@@ -175,10 +175,11 @@ def _engine(snapshot: ServerSnapshot, width: int) -> list[Line]:
     rows = f"{used_rows}/{snapshot.rows}"
     kv = f"{marks.count(snapshot.kv_used_tokens)}/{marks.count(snapshot.kv_tokens)}"
     waiting = f"{snapshot.waiting} waiting"
+    unit = "sum log tok/s" if snapshot.fairness == 1 else f"of fairness {snapshot.fairness:g}"
     lines = (
         _figure("speed-up", f"{marks.rate(snapshot.speedup)}x", "plain decoding"),
         _figure("acceptance length", marks.rate(snapshot.mean_acceptance_length), "tokens"),
-        _figure("utility", marks.rate(snapshot.utility), "sum log tok/s"),
+        _figure("utility", marks.rate(snapshot.utility), f"{unit}, plain {marks.rate(snapshot.plain_utility)}"),
         _gauge("rows", used_rows, snapshot.rows, rows, inside),
         _gauge("KV tokens", snapshot.kv_used_tokens, snapshot.kv_tokens, kv, inside),
     )
