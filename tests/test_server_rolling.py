@@ -72,7 +72,8 @@ async def test_a_draft_on_the_side_teaches_and_is_not_waited_for(good: bool) -> 
     async with serving(settings) as (server, address), linked(address) as peer:
         await peer.open(0, PROMPT, max_new_tokens=LONG)
         live = only_stream(server)
-        before, text, probes = live.estimator.alpha, [], 0
+        before, probes = live.estimator.alpha, 0
+        text: list[int] = []
         while len(text) < LONG:
             verdict = await peer.expect(Verdict)
             assert (verdict.base, verdict.accepted, verdict.budget) == (len(PROMPT) + len(text), 0, 0)
