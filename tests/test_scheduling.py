@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -19,8 +20,10 @@ from goodspeed.scheduling import (
     Plan,
     RandomS,
     Scheduler,
+    Timing,
     checked_plan,
 )
+from goodspeed.timing import EngineLoad, PassCost, PassSample
 from goodspeed.utility import AlphaFair
 
 FAIRNESS = [0.0, 0.5, 1.0, 2.0]
@@ -230,8 +233,9 @@ def test_plain_decoding_drafts_nothing() -> None:
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler_on_offer_can_be_made(name: str) -> None:
-    plan = SCHEDULERS[name](AlphaFair()).plan(demand([0.5, 0.9]), 8)
-    assert plan.budgets.shape == (2,)
+    cost = PassCost([PassSample(1, 1, 0.02), PassSample(8, 8, 0.03), PassSample(8, 40, 0.05)])
+    timing = Timing(np.full(2, 20.0), np.full(2, 0.01), np.full(2, 0.05), EngineLoad(cost, pass_s=0.03))
+    checked_plan(SCHEDULERS[name](AlphaFair()), replace(demand([0.5, 0.9]), timing=timing), 8)
 
 
 def optimum(alpha: list[float], weight: list[float], capacity: int, fairness: float) -> Floats:

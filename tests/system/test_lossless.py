@@ -60,8 +60,10 @@ async def test_every_drafter_writes_the_same_text(schedule: str, tmp_path: Path)
                 assert texts[0] == [target_alone(prompt) for prompt in ids]
 
 
-@pytest.mark.parametrize("params", [COLD, WARM], ids=["T=0", "T=0.8"])
-@pytest.mark.parametrize("choice", ["--layout=packed", "--layout=padded", "--scheduler=seconds"])
+@pytest.mark.parametrize(
+    ("choice", "params"),
+    [("--layout=packed", COLD), ("--layout=packed", WARM), ("--layout=padded", WARM), ("--scheduler=seconds", WARM)],
+)
 async def test_company_does_not_change_a_text(choice: str, params: SamplingParams, tmp_path: Path) -> None:
     async with server(choice, "--dtype", "float32") as address:
         alone = await write(address, tmp_path, "none", params, PROMPTS[:1])
