@@ -23,7 +23,7 @@ PROMPTS = [prompt.text for prompt in load_prompts()]
 DRAFTERS = ["none", "suffix", *(model.name for model in bundled() if model.role == "draft")]
 WARM = SamplingParams(temperature=0.8, top_p=0.95, seed=11)
 COLD = SamplingParams()
-NEW_TOKENS = 48
+NEW_TOKENS = 32
 
 
 @cache
@@ -85,7 +85,7 @@ async def test_a_server_that_dies_costs_no_token(tmp_path: Path) -> None:
             if tokens:
                 begun.set()
 
-        request = TextRequest(PROMPTS[0], WARM, max_new_tokens=400, ignore_eos=True)
+        request = TextRequest(PROMPTS[0], WARM, max_new_tokens=200, ignore_eos=True)
         writing = asyncio.create_task(agent.complete(request, heard))
         await begun.wait()
         first.kill()
