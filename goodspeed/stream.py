@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from goodspeed.errors import InvalidRequest, ProtocolError
-from goodspeed.messages import Open, Verdict
+from goodspeed.messages import Draft, Open, Verdict
 from goodspeed.sampling import SamplingParams
-from goodspeed.verification import Judgement
+from goodspeed.verification import DraftDistribution, Judgement, Rule, unpack_q
 
-__all__ = ["Commit", "Finish", "ServedStream", "Transcript"]
+__all__ = ["Commit", "Finish", "ServedStream", "Transcript", "check_draft"]
 
 Finish = Literal["stop", "length"]
 
@@ -205,3 +205,24 @@ class ServedStream:
         self.cached = self.length - 1
         accepted = min(judgement.accepted, len(new))
         return Commit(base, accepted, tuple(new[accepted:]), finish)
+
+
+def check_draft(message: Draft, budget: int, vocab_size: int, rule: Rule) -> list[DraftDistribution]:
+    """See whether a draft can be used.
+
+    Returns:
+        What each of its tokens was drawn from, under the ratio rule; nothing under the coupled one.
+
+    Raises:
+        InvalidRequest: it is longer than its budget, or a token or its distribution cannot be.
+    """
+    if len(message.tokens) > budget:
+        raise InvalidRequest(
+            f"{len(message.tokens)} tokens were drafted and the budget is {budget}", code="draft_too_long"
+        )
+    if message.tokens and max(message.tokens) >= vocab_size:
+        raise InvalidRequest(
+            f"token id {max(message.tokens)} is out of range: the vocabulary has {vocab_size} tokens",
+            code="draft_out_of_range",
+        )
+    return [] if rule == "coupled" else unpack_q(message.q, message.tokens, vocab_size)

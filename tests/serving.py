@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Sequence
-from typing import TypeVar
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer as HubTokenizer
 from tokenizers.models import WordLevel
@@ -47,11 +47,11 @@ def tiny_tokenizer(vocab: int = VOCAB) -> Files:
     return {"tokenizer.json": tokenizer.to_str().encode(), "tokenizer_config.json": json.dumps({}).encode()}
 
 
-def tiny_settings(**changes: object) -> ServerSettings:
+def tiny_settings(*, rounds: Mapping[str, Any] | None = None, **changes: Any) -> ServerSettings:
     """Settings for a server in a test: any free port, few rows, and the paper's rounds, in which no clock has a say."""
-    rounds = RoundSettings(**{"rounds": "barrier", "round_timeout_s": 30.0} | changes.pop("rounds", {}))  # type: ignore[operator]
-    defaults = {"port": 0, "max_streams": 4, "max_length": CONTEXT, "scheduler": "goodspeed", "rounds": rounds}
-    return ServerSettings(**defaults | changes)  # type: ignore[arg-type]
+    how: dict[str, Any] = {"rounds": "barrier", "round_timeout_s": 30.0} | dict(rounds or {})
+    defaults: dict[str, Any] = {"port": 0, "max_streams": 4, "max_length": CONTEXT, "scheduler": "goodspeed"}
+    return ServerSettings(**defaults | changes, rounds=RoundSettings(**how))
 
 
 @contextlib.asynccontextmanager

@@ -26,7 +26,7 @@ from goodspeed.messages import (
     Verdict,
 )
 from goodspeed_agent.backoff import Backoff, Patience
-from goodspeed_agent.link import Link, Relinked, _proxy, refusal
+from goodspeed_agent.link import Link, Relinked, refusal
 from goodspeed_agent.tokenizer import TokenizerCache
 from tests.fake_server import FakeServer
 from tests.linking import HELLO, NEVER_AGAIN, linked, opening
@@ -271,11 +271,3 @@ async def test_a_proxy_is_not_asked_for_this_machine(cache: TokenizerCache, monk
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     async with linked(FakeServer(), cache) as link:
         assert link.welcome
-
-
-@pytest.mark.parametrize(
-    ("host", "proxy"),
-    [("127.8.0.1", None), ("[::1]", None), ("LocalHost", None), ("10.0.0.1", True), ("localhost.example", True)],
-)
-def test_only_loopback_addresses_go_without_a_proxy(host: str, proxy: bool | None) -> None:
-    assert _proxy(f"ws://{host}:8765") is proxy

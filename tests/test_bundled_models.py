@@ -6,11 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import transformers
 
 from goodspeed.catalog import DEFAULT_DRAFT, DEFAULT_TARGET, bundled, fingerprint, load_model, tokenizer_files
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
 
 MODELS = bundled()
 DRAFTS = [model for model in MODELS if model.role == "draft"]

@@ -4,7 +4,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import combinations, pairwise
 from typing import Any, cast
 
 import pytest
@@ -30,7 +29,6 @@ from transformers import (
 
 from goodspeed.errors import EngineFull, UnsupportedModel
 from goodspeed_server.engine import Engine, Layout, Segment
-from goodspeed_server.engine.grouping import FORWARD_TOKENS, groups_by_length
 from tests.tiny_models import CONTEXT, VOCAB, WINDOW, tiny_llama, tiny_mistral, tiny_qwen3
 
 ROWS = 3
@@ -244,36 +242,6 @@ def test_ragged_drafts_stay_one_padded_forward() -> None:
     shapes = forward_shapes(model)
     served.forward([Segment(row, 0, [1] * (9 if row == 5 else 1), logits=1) for row in range(MANY)])
     assert shapes == [(MANY, 9)]
-
-
-def grouped_cost(lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> int:
-    return sum(FORWARD_TOKENS + len(group) * max(lengths[index] for index in group) for group in groups)
-
-
-@given(lengths=st.lists(st.integers(1, 12) | st.integers(1, 2048), min_size=1, max_size=7))
-def test_no_cut_of_a_pass_is_cheaper_than_the_one_made(lengths: list[int]) -> None:
-    groups = groups_by_length(lengths)
-    assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
-    assert all(group == sorted(group) for group in groups)
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    inner = range(1, len(lengths))
-    cuts = [cut for size in range(len(lengths)) for cut in combinations(inner, size)]
-    others = [[order[a:b] for a, b in pairwise([0, *cut, len(lengths)])] for cut in cuts]
-    assert grouped_cost(lengths, groups) == min(grouped_cost(lengths, other) for other in others)
-
-
-@pytest.mark.parametrize(
-    ("lengths", "groups"),
-    [
-        pytest.param([4, 9, 1], [[0, 1, 2]], id="drafts"),
-        pytest.param([512, *[9, 2] * 7], [list(range(1, 15)), [0]], id="a chunk and drafts"),
-        pytest.param([256, *[9, 2] * 7, 256], [list(range(1, 15)), [0, 15]], id="two chunks and drafts"),
-        pytest.param([20, *[9, 2] * 7], [list(range(15))], id="a chunk too short for a forward of its own"),
-        pytest.param([512], [[0]], id="alone"),
-    ],
-)
-def test_the_groups_of_a_pass(lengths: list[int], groups: list[list[int]]) -> None:
-    assert groups_by_length(lengths) == groups
 
 
 @every_layout

@@ -5,20 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers import LlamaForCausalLM
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
-from transformers import LlamaForCausalLM  # noqa: E402
-
-from bench.recipe import acceptance, architecture, corpus, tuning  # noqa: E402
-from bench.recipe.batches import WINDOW, WindowSampler  # noqa: E402
-from bench.recipe.corpus import Document, Domain  # noqa: E402
-from bench.recipe.optimizer import orthogonalise  # noqa: E402
-from bench.recipe.pretraining import next_token_loss  # noqa: E402
-from bench.recipe.tokenizer import Tokens  # noqa: E402
-from bench.recipe.training import Budget, Objective, Progress, load_weights, train  # noqa: E402
-from bench.recipe.workers import Workers  # noqa: E402
+from bench.recipe import acceptance, architecture, corpus, tuning
+from bench.recipe.batches import WINDOW, WindowSampler
+from bench.recipe.corpus import Document, Domain
+from bench.recipe.optimizer import orthogonalise
+from bench.recipe.pretraining import next_token_loss
+from bench.recipe.tokenizer import Tokens
+from bench.recipe.training import Budget, Objective, Progress, load_weights, train
+from bench.recipe.workers import Workers
 
 TINY = architecture.Shape(width=16, layers=1, heads=2, kv_heads=1, mlp_width=32)
 

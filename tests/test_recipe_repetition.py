@@ -2,17 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
-from bench.recipe import architecture  # noqa: E402
-from bench.recipe.acceptance import PROMPT_TOKENS  # noqa: E402
-from bench.recipe.batches import WINDOW  # noqa: E402
-from bench.recipe.corpus import Domain  # noqa: E402
-from bench.recipe.repetition import (  # noqa: E402
+from bench.recipe import architecture
+from bench.recipe.acceptance import PROMPT_TOKENS
+from bench.recipe.batches import WINDOW
+from bench.recipe.corpus import Domain
+from bench.recipe.repetition import (
     BATCHES_A_POOL,
     WRITTEN_TOKENS,
     Continuations,
@@ -20,8 +18,8 @@ from bench.recipe.repetition import (  # noqa: E402
     repeated_share,
     unlikelihood_loss,
 )
-from bench.recipe.tokenizer import Tokens  # noqa: E402
-from bench.recipe.workers import Workers  # noqa: E402
+from bench.recipe.tokenizer import Tokens
+from bench.recipe.workers import Workers
 
 TINY = architecture.Shape(width=16, layers=1, heads=2, kv_heads=1, mlp_width=32)
 
@@ -44,7 +42,7 @@ def test_the_loss_is_that_of_the_repeated_tokens_alone() -> None:
     with torch.no_grad():
         p = model(input_ids=texts).logits.softmax(-1)
         of_loop = [-torch.log1p(-p[0, PROMPT_TOKENS - 1 + i, token]) for i, token in enumerate(loop.tolist()) if i >= 6]
-        assert unlikelihood_loss(model, texts).item() == pytest.approx(sum(of_loop).item() / 36, rel=1e-4)
+        assert unlikelihood_loss(model, texts).item() == pytest.approx(torch.stack(of_loop).sum().item() / 36, rel=1e-4)
         assert unlikelihood_loss(model, texts[1:]).item() == 0.0
     assert repeated_share(texts) == pytest.approx(12 / 36)
 

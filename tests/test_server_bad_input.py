@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -195,6 +196,6 @@ async def test_a_port_in_use_is_named() -> None:
         ({"max_length": 10_000}, "was made for"),
     ],
 )
-def test_a_setting_that_does_not_exist_is_named_with_those_that_do(changes: dict[str, object], sentence: str) -> None:
+def test_a_setting_that_does_not_exist_is_named_with_those_that_do(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InvalidRequest, match=sentence):
         VerificationServer(tiny_settings(**changes), tiny_llama(), tiny_tokenizer())

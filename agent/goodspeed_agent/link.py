@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import itertools
 import logging
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self, TypeAlias, TypeVar
+from typing import Self, TypeAlias, TypeVar
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
@@ -22,6 +21,7 @@ from websockets.frames import Close as CloseFrame
 from websockets.frames import CloseCode
 from websockets.uri import parse_uri
 
+from goodspeed.addresses import is_loopback
 from goodspeed.catalog import Files
 from goodspeed.errors import (
     GoodSpeedError,
@@ -288,7 +288,7 @@ class Link:
                 open_timeout=None,
                 close_timeout=2.0,
                 user_agent_header="goodspeed-agent",
-                proxy=_proxy(self.url),
+                proxy=None if is_loopback(self.url) else True,
             )
             try:
                 await connection.send(encode(self._hello))
@@ -344,16 +344,6 @@ def check_url(url: str) -> None:
         parse_uri(url)
     except (InvalidURI, ValueError):
         raise InvalidRequest(f"{url!r} is no server address: write ws://HOST:PORT or wss://HOST:PORT") from None
-
-
-def _proxy(url: str) -> Literal[True] | None:
-    """The environment's proxy, if any (True); none for this machine itself, which a proxy would take for its own."""
-    host = parse_uri(url).host
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = host == "localhost"
-    return None if loopback else True
 
 
 def _too_big(close: CloseFrame | None) -> bool:

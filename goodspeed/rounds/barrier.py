@@ -10,21 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
+
+from goodspeed.rounds.members import Members
 
 __all__ = ["Barrier"]
 
 StreamT = TypeVar("StreamT", bound=Hashable)
 
 
-@dataclass(slots=True)
-class _Drafting:
-    budget: int
-    since: float
-
-
-class Barrier(Generic[StreamT]):
+class Barrier(Members[StreamT]):
     """Rounds behind a barrier with a deadline.
 
     Args:
@@ -34,63 +29,12 @@ class Barrier(Generic[StreamT]):
     """
 
     def __init__(self, *, timeout_s: float, overdue_s: float = math.inf, max_streams: int | None = None) -> None:
+        super().__init__(overdue_s=overdue_s, max_streams=max_streams)
         self._timeout_s = timeout_s
-        self._overdue_s = overdue_s
-        self._max_streams = max_streams
-        self._drafting: dict[StreamT, _Drafting] = {}
-        self._ready: dict[StreamT, int] = {}  # with their budgets, in order of arrival
-        self._opened_at: float | None = None
-
-    def __len__(self) -> int:
-        return len(self._drafting) + len(self._ready)
-
-    def __contains__(self, stream: StreamT) -> bool:
-        return stream in self._drafting or stream in self._ready
-
-    @property
-    def outstanding(self) -> int:
-        """The draft tokens that have been granted and are still to be verified, drafted already or not."""
-        return sum(entry.budget for entry in self._drafting.values()) + sum(self._ready.values())
-
-    @property
-    def drafting(self) -> tuple[StreamT, ...]:
-        """Who owes a draft."""
-        return tuple(self._drafting)
-
-    @property
-    def ready(self) -> tuple[StreamT, ...]:
-        """Who can be verified, the longest ready first."""
-        return tuple(self._ready)
-
-    def expect(self, stream: StreamT, budget: int, now: float, due_s: float = 0.0) -> None:
-        """The agent of `stream` has been told to draft `budget` tokens; when they are due makes no difference here."""
-        self.leave(stream)
-        if budget > 0:
-            self._drafting[stream] = _Drafting(budget, now)
-        else:
-            self._ready[stream] = 0
-
-    def owes(self, stream: StreamT) -> bool:
-        """Whether a draft of the stream is awaited."""
-        return stream in self._drafting
-
-    def arrive(self, stream: StreamT, now: float) -> float:
-        """The draft of `stream` is here.
-
-        Returns:
-            How many seconds it took since it was asked for.
-
-        Raises:
-            KeyError: no draft of this stream is awaited.
-        """
-        entry = self._drafting.pop(stream)
-        self._ready[stream] = entry.budget
-        return now - entry.since
 
     def leave(self, stream: StreamT) -> None:
         """The stream has ended, or its agent has gone; nobody waits for it any more."""
-        self._drafting.pop(stream, None)
-        self._ready.pop(stream, None)
+        super().leave(stream)
         if not len(self):
             self._opened_at = None
 
@@ -118,13 +62,8 @@ class Barrier(Generic[StreamT]):
         """
         if self._opened_at is None and len(self):
             self._opened_at = now
-        for stream in [stream for stream, entry in self._drafting.items() if now - entry.since >= self._overdue_s]:
-            self.arrive(stream, now)
+        self._go_on_without_the_overdue(now)
         closes_at = self.closes_at()
         if closes_at is None or now < closes_at:
             return []
-        batch = list(self._ready)[: self._max_streams]
-        for stream in batch:
-            del self._ready[stream]
-        self._opened_at = None
-        return batch
+        return self._take_batch()

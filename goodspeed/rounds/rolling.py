@@ -18,7 +18,9 @@ import itertools
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
+
+from goodspeed.rounds.members import Members
 
 __all__ = ["Rolling"]
 
@@ -30,23 +32,15 @@ _GRACE = 0.25
 """A draft is waited for beyond the moment it is due for this share of the time it was to take."""
 
 
-@dataclass(slots=True)
-class _Drafting:
-    budget: int
-    since: float
-    due_at: float
+@dataclass(frozen=True, slots=True)
+class _Due:
+    at: float
     late_at: float
     number: int
+    takes_s: float
 
 
-@dataclass(slots=True)
-class _Ready:
-    budget: int
-    urgency: float
-    """`1 / c`: the share of its goodput that a second of waiting costs."""
-
-
-class Rolling(Generic[StreamT]):
+class Rolling(Members[StreamT]):
     """Rounds without a barrier.
 
     Args:
@@ -58,50 +52,24 @@ class Rolling(Generic[StreamT]):
     def __init__(
         self, *, pass_s: Callable[[], float], overdue_s: float = math.inf, max_streams: int | None = None
     ) -> None:
+        super().__init__(overdue_s=overdue_s, max_streams=max_streams)
         self._pass_s = pass_s
-        self._overdue_s = overdue_s
-        self._max_streams = max_streams
-        self._drafting: dict[StreamT, _Drafting] = {}
-        self._due: list[tuple[float, int, StreamT]] = []  # of those who are drafting, the next first
-        self._ready: dict[StreamT, _Ready] = {}  # in order of arrival
+        self._due: dict[StreamT, _Due] = {}  # of those who are drafting
+        self._next_due: list[tuple[float, int, StreamT]] = []  # the same, the next first
+        self._urgency: dict[StreamT, float] = {}
+        """Of those who are ready, `1 / c`: the share of its goodput that a second of waiting costs."""
         self._numbers = itertools.count()
-        self._opened_at: float | None = None
         self._closes_at: float | None = None
-
-    def __len__(self) -> int:
-        return len(self._drafting) + len(self._ready)
-
-    def __contains__(self, stream: StreamT) -> bool:
-        return stream in self._drafting or stream in self._ready
-
-    @property
-    def outstanding(self) -> int:
-        """The draft tokens that have been granted and are still to be verified, drafted already or not."""
-        return sum(entry.budget for entry in self._drafting.values()) + sum(e.budget for e in self._ready.values())
-
-    @property
-    def drafting(self) -> tuple[StreamT, ...]:
-        """Who owes a draft."""
-        return tuple(self._drafting)
-
-    @property
-    def ready(self) -> tuple[StreamT, ...]:
-        """Who can be verified, the longest ready first."""
-        return tuple(self._ready)
 
     def expect(self, stream: StreamT, budget: int, now: float, due_s: float = 0.0) -> None:
         """The agent of `stream` has been told to draft `budget` tokens, due in `due_s`; with 0 nothing is awaited."""
-        self.leave(stream)
+        super().expect(stream, budget, now, due_s)
         if budget > 0:
-            number = next(self._numbers)
-            self._drafting[stream] = _Drafting(budget, now, now + due_s, now + due_s * (1 + _GRACE), number)
-            bisect.insort(self._due, (now + due_s, number, stream))
+            due = _Due(now + due_s, now + due_s * (1 + _GRACE), next(self._numbers), due_s)
+            self._due[stream] = due
+            bisect.insort(self._next_due, (due.at, due.number, stream))
         else:
-            self._ready[stream] = _Ready(0, 1.0 / max(self._pass_s(), 1e-9))
-
-    def owes(self, stream: StreamT) -> bool:
-        """Whether a draft of the stream is awaited."""
-        return stream in self._drafting
+            self._urgency[stream] = self._share_of_cycle(0.0)
 
     def arrive(self, stream: StreamT, now: float) -> float:
         """The draft of `stream` is here; returns the seconds since it was asked for.
@@ -109,16 +77,16 @@ class Rolling(Generic[StreamT]):
         Raises:
             KeyError: no draft of this stream is awaited.
         """
-        entry = self._take(stream)
-        elapsed_s = now - entry.since
-        self._ready[stream] = _Ready(entry.budget, 1.0 / max(elapsed_s + self._pass_s(), 1e-9))
+        elapsed_s = super().arrive(stream, now)
+        self._forget_due(stream)
+        self._urgency[stream] = self._share_of_cycle(elapsed_s)
         return elapsed_s
 
     def leave(self, stream: StreamT) -> None:
         """The stream has ended, or its agent has gone; nobody waits for it any more."""
-        if stream in self._drafting:
-            self._take(stream)
-        self._ready.pop(stream, None)
+        super().leave(stream)
+        self._forget_due(stream)
+        self._urgency.pop(stream, None)
 
     def closes_at(self) -> float | None:
         """When to call `close` again, if nothing happens before; None while there is nothing to close."""
@@ -130,36 +98,31 @@ class Rolling(Generic[StreamT]):
 
     def close(self, now: float) -> list[StreamT]:
         """Close the round if nobody is worth waiting for; else `closes_at` says until when to wait."""
-        self._give_up_on_the_overdue(now)
+        self._go_on_without_the_overdue(now)
+        self._closes_at = None
         if not self._ready:
-            self._opened_at = self._closes_at = None
+            self._opened_at = None
             return []
         if self._opened_at is None:
             self._opened_at = now
-        wait_until = self._worth_waiting_until(now)
+        wait_until = self._worth_waiting_until(now, self._opened_at)
         if wait_until > now:
             self._closes_at = wait_until
             return []
-        batch = list(self._ready)[: self._max_streams]
+        batch = self._take_batch()
         for stream in batch:
-            del self._ready[stream]
-        self._opened_at = self._closes_at = None
+            del self._urgency[stream]
         return batch
 
-    def _worth_waiting_until(self, now: float) -> float:
-        assert self._opened_at is not None
+    def _worth_waiting_until(self, now: float, opened_at: float) -> float:
         pass_s = self._pass_s()
-        latest = min(now, self._opened_at) + pass_s
+        latest = opened_at + pass_s
         coming = [
-            (
-                entry.due_at if entry.due_at > now else (now + entry.late_at) / 2,
-                entry.late_at,
-                1.0 / max(entry.due_at - entry.since + pass_s, 1e-9),
-            )
-            for entry in map(self._drafting.__getitem__, self._next_due())
-            if entry.late_at > now and entry.due_at < latest
+            (due.at if due.at > now else (now + due.late_at) / 2, due.late_at, self._share_of_cycle(due.takes_s))
+            for due in (self._due[stream] for _, _, stream in self._next_due[:_HORIZON_STREAMS])
+            if due.late_at > now and due.at < latest
         ]
-        held_up = sum(entry.urgency for entry in self._ready.values()) + sum(urgency for _, _, urgency in coming)
+        held_up = sum(self._urgency.values()) + sum(urgency for _, _, urgency in coming)
         best, best_until, in_time = 0.0, now, 0.0
         for due_at, late_at, urgency in coming:
             held_up -= urgency
@@ -169,18 +132,11 @@ class Rolling(Generic[StreamT]):
                 best, best_until = gain, min(late_at, latest)
         return best_until
 
-    def _next_due(self) -> list[StreamT]:
-        return [stream for _, _, stream in self._due[:_HORIZON_STREAMS]]
+    def _share_of_cycle(self, agent_s: float) -> float:
+        """What a second is of a cycle in which the agent takes so long."""
+        return 1.0 / max(agent_s + self._pass_s(), 1e-9)
 
-    def _give_up_on_the_overdue(self, now: float) -> None:
-        while self._drafting:
-            stream, entry = next(iter(self._drafting.items()))  # the one asked first
-            if now - entry.since < self._overdue_s:
-                return
-            self.arrive(stream, now)
-
-    def _take(self, stream: StreamT) -> _Drafting:
-        entry = self._drafting.pop(stream)
-        place = bisect.bisect_left(self._due, (entry.due_at, entry.number))
-        del self._due[place]
-        return entry
+    def _forget_due(self, stream: StreamT) -> None:
+        due = self._due.pop(stream, None)
+        if due is not None:
+            del self._next_due[bisect.bisect_left(self._next_due, (due.at, due.number))]

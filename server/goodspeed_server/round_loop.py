@@ -17,9 +17,9 @@ from goodspeed.errors import InvalidRequest
 from goodspeed.estimation import Goodput
 from goodspeed.messages import Draft, Failure, Open, Opened, Verdict
 from goodspeed.rounds import Barrier, Rolling, Rounds
-from goodspeed.stream import Commit, ServedStream
+from goodspeed.stream import Commit, ServedStream, check_draft
 from goodspeed.timing import PassSample
-from goodspeed.verification import DraftDistribution, Rule, unpack_q
+from goodspeed.verification import Rule
 from goodspeed_server.admission import Admission
 from goodspeed_server.engine import Engine
 from goodspeed_server.live import AgentAccount, LiveStream, Outbox
@@ -166,7 +166,7 @@ class RoundLoop:
         if live.draft is not None:
             return
         try:
-            live.q = self._check_draft(live, message)
+            live.q = check_draft(message, live.budget, self._engine.vocab_size, self._rule)
         except InvalidRequest as error:
             live.account.bad_drafts += 1
             outbox.post(Failure(error.code, str(error), message.stream))
@@ -396,18 +396,3 @@ class RoundLoop:
         if waiting is not None:
             key, (account, stream) = waiting
             self._admit(key, account, stream)
-
-    def _check_draft(self, live: LiveStream, message: Draft) -> list[DraftDistribution]:
-        """See whether a draft can be used; return what its tokens were drawn from, under the ratio rule."""
-        if len(message.tokens) > live.budget:
-            raise InvalidRequest(
-                f"{len(message.tokens)} tokens were drafted and the budget is {live.budget}", code="draft_too_long"
-            )
-        if message.tokens and max(message.tokens) >= self._engine.vocab_size:
-            raise InvalidRequest(
-                f"token id {max(message.tokens)} is out of range: the vocabulary has {self._engine.vocab_size} tokens",
-                code="draft_out_of_range",
-            )
-        if self._rule == "coupled":
-            return []
-        return unpack_q(message.q, message.tokens, self._engine.vocab_size)

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import platform
 import random
 import signal
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
-from typing import Literal, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
-from websockets.uri import parse_uri
 
 import goodspeed
+from goodspeed.addresses import is_loopback
 from goodspeed.errors import InvalidRequest, LinkLost, MalformedMessage, Refused
 from goodspeed.messages import (
     MAX_SERVER_FRAME_BYTES,
@@ -130,7 +129,7 @@ async def _connected(url: str) -> AsyncIterator[ClientConnection]:
             compression=None,
             max_size=MAX_SERVER_FRAME_BYTES,
             open_timeout=_OPEN_TIMEOUT_S,
-            proxy=_proxy(url),
+            proxy=None if is_loopback(url) else True,
         )
     except (InvalidURI, ValueError) as error:  # ValueError: a port that is no number.
         raise InvalidRequest(f"{url!r} is no address of a server ({error}): give ws://HOST:PORT") from None
@@ -145,16 +144,6 @@ async def _connected(url: str) -> AsyncIterator[ClientConnection]:
         yield connection
     finally:
         await connection.close()
-
-
-def _proxy(url: str) -> Literal[True] | None:
-    """The environment's proxy, if any (True); none for this machine itself, which a proxy would take for its own."""
-    host = parse_uri(url).host
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = host == "localhost"
-    return None if loopback else True
 
 
 async def _watch(url: str, console: Console, *, as_json: bool, patience_s: float) -> None:
