@@ -1,69 +1,15 @@
-import pytest
 from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import rule
 
 from goodspeed.rounds import Barrier
+from tests.rounds_machine import RoundsMachine
 
 TIMEOUT_S = 10.0
 
 
-class Rounds(RuleBasedStateMachine):
-    """The barrier under a virtual clock, driven as the server drives it: busy with a batch, or gathering."""
-
-    @initialize(max_streams=st.sampled_from([None, None, 1, 3]))
-    def start(self, max_streams: int | None) -> None:
-        self.barrier: Barrier[int] = Barrier(timeout_s=TIMEOUT_S, max_streams=max_streams)
-        self.max_streams = max_streams
-        self.now = 0.0
-        self.asked: dict[int, tuple[float, int]] = {}  # drafting: since when, and how much
-        self.ready: list[int] = []
-        self.budget: dict[int, int] = {}
-        self.verifying: list[int] = []
-        self.gathering_since: float | None = None
-        self.names = 0
-
-    def expect(self, stream: int, budget: int) -> None:
-        self.barrier.expect(stream, budget, self.now)
-        self.budget[stream] = budget
-        if budget:
-            self.asked[stream] = (self.now, budget)
-        else:
-            self.ready.append(stream)
-
-    @rule(budget=st.integers(0, 5))
-    def join(self, budget: int) -> None:
-        self.expect(self.names, budget)
-        self.names += 1
-
-    @rule(seconds=st.sampled_from([0.0, 0.5, 3.0, TIMEOUT_S, 25.0]))
-    def pass_time(self, seconds: float) -> None:
-        self.now += seconds
-
-    @rule(data=st.data())
-    def arrive(self, data: st.DataObject) -> None:
-        if self.asked:
-            stream = data.draw(st.sampled_from(sorted(self.asked)))
-            since, _ = self.asked.pop(stream)
-            assert self.barrier.arrive(stream, self.now) == self.now - since
-            self.ready.append(stream)
-
-    @rule(data=st.data())
-    def leave(self, data: st.DataObject) -> None:
-        members = sorted([*self.asked, *self.ready, *self.verifying])
-        if members:
-            stream = data.draw(st.sampled_from(members))
-            self.barrier.leave(stream)
-            self.asked.pop(stream, None)
-            for group in (self.ready, self.verifying):
-                if stream in group:
-                    group.remove(stream)
-
-    @rule(stream=st.integers(0, 30))
-    def arrive_unasked(self, stream: int) -> None:
-        if stream not in self.asked:
-            with pytest.raises(KeyError):
-                self.barrier.arrive(stream, self.now)
+class Rounds(RoundsMachine):
+    def make(self, max_streams: int | None) -> Barrier[int]:
+        return Barrier(timeout_s=TIMEOUT_S, max_streams=max_streams)
 
     @rule()
     def gather(self) -> None:
@@ -72,46 +18,21 @@ class Rounds(RuleBasedStateMachine):
             return
         if self.gathering_since is None and (self.asked or self.ready):
             self.gathering_since = self.now
-        batch = self.barrier.close(self.now)
+        batch = self.rounds.close(self.now)
         if batch:
-            assert batch == self.ready[: self.max_streams]
             waited_for = [stream for stream, (since, _) in self.asked.items() if self.now < since + TIMEOUT_S]
             assert self.gathering_since is not None
             assert not waited_for or self.now >= self.gathering_since + TIMEOUT_S
-            del self.ready[: len(batch)]
-            self.verifying = batch
-            self.gathering_since = None
+            self.take(batch)
         elif self.ready:
             # The round is open: somebody is waited for, and not for too long.
-            closes_at = self.barrier.closes_at()
+            closes_at = self.rounds.closes_at()
             assert closes_at is not None
             assert self.gathering_since is not None
             assert self.now < closes_at <= self.gathering_since + TIMEOUT_S
             assert any(self.now < since + TIMEOUT_S for since, _ in self.asked.values())
         else:
-            assert self.barrier.closes_at() is None
-
-    @rule(data=st.data())
-    def verified(self, data: st.DataObject) -> None:
-        for stream in self.verifying:
-            self.expect(stream, data.draw(st.integers(0, 5)))
-        self.verifying = []
-
-    @invariant()
-    def everybody_is_in_one_place(self) -> None:
-        if not hasattr(self, "barrier"):
-            return
-        assert self.barrier.ready == tuple(self.ready)
-        assert set(self.barrier.drafting) == set(self.asked)
-        assert not set(self.ready) & set(self.asked)
-        assert not set(self.verifying) & (set(self.ready) | set(self.asked))
-        assert len(self.barrier) == len(self.ready) + len(self.asked)
-        assert all(stream in self.barrier for stream in [*self.ready, *self.asked])
-        assert all(stream not in self.barrier for stream in self.verifying)
-        granted = sum(budget for _, budget in self.asked.values()) + sum(self.budget[stream] for stream in self.ready)
-        assert self.barrier.outstanding == granted
-        if not self.asked and not self.ready:
-            self.gathering_since = None
+            assert self.rounds.closes_at() is None
 
 
 TestRounds = Rounds.TestCase
