@@ -6,6 +6,8 @@ import asyncio
 
 import msgspec
 import pytest
+from rich.console import ConsoleDimensions
+from rich.text import Text
 
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed_server.monitor import run_monitor
@@ -56,16 +58,18 @@ async def test_run_monitor_goes_on_until_it_is_cancelled() -> None:
     assert written(console).splitlines() == [plain_line(SNAPSHOT)]
 
 
-async def test_the_screen_gets_only_what_has_changed_and_is_given_back() -> None:
+async def test_the_screen_shows_each_picture_at_the_size_of_the_terminal_and_is_given_back() -> None:
     console = make_console(80, height=24, force_terminal=True, legacy_windows=False, _environ={"TERM": "xterm"})
     with showing(console) as show:
         await show(SNAPSHOT, "")
-        first = len(written(console))
         assert "edge-1" in written(console)
-        await show(SNAPSHOT, "")
-        assert len(written(console)) == first
-        await show(msgspec.structs.replace(SNAPSHOT, uptime_s=3726.0), "")
-        second = written(console)[first:]
-    assert "1:02:06" in second
-    assert "edge-1" not in second
+        assert "1:02:05" in written(console)
+        first = len(written(console))
+        console.size = ConsoleDimensions(60, 18)
+        await show(msgspec.structs.replace(SNAPSHOT, uptime_s=3726.0), "lost")
+        frame = written(console)[first:]
+        assert "lost" in frame
+        assert "edge-1" in frame
+        lines = Text.from_ansi(frame).plain.splitlines()
+        assert [len(line) for line in lines] == [60] * 18
     assert written(console).index("\x1b[?1049h") < written(console).index("\x1b[?1049l")

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from bench.recipe.acceptance import PROMPT_TOKENS, write
+from bench.recipe.acceptance import PROMPT_TOKENS, TEMPERATURES, write
 from bench.recipe.batches import WindowSampler
 from bench.recipe.training import Objective, Progress
 from bench.recipe.workers import Workers
@@ -46,13 +46,14 @@ def prepare(
     seed: int,
     workers: Workers,
 ) -> Lesson:
-    """Collects `corpus_rows` of the corpus and `written_rows` that the target writes at temperature 1."""
+    """Collects `corpus_rows` of the corpus and `written_rows` that the target writes, at each temperature in turn."""
     corpus = _corpus_rows(sampler, 0, corpus_rows)
     prompts = _corpus_rows(sampler, len(corpus), written_rows)[:, :PROMPT_TOKENS]
 
     def written(number: int) -> torch.Tensor:
         rows = prompts[number * WRITE_ROWS : (number + 1) * WRITE_ROWS]
-        return write(target, rows, ROW_TOKENS - PROMPT_TOKENS, temperature=1.0, seed=seed + number)
+        temperature = TEMPERATURES[number % len(TEMPERATURES)]
+        return write(target, rows, ROW_TOKENS - PROMPT_TOKENS, temperature, seed=seed + number)
 
     @torch.no_grad()  # an outer no_grad does not reach the workers' threads
     def hidden_of(rows: torch.Tensor) -> torch.Tensor:

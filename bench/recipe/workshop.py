@@ -19,8 +19,9 @@ from bench.recipe.workers import Workers
 from goodspeed.catalog import load_model
 
 PROMPTS_A_DOMAIN = 32
-CORPUS_ROWS = 1024
-WRITTEN_ROWS = 1024
+CORPUS_ROWS = 6144
+WRITTEN_ROWS = 6144
+"""A lesson of 3.1M tokens: a draft of 2M parameters learns one of 0.5M by heart within minutes."""
 
 INHERITING = {
     "pico-draft-m": f"embeddings and first layer of {TARGET}",
@@ -104,7 +105,7 @@ class Workshop:
         target = self._trained(TARGET)
         for side, rows, written, seed in (
             ("train", corpus_rows, written_rows, 10_000),
-            ("held_out", 32, 32, 20_000),
+            ("held_out", 32, 192, 20_000),
         ):
             sampler = WindowSampler(tokenizer.load_tokens(self.folder / "corpus", _side(side)), seed, windows_a_batch=4)
             tuning.save(tuning.prepare(target, sampler, rows, written, seed, self._workers), self._lesson(side))

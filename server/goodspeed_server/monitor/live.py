@@ -6,16 +6,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from itertools import chain, repeat
 from typing import TypeAlias
 
 from rich.console import Console
-from rich.control import Control
-from rich.segment import Segment, Segments
+from rich.live import Live
 
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed_server.monitor import marks
-from goodspeed_server.monitor.canvas import Line
 from goodspeed_server.monitor.view import Picture, draw
 
 __all__ = ["Show", "can_draw", "plain_line", "print_raw", "run_monitor", "showing"]
@@ -25,8 +22,6 @@ Show: TypeAlias = Callable[[ServerSnapshot, str], Awaitable[None]]
 
 _FRAME_INTERVAL_S = 0.25
 _LINE_INTERVAL_S = 2.0
-_REPAINT_FRAMES = 20
-"""After so many frames every line is written, in case another program has written on the screen."""
 
 
 async def run_monitor(snapshot: Callable[[], ServerSnapshot], *, console: Console | None = None) -> None:
@@ -59,8 +54,9 @@ def showing(console: Console, clock: Callable[[], float] = time.monotonic) -> It
     if not can_draw(console):
         yield _Lines(console, clock)
         return
-    with console.screen():
-        yield _Screen(console)
+    # Whoever calls sets the pace, and what the process logs stays where its log goes.
+    with Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
+        yield _Screen(live)
 
 
 def can_draw(console: Console) -> bool:
@@ -92,16 +88,10 @@ def plain_line(snapshot: ServerSnapshot) -> str:
 
 
 class _Screen:
-    """Keeps a picture on the whole of an alternate screen, and writes only the lines that have changed.
+    """Keeps a picture on the whole of a screen."""
 
-    rich's `Live` crops, measures and writes every line of every frame: several times the cost.
-    """
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._size = console.size
-        self._shown: list[Line] = []
-        self._frames = 0
+    def __init__(self, live: Live) -> None:
+        self._live = live
 
     async def __call__(self, snapshot: ServerSnapshot, notice: str) -> None:
         # In a thread, so that a terminal that takes nothing (Ctrl-S, a slow ssh) never stalls the server.
@@ -113,20 +103,7 @@ class _Screen:
             raise
 
     def _paint(self, picture: Picture) -> None:
-        console = self._console
-        size = console.size
-        if size != self._size or self._frames % _REPAINT_FRAMES == 0:
-            self._size = size
-            self._shown = []
-        self._frames += 1
-        lines = picture.lines(console, size.width, size.height)
-        before = chain(self._shown, repeat(None))
-        changed: list[Segment] = []
-        for y, (line, shown) in enumerate(zip(lines, before, strict=False)):
-            if line != shown:
-                changed += [Control.move_to(0, y).segment, *line]
-        console.print(Segments(changed), end="", crop=False)  # One write for all lines.
-        self._shown = lines
+        self._live.update(picture, refresh=True)
 
 
 class _Lines:
