@@ -1,9 +1,9 @@
 """Is it worth it? Tokens per second of *server busy time*, against plain decoding and transformers' `generate`.
 
-One run, the bundled target and a bundled draft, T = 0, eight streams. Each policy is a real server in this process
-and a real agent in another; busy time is the processor time that the engine's thread spent on passes (prefill
-included) and on judging drafts. Policies take turns, and the table shows medians over the turns. All texts are
-checked to be the same. `python -m bench.worth [--json FILE]`
+One run, the bundled target and a bundled draft, T = 0, eight streams at a time until all bundled prompts are done.
+Each policy is a real server in this process and a real agent in another; busy time is the processor time that the
+engine's thread spent on passes (prefill included) and on judging drafts. Policies take turns, and the table shows
+medians over the turns. All texts are checked to be the same. `python -m bench.worth [--json FILE]`
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def main(
 ) -> None:
     """Print goodput per second of server busy time, by policy."""
     torch.set_num_threads(threads)
-    prompts = [prompt.text for prompt in load_prompts() if prompt.domain == "code"][:STREAMS]
+    prompts = [prompt.text for prompt in load_prompts()]
     policies = {PLAIN: ("plain", 0)}
     for budget in (2, 4, 6, 8):
         policies[f"GoodSpeed-Sched, C = {budget * STREAMS}"] = ("goodspeed", budget * STREAMS)
@@ -76,7 +76,7 @@ def _server(scheduler: str, capacity: int) -> VerificationServer:
 async def _serve(
     server: VerificationServer, draft: str, prompts: list[str], new_tokens: int
 ) -> tuple[float, list[list[int]]]:
-    """Let an agent work through the prompts, all at once; busy seconds and texts."""
+    """Let an agent work through the prompts, `STREAMS` at a time; busy seconds and texts."""
     with tempfile.TemporaryDirectory() as folder:
         todo, done = Path(folder, "todo.jsonl"), Path(folder, "done.jsonl")
         todo.write_text("".join(json.dumps({"prompt": prompt, "ignore_eos": True}) + "\n" for prompt in prompts))
@@ -97,21 +97,24 @@ async def _serve(
 
 
 def _generate(prompts: list[str], new_tokens: int) -> tuple[float, list[list[int]]]:
-    """Transformers' own batched greedy decoding, prompts padded on the left."""
+    """Transformers' own batched greedy decoding, `STREAMS` prompts a batch, padded on the left."""
     tokenizer = Tokenizer.from_str(tokenizer_files(DEFAULT_TARGET)["tokenizer.json"].decode())
-    rows = [tokenizer.encode(prompt).ids for prompt in prompts]
-    width = max(map(len, rows))
-    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
     model: Any = load_model(DEFAULT_TARGET, device="cpu", dtype="float32")
-    with torch.inference_mode():
-        started = time.thread_time()
-        output = model.generate(
-            ids, attention_mask=mask, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False,
-            pad_token_id=0, eos_token_id=None,
-        )  # fmt: skip
-        seconds = time.thread_time() - started
-    return seconds, output[:, width:].tolist()
+    seconds, texts = 0.0, []
+    for first in range(0, len(prompts), STREAMS):
+        rows = [tokenizer.encode(prompt).ids for prompt in prompts[first : first + STREAMS]]
+        width = max(map(len, rows))
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        with torch.inference_mode():
+            started = time.thread_time()
+            output = model.generate(
+                ids, attention_mask=mask, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False,
+                pad_token_id=0, eos_token_id=None,
+            )  # fmt: skip
+            seconds += time.thread_time() - started
+        texts += output[:, width:].tolist()
+    return seconds, texts
 
 
 def _report(
@@ -123,9 +126,12 @@ def _report(
     as_json: Path | None,
 ) -> None:
     same = all(text == texts[PLAIN] for text in texts.values())
-    tokens = STREAMS * new_tokens
+    tokens = len(texts[PLAIN]) * new_tokens
     rates = {policy: tokens / statistics.median(seconds) for policy, seconds in busy_s.items()}
-    print(f"{DEFAULT_TARGET} with {draft}, T = 0, {STREAMS} streams of {new_tokens} tokens, {threads} thread(s)")
+    print(
+        f"{DEFAULT_TARGET} with {draft}, T = 0, {len(texts[PLAIN])} texts of {new_tokens} tokens, "
+        f"{STREAMS} streams at a time, {threads} thread(s)"
+    )
     print(f"{'policy':<32} {'tokens / busy s':>16} {'x plain':>8} {'x generate':>11}")
     for policy, rate in rates.items():
         print(f"{policy:<32} {rate:>16.0f} {rate / rates[PLAIN]:>8.2f} {rate / rates[GENERATE]:>11.2f}")
@@ -135,6 +141,7 @@ def _report(
             "target": DEFAULT_TARGET,
             "draft": draft,
             "streams": STREAMS,
+            "texts": len(texts[PLAIN]),
             "new_tokens": new_tokens,
             "threads": threads,
             "busy_s": dict(busy_s),
