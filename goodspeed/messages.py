@@ -75,6 +75,7 @@ Length = Annotated[int, Meta(ge=0, lt=2**31)]
 ShortText = Annotated[str, Meta(max_length=_MAX_TEXT)]
 Drafted = Annotated[list[TokenId], Meta(max_length=16 * MAX_DRAFT_TOKENS)]
 """A draft longer than its budget is one stream's trouble, and the link's only where it is absurd."""
+Permille = Annotated[int, Meta(ge=0, le=1000)]
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 
 
@@ -164,11 +165,17 @@ class Tokenizer(_Message, tag="T", frozen=True):
 
 
 class Opened(_Message, tag="o", frozen=True):
-    """The stream has a row; `budget` is how many tokens to draft first."""
+    """The stream has a row; `budget` is how many tokens to draft first, and `price_permille` as in `Verdict`."""
 
     stream: StreamId
     base: Length
     budget: Length
+    price_permille: Permille = 0
+
+    @property
+    def price(self) -> float:
+        """In [0, 1]."""
+        return self.price_permille / 1000
 
 
 class Verdict(_Message, tag="V", frozen=True):
@@ -186,6 +193,14 @@ class Verdict(_Message, tag="V", frozen=True):
     finish: Literal["stop", "length"] | None = None
     probe: Annotated[int, Meta(ge=0, le=MAX_DRAFT_TOKENS)] = 0
     """So many tokens to draft on the side (`goodspeed.probing`): the server does not wait for them."""
+    price_permille: Permille = 0
+    """A token is worth its price while the chance that it is accepted, all before it included, is at least so many
+    thousandths; an agent that can tell may stop short of its budget."""
+
+    @property
+    def price(self) -> float:
+        """In [0, 1]."""
+        return self.price_permille / 1000
 
 
 class Failure(_Message, tag="F", frozen=True):

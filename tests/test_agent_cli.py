@@ -17,7 +17,7 @@ from websockets.asyncio.server import ServerConnection
 
 from goodspeed import catalog
 from goodspeed.messages import AgentMessage, Close, Draft, Failure, Hello, Open
-from goodspeed_agent import generation
+from goodspeed_agent import driver
 from goodspeed_agent.__main__ import app
 from goodspeed_agent.drafters import load_drafter
 from tests.fake_server import FakeServer, byte_tokenizer, counting, saying
@@ -68,7 +68,7 @@ def test_verified_text_goes_to_standard_output(server: FakeServer, draft: str) -
 
 
 def test_a_user_in_the_servers_queue_is_told_once(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "_QUEUED_S", 0.0)
+    monkeypatch.setattr(driver, "_QUEUED_S", 0.0)
     result = complete(server, "--draft", "suffix", "--prompt", PROMPT)
     assert (result.stdout, result.stderr) == (STORY + "\n", "goodspeed-agent: waiting for a row on the server\n")
 

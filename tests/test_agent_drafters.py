@@ -24,7 +24,7 @@ def test_drafters_without_a_model() -> None:
 def test_no_drafter_never_drafts() -> None:
     drafter = NoDrafter()
     assert drafter.max_draft == 0
-    assert drafter.open(SamplingParams(), rule="coupled", vocab_size=9).draft([1, 2], 4).tokens == []
+    assert list(drafter.open(SamplingParams(), rule="coupled", vocab_size=9).guesses([1, 2])) == []
 
 
 def test_a_model_without_torch_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from goodspeed.sampling import SamplingParams, position_keys
 from goodspeed.sampling.warping import RowParams, log_probs, sample
-from goodspeed.verification import draw_drafted
+from goodspeed.verification import Rule, draw_drafted, unpack_q
 from goodspeed_agent.drafters.draws import likeliest, make_draw
 
 PARAMS = st.builds(
@@ -48,13 +50,26 @@ def test_fewer_are_the_first_of_them(params: SamplingParams, seed: int, count: i
 def test_the_coupled_draw_is_the_targets_own(params: SamplingParams, seed: int, position: int) -> None:
     keys = torch.from_numpy(position_keys([params.seed], [position]))
     expected = int(sample(logits(seed)[None], RowParams.of([params]), keys))
-    assert make_draw(params, "coupled")(logits(seed), position) == (expected, None)
+    guess = make_draw(params, "coupled")(logits(seed), position)
+    assert (guess.token, guess.q) == (expected, b"")
+
+
+@given(PARAMS, st.integers(0, 10**6), st.sampled_from(get_args(Rule)))
+def test_confidence_is_the_likeliest_tokens_probability_whatever_is_drawn(
+    params: SamplingParams, seed: int, rule: Rule
+) -> None:
+    row = logits(seed, vocab=30)
+    likeliest_p = float(log_probs(row[None], RowParams.of([params]))[0].exp().max())
+    if params.greedy:
+        likeliest_p = float(row.softmax(-1).max())  # what the model thinks, where the draw knows no doubt
+    guesses = [make_draw(params, rule)(row, position) for position in range(8)]
+    assert [guess.confidence for guess in guesses] == pytest.approx([likeliest_p] * 8, rel=1e-4)
 
 
 @given(PARAMS, st.integers(0, 10**6))
 def test_the_ratio_draw_comes_from_what_is_sent(params: SamplingParams, seed: int) -> None:
-    token, q = make_draw(params, "ratio")(logits(seed), 7)
-    assert q is not None
+    guess = make_draw(params, "ratio")(logits(seed), 7)
+    token, (q,) = guess.token, unpack_q(guess.q, [guess.token], 120)
     assert token == draw_drafted(q, params.seed, 7)
     assert len(q.tokens) <= 32
     tokens, weights = likeliest(logits(seed), params, 32)
@@ -68,7 +83,7 @@ def test_of_a_large_vocabulary_only_the_head_is_looked_at() -> None:
     agreed = 0
     for position in range(200):
         keys = torch.from_numpy(position_keys([0], [position]))
-        token, _ = make_draw(warm, "coupled")(row, position)
+        token = make_draw(warm, "coupled")(row, position).token
         assert token in row.topk(1024).indices
         agreed += token == int(sample(row[None], RowParams.of([warm]), keys))
     head = float(row.softmax(-1).topk(1024).values.sum())

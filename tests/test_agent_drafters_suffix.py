@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -22,7 +23,11 @@ def session(params: SamplingParams | None = None, rule: Rule = "coupled") -> Suf
 
 
 def drafted(tokens: Sequence[int], budget: int, params: SamplingParams | None = None) -> list[int]:
-    return session(params).draft(tokens, budget).tokens
+    return guessed(session(params), tokens, budget)
+
+
+def guessed(session: SuffixSession, tokens: Sequence[int], count: int) -> list[int]:
+    return [guess.token for guess in islice(session.guesses(tokens), count)]
 
 
 def test_text_goes_on_as_it_went_on_before() -> None:
@@ -69,10 +74,20 @@ def test_with_a_temperature_the_counts_are_drawn_from_with_the_shared_noise() ->
 
 
 def test_for_the_ratio_rule_every_token_is_its_own_distribution() -> None:
-    draft = session(WARM, "ratio").draft([1, 2, 3, 4, 5, 1, 2, 3], 2)
-    assert draft.tokens == [4, 5]
-    for token, q in zip(draft.tokens, unpack_q(draft.q, draft.tokens, 1000), strict=True):
-        assert q.probability(token) == 1.0
+    draft = list(islice(session(WARM, "ratio").guesses([1, 2, 3, 4, 5, 1, 2, 3]), 2))
+    assert [guess.token for guess in draft] == [4, 5]
+    for guess in draft:
+        (q,) = unpack_q(guess.q, [guess.token], 1000)
+        assert q.probability(guess.token) == 1.0
+
+
+def test_a_longer_match_and_an_undisputed_token_are_surer() -> None:
+    def confidence(*tokens: int) -> float:
+        return next(session().guesses(tokens)).confidence
+
+    short, long = confidence(1, 2, 50, 9, 1, 2), confidence(0, 1, 2, 50, 9, 0, 1, 2)
+    disputed = confidence(1, 2, 50, 9, 1, 2, 60, 8, 1, 2, 50, 7, 1, 2)
+    assert 0 < disputed < short < long < 1
 
 
 def brute_force(tokens: Sequence[int], budget: int) -> set[int]:
@@ -102,12 +117,12 @@ def test_growing_step_by_step_is_the_same_as_starting_afresh(
     length = 1
     for step in steps:
         length = min(length + step, len(tokens))
-        assert growing.draft(tokens[:length], 4) == session(params).draft(tokens[:length], 4)
+        assert guessed(growing, tokens[:length], 4) == guessed(session(params), tokens[:length], 4)
 
 
 def test_another_transcript_starts_the_index_afresh() -> None:
     used = session()
-    used.draft([1, 2, 3, 1, 2], 4)
+    guessed(used, [1, 2, 3, 1, 2], 4)
     other = [1, 2, 9, 1, 2]
-    assert used.draft(other, 4) == session().draft(other, 4)
-    assert used.draft(other[:2], 4).tokens == []
+    assert guessed(used, other, 4) == guessed(session(), other, 4)
+    assert guessed(used, other[:2], 4) == []

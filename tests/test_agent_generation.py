@@ -2,11 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import pytest
@@ -15,13 +14,17 @@ from hypothesis import strategies as st
 from websockets.asyncio.server import ServerConnection
 
 from goodspeed.errors import InvalidRequest, Overloaded, ProtocolError, Refused
-from goodspeed.messages import AgentMessage, Close, Draft, Failure, Open, Verdict
+from goodspeed.messages import AgentMessage, Close, Draft, Failure, Open, Opened, Verdict
 from goodspeed.sampling import SamplingParams
 from goodspeed.stream import Finish
+from goodspeed_agent.ahead import Ahead, AheadMode
 from goodspeed_agent.backoff import Backoff
-from goodspeed_agent.drafters import DraftSession, Proposal
-from goodspeed_agent.generation import Generation, Request, tokens_of
+from goodspeed_agent.desk import Desk
+from goodspeed_agent.drafters import DraftSession, Guess
+from goodspeed_agent.driver import Drafting, tokens_of
+from goodspeed_agent.generation import Generation, Request
 from goodspeed_agent.link import Link
+from goodspeed_agent.lookahead import Calibration, Lookahead
 from goodspeed_agent.tokenizer import TokenizerCache
 from tests.fake_server import FakeServer, Hook, counting, refusing
 from tests.linking import HELLO, QUICK
@@ -36,14 +39,16 @@ class Guesser:
     def __init__(self, wrong: int = 7, limit: int = 64) -> None:
         self.wrong = wrong
         self.limit = limit
-        self.asked: list[tuple[int, int]] = []
         self.threads: set[int] = set()
+        self.begun = self.guessed = 0
 
-    def draft(self, tokens: Sequence[int], budget: int) -> Proposal:
-        self.threads.add(threading.get_ident())
-        self.asked.append((len(tokens), budget))
-        guess = [(tokens[-1] + i) % 50 for i in range(1, min(budget, self.limit) + 1)]
-        return Proposal([token + 1 if token % self.wrong == 0 else token for token in guess])
+    def guesses(self, tokens: Sequence[int]) -> Iterator[Guess]:
+        self.begun += 1
+        for i in range(1, self.limit + 1):
+            self.guessed += 1
+            self.threads.add(threading.get_ident())
+            token = (tokens[-1] + i) % 50
+            yield Guess(token + 1 if token % self.wrong == 0 else token, 0.9)
 
 
 async def generate(
@@ -53,6 +58,7 @@ async def generate(
     request: Request = REQUEST,
     backoff: Backoff = QUICK,
     leave_after: int | None = None,
+    mode: AheadMode = "auto",
 ) -> tuple[Generation, list[list[int]]]:
     """Run one generation against the server."""
     async with (
@@ -63,13 +69,17 @@ async def generate(
         channel = link.channel()
         generation = Generation(channel.stream, request)
         taken = []
-        with ThreadPoolExecutor(1) as executor:
-            stream = tokens_of(generation, channel, session or Guesser(), executor, backoff)
+        desk, ahead = Desk(), Ahead(mode)
+        drafting = Drafting(desk, Lookahead(session or Guesser(), Calibration(), ahead), ahead)
+        stream = tokens_of(generation, channel, drafting, backoff)
+        try:
             async with aclosing(stream):
                 async for tokens in stream:
                     taken.append(tokens)
                     if len(taken) == leave_after:
                         break
+        finally:
+            desk.close()
         assert not link._channels
     return generation, taken
 
@@ -81,11 +91,14 @@ def expected(count: int) -> list[int]:
     return tokens[len(PROMPT) :]
 
 
+@pytest.mark.parametrize("mode", ["on", "off"])
 @pytest.mark.parametrize("budget", [0, 1, 3, 8])
 @pytest.mark.parametrize("wrong", [1, 2, 7, 1000])
-async def test_the_text_is_the_targets_whatever_is_drafted(tmp_path: Path, budget: int, wrong: int) -> None:
+async def test_the_text_is_the_targets_whatever_is_drafted(
+    tmp_path: Path, budget: int, wrong: int, mode: AheadMode
+) -> None:
     server = FakeServer(budget=budget)
-    generation, taken = await generate(server, tmp_path, Guesser(wrong))
+    generation, taken = await generate(server, tmp_path, Guesser(wrong), mode=mode)
     assert list(chain.from_iterable(taken)) == generation.transcript.generated == expected(20)
     assert generation.transcript.finish == "length"
     assert server.got(Close) == []
@@ -95,7 +108,8 @@ async def test_one_draft_for_every_budget_and_none_without(tmp_path: Path) -> No
     server, guesser = FakeServer(budget=4), Guesser()
     generation, taken = await generate(server, tmp_path, guesser)
     drafts = server.got(Draft)
-    assert [(draft.base, len(draft.tokens)) for draft in drafts] == guesser.asked
+    assert [len(draft.tokens) for draft in drafts[:3]] == [4] * 3
+    assert len({draft.base for draft in drafts}) == len(drafts) == len(taken)
     assert generation.speculation.num_spec_steps == len(drafts)
     assert generation.speculation.num_draft_tokens == sum(len(draft.tokens) for draft in drafts)
     assert generation.speculation.num_accepted_tokens == 20 - len(taken)
@@ -111,6 +125,55 @@ async def test_a_drafter_with_nothing_to_say_says_so(tmp_path: Path) -> None:
     assert len(taken) == 20
     assert all(draft.tokens == [] for draft in server.got(Draft))
     assert generation.speculation.num_spec_steps == 0
+
+
+async def test_while_it_waits_an_agent_guesses_the_bonus_token_and_the_next_draft(tmp_path: Path) -> None:
+    guesser = Guesser(1000)
+
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Draft) and message.base == len(PROMPT):
+            while guesser.guessed < 9:  # the verdict comes when four tokens, the bonus token and four more are there
+                await asyncio.sleep(0.001)
+        return False
+
+    async with asyncio.timeout(30):
+        server = FakeServer(budget=4, hook=hook)
+        await generate(server, tmp_path, guesser, mode="on")
+    assert [draft.computed_us for draft in server.got(Draft)][1] < 5_000_000
+    assert guesser.begun == 1, "every guess came true, so nothing was ever begun anew"
+
+
+async def test_what_a_drafter_raises_ahead_is_raised(tmp_path: Path) -> None:
+    class Breaks(Guesser):
+        def guesses(self, tokens: Sequence[int]) -> Iterator[Guess]:
+            yield from islice(super().guesses(tokens), 5)
+            raise RuntimeError("the drafter broke")
+
+    with pytest.raises(RuntimeError, match="the drafter broke"):
+        await generate(FakeServer(budget=4), tmp_path, Breaks(1000), mode="on")
+
+
+async def test_an_agent_that_is_told_the_price_stops_short(tmp_path: Path) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Open):
+            await server.send(connection, Opened(message.stream, len(PROMPT), 8, price_permille=700))
+        return isinstance(message, Open | Draft)
+
+    server = FakeServer(hook=hook)
+    async with (
+        asyncio.timeout(30),
+        server.listening(),
+        Link(server.url, HELLO, TokenizerCache(tmp_path), QUICK) as link,
+    ):
+        desk, ahead = Desk(), Ahead("off")
+        generation, drafting = Generation(1, REQUEST), Drafting(desk, Lookahead(Guesser(), Calibration(), ahead), ahead)
+        writing = asyncio.create_task(anext(tokens_of(generation, link.channel(), drafting, QUICK)))
+        while not server.got(Draft):
+            await asyncio.sleep(0.001)
+        writing.cancel()
+        desk.close()
+    # Guesses of confidence 0.9 come true with 0.95 each by an unread calibration: 0.95 ** 6 < 0.7 < 0.95 ** 5.
+    assert [len(draft.tokens) for draft in server.got(Draft)] == [6]
 
 
 async def test_drafting_does_not_block_the_event_loop(tmp_path: Path) -> None:
@@ -257,7 +320,7 @@ async def test_repeated_and_stale_verdicts_change_nothing_and_do_not_multiply(tm
 def test_a_server_that_decoded_on_meanwhile_sends_the_missing_suffix() -> None:
     generation = Generation(1, REQUEST)
     generation.opening()
-    generation.draft([9, 9])
+    generation.draft([Guess(9, 0.5), Guess(9, 0.5)])
     assert generation.commit(Verdict(1, 3, 0, [4, 5, 6], 4)) == [4, 5, 6]
     assert generation.draft_due(4)
 
@@ -266,7 +329,7 @@ def test_an_opening_after_a_loss_carries_the_transcript() -> None:
     generation = Generation(5, REQUEST)
     first = generation.opening()
     assert (first.tokens, first.prompt_tokens, first.max_draft) == ([1, 2, 3], 3, 8)
-    generation.draft([4, 9])
+    generation.draft([Guess(4, 0.5), Guess(9, 0.5)])
     assert not generation.draft_due(4)
     generation.commit(Verdict(5, 3, 1, [5], 4))
     assert generation.draft_due(4)
@@ -278,7 +341,7 @@ def test_an_opening_after_a_loss_carries_the_transcript() -> None:
 def test_a_draft_lost_with_its_link_is_not_counted_and_due_again() -> None:
     generation = Generation(5, REQUEST)
     generation.opening()
-    generation.draft([4, 5])
+    generation.draft([Guess(4, 0.5), Guess(5, 0.5)])
     generation.opening()
     assert generation.draft_due(4)
     with pytest.raises(ProtocolError):
@@ -318,7 +381,7 @@ def test_any_mixture_of_answers_keeps_the_transcript_the_targets(moves: list[int
     for move in moves:
         length = generation.transcript.length
         if generation.draft_due(3):
-            generation.draft(guesser.draft(generation.transcript.tokens, 3).tokens)
+            generation.draft(list(islice(guesser.guesses(generation.transcript.tokens), 3)))
         drafted = generation._drafted
         if move == 0:
             hits = sum(1 for _ in _agreeing(drafted, truth[length:]))

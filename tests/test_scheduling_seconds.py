@@ -85,6 +85,19 @@ def test_no_budget_is_better_at_the_price(some: Demand, price: float, fairness: 
         assert (best >= other - 1e-9 * np.abs(other) - 1e-12).all()
 
 
+@given(demands(), st.floats(0.0, 50.0))
+def test_a_budget_ends_where_the_next_token_is_too_unlikely_for_its_price(some: Demand, price: float) -> None:
+    one = problem(some)
+    prices = np.full(len(some), price)
+    budgets = one.best(prices)
+    least = one.least_chance(budgets, prices)
+    last, following = some.alpha**budgets, some.alpha ** (budgets + 1)
+    longer = budgets > 1  # with a budget of one the choice was whether to draft at all
+    assert (last[longer] >= least[longer] * (1 - 1e-6) - 1e-9).all()
+    free = (budgets > 0) & (budgets < some.limit)
+    assert (following[free] <= least[free] * (1 + 1e-6) + 1e-9).all()
+
+
 def test_the_price_is_what_a_second_of_the_engine_costs_everybody() -> None:
     # Streams that go round in one, two and three passes, of which a pass meets one each.
     fixed_s, row_s, token_s = 0.03, 0.0005, 0.001

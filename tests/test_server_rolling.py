@@ -84,5 +84,30 @@ async def test_a_draft_on_the_side_teaches_and_is_not_waited_for(good: bool) -> 
                 await peer.send(Draft(0, len(PROMPT) + len(text), on_the_side, b"", 10))
         assert probes
         assert text == right
-    assert live.probe is None
     assert (live.estimator.alpha > before) == good
+
+
+@pytest.mark.parametrize(("early_stop", "capacity"), [(True, None), (True, 8), (False, None)])
+async def test_agents_are_told_the_price_and_may_then_go_further(early_stop: bool, capacity: int | None) -> None:
+    """Twice as far as a draft of average quality pays, unless the operator has set the capacity."""
+    rounds = {"rounds": "rolling", "early_stop": early_stop, "capacity": capacity}
+    right = target_text(PROMPT, LONG)
+    async with serving(tiny_settings(scheduler="seconds", rounds=rounds)) as (server, address), linked(address) as peer:
+        opened = await peer.open(0, PROMPT, max_new_tokens=LONG)
+        live = only_stream(server)
+        asked: list[tuple[int, int, int, int]] = []
+        text: list[int] = []
+        budget, probe = opened.budget, 0
+        while len(text) < LONG - 20:
+            if budget or probe:
+                await peer.send(Draft(0, len(PROMPT) + len(text), right[len(text) :][: budget or probe], b"", 10))
+            verdict = await peer.expect(Verdict)
+            text += [*right[len(text) :][: verdict.accepted], *verdict.tokens]
+            budget, probe = verdict.budget, verdict.probe
+            if budget:
+                asked.append((budget, live.expected, live.stream.draft_limit, verdict.price_permille))
+    assert text == right[: len(text)]
+    assert asked
+    for budget, expected, limit, price in asked:
+        assert (price > 0) == early_stop
+        assert budget == (min(2 * expected, limit) if early_stop and capacity is None else expected)

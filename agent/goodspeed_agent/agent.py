@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -14,10 +14,14 @@ import goodspeed
 from goodspeed.errors import InvalidRequest, TokenizerMismatch
 from goodspeed.messages import MAX_DRAFT_TOKENS, PROTOCOL_VERSION, Hello
 from goodspeed.sampling import SamplingParams
+from goodspeed_agent.ahead import Ahead, AheadMode
 from goodspeed_agent.backoff import Backoff
+from goodspeed_agent.desk import Desk
 from goodspeed_agent.drafters import Drafter
-from goodspeed_agent.generation import Generation, Request, tokens_of
+from goodspeed_agent.driver import Drafting, tokens_of
+from goodspeed_agent.generation import Generation, Request
 from goodspeed_agent.link import Link
+from goodspeed_agent.lookahead import Calibration, Lookahead
 from goodspeed_agent.report import Completion
 from goodspeed_agent.text import TextStream
 from goodspeed_agent.tokenizer import TargetTokenizer, TokenizerCache
@@ -101,6 +105,7 @@ class Agent:
         name: what the server's operator sees.
         cache: where tokenizers are kept.
         backoff: how patiently a link that fails is made again, and an overloaded server asked again.
+        draft_ahead: whether to draft on while a verdict is on its way.
 
     Raises:
         InvalidRequest: on construction, the address is not one, or the name not text.
@@ -117,6 +122,7 @@ class Agent:
         name: str | None = None,
         cache: TokenizerCache | None = None,
         backoff: Backoff | None = None,
+        draft_ahead: AheadMode = "auto",
     ) -> None:
         _check_text("the agent's name", name or "")
         self._drafter = drafter
@@ -130,8 +136,9 @@ class Agent:
             f"goodspeed {goodspeed.__version__}",
         )
         self.link = Link(url, hello, cache or TokenizerCache(), self._backoff)
-        # One thread: drafting is for one stream at a time, and models do not share a core well.
-        self._drafting = ThreadPoolExecutor(1, thread_name_prefix="drafting")
+        self._ahead = Ahead(draft_ahead)
+        # By temperature, to a tenth: a drafter that is sure of itself means different things at 0 and at 1.
+        self._calibrations: defaultdict[float, Calibration] = defaultdict(Calibration)
 
     async def __aenter__(self) -> Self:
         """Connect.
@@ -143,6 +150,7 @@ class Agent:
             ProtocolError: the server does not speak this protocol.
         """
         await self.link.__aenter__()
+        self._desk = Desk()
         try:
             self._check_fingerprint()
             self.tokenizer = TargetTokenizer(self.link.files)
@@ -157,7 +165,7 @@ class Agent:
         try:
             await self.link.__aexit__(kind, error, trace)
         finally:
-            self._drafting.shutdown(cancel_futures=True)
+            self._desk.close()
 
     def _check_fingerprint(self) -> None:
         welcome = self.link.welcome
@@ -195,7 +203,9 @@ class Agent:
             if on_text is not None:
                 on_text(piece, tokens)
 
-        verified = tokens_of(generation, channel, session, self._drafting, self._backoff, on_queued)
+        calibration = self._calibrations[round(request.params.temperature, 1)]
+        drafting = Drafting(self._desk, Lookahead(session, calibration, self._ahead), self._ahead)
+        verified = tokens_of(generation, channel, drafting, self._backoff, on_queued)
         async with aclosing(verified):
             async for tokens in verified:
                 taken = len(text.tokens)

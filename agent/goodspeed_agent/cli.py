@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import logging
@@ -19,6 +20,7 @@ from rich.console import Console
 from goodspeed.errors import InvalidRequest, TokenizerMismatch
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import Agent, TextRequest
+from goodspeed_agent.ahead import AheadMode
 from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.batch import work_through
 from goodspeed_agent.drafters import SuffixDrafter, default_draft, load_drafter
@@ -60,6 +62,10 @@ MinP = Annotated[float, typer.Option(help="Draw from tokens at least this fracti
 Seed = Annotated[int, typer.Option(help="The same seed, prompt and parameters give the same text.")]
 Stop = Annotated[list[str] | None, typer.Option(help="End the text before this string (repeatable).")]
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on when the model says it is done.")]
+DraftAhead = Annotated[
+    AheadMode,
+    typer.Option(help="Draft on while the server verifies; auto does so while enough of it turns out to be of use."),
+]
 MaxDraft = Annotated[int | None, typer.Option(help="The longest draft; by default as drafter and server like it.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what goes on, on standard error.")]
 
@@ -82,6 +88,7 @@ def complete(
     stop: Stop = None,
     ignore_eos: IgnoreEos = False,
     max_draft: MaxDraft = None,
+    draft_ahead: DraftAhead = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
     name: Name = None,
     threads: Threads = 1,
@@ -100,8 +107,9 @@ def complete(
         began_s = time.monotonic()
         write = None if as_json else _write
         completion = _with_agent(
-            lambda agent: agent.complete(request, write, _say_queued), server, draft, name, threads, connect_timeout
-        )
+            lambda agent: agent.complete(request, write, _say_queued),
+            server, draft, name, threads, connect_timeout, draft_ahead,
+        )  # fmt: skip
         if as_json:
             print(json.dumps(completion.to_json(), ensure_ascii=False))
         else:
@@ -125,6 +133,7 @@ def run_file(
     stop: Stop = None,
     ignore_eos: IgnoreEos = False,
     max_draft: MaxDraft = None,
+    draft_ahead: DraftAhead = "auto",
     name: Name = None,
     threads: Threads = 1,
     connect_timeout: ConnectTimeout = 300.0,
@@ -147,7 +156,7 @@ def run_file(
                     write = partial(_write_result, file)
                     return await work_through(agent, lines, concurrency, write, display)
 
-        failed = _with_agent(work, server, draft, name, threads, connect_timeout)
+        failed = _with_agent(work, server, draft, name, threads, connect_timeout, draft_ahead)
         if failed:
             typer.echo(f"goodspeed-agent: {failed} of {len(lines)} prompts failed; their results say why", err=True)
             raise typer.Exit(Exit.SOME_FAILED)
@@ -179,10 +188,12 @@ def _with_agent(
     name: str | None,
     threads: int,
     connect_timeout_s: float,
+    draft_ahead: AheadMode,
 ) -> T:
     """Connect an agent and let it work."""
     check_url(server)
     backoff = Backoff(give_up_after_s=connect_timeout_s)
+    make = functools.partial(Agent, server, name=name, backoff=backoff, draft_ahead=draft_ahead)
     chosen = draft or default_draft()
     if draft is None and chosen == "suffix":
         _note("drafting from the text's own repetitions; for a draft model: pip install 'goodspeed[models]'")
@@ -191,13 +202,13 @@ def _with_agent(
     async def main() -> T:
         async with AsyncExitStack() as stack:
             try:
-                agent = await stack.enter_async_context(Agent(server, drafter, name=name, backoff=backoff))
+                agent = await stack.enter_async_context(make(drafter))
             except TokenizerMismatch:
                 if draft is not None:
                     raise
                 # Nobody asked for this draft; the one that fits every target does as well.
                 _note(f"{chosen} does not fit this server's model; drafting from the text's own repetitions instead")
-                agent = await stack.enter_async_context(Agent(server, SuffixDrafter(), name=name, backoff=backoff))
+                agent = await stack.enter_async_context(make(SuffixDrafter()))
             return await work(agent)
 
     return run(main())

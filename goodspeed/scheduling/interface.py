@@ -60,6 +60,9 @@ class Plan:
     """How many tokens each stream shall draft, [streams]; 0 <= budget <= limit, summing to at most the capacity."""
     price: float = 0.0
     """What one more token of capacity would add to the objective: the dual price of `C`."""
+    least_chance: Floats | None = None
+    """From which chance on that it is accepted, all before it included, one more drafted token is worth what it costs
+    the stream and the others, [streams], in [0, 1]; None where a schedule has no opinion."""
 
 
 def checked_plan(scheduler: Scheduler, demand: Demand, capacity: int) -> Plan:
@@ -80,6 +83,9 @@ def checked_plan(scheduler: Scheduler, demand: Demand, capacity: int) -> Plan:
         raise SchedulerFault(
             f"{who} gave a stream a budget of {budgets[wrong[0]]}: it must be 0 to {demand.limit[wrong[0]]}"
         )
+    chance = plan.least_chance
+    if chance is not None and not (chance.shape == budgets.shape and ((chance >= 0) & (chance <= 1)).all()):
+        raise SchedulerFault(f"{who} priced a drafted token wrongly: its least chances must be 0 to 1, one a stream")
     if budgets.sum() > max(capacity, 0):
         raise SchedulerFault(f"{who} gave out {budgets.sum()} tokens: the capacity is {capacity}")
     return plan

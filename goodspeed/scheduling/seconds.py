@@ -77,9 +77,10 @@ class SecondsSched:
         budgets = problem.best(worth)
         price, _ = problem.price(budgets)
         self._price += _PRICE_STEP * (price - self._price)
+        least_chance = problem.least_chance(budgets, worth)
         if budgets.sum() > capacity:
             budgets = _within(problem, worth, capacity)
-        return Plan(budgets, self._price)
+        return Plan(budgets, self._price, least_chance)
 
 
 def _within(problem: _Problem, price: Floats, capacity: int) -> Ints:
@@ -168,11 +169,20 @@ class _Problem:
 
     def _best_at(self, value: Floats, price: Floats) -> Ints:
         """Where `g mu(S) - lam l(S) - v c(S)` is largest: the last `k` with `g alpha^k` above what a token costs."""
-        cost = price * self.token_s + value * self.per_token_s
+        cost = self._token_cost(value, price)
         dear = cost > 0
         ratio = np.log(np.where(dear, cost, 1.0)) - np.log(np.maximum(self.gradient, _NEAR_ZERO))
         count = np.where(dear, np.floor(ratio / self.log_alpha), self.limit)
         return np.clip(count, 1, np.maximum(self.limit, 1)).astype(np.int64)
+
+    def least_chance(self, budgets: Ints, price: Floats) -> Floats:
+        """The `alpha^k` at which `g mu(S) - lam l(S) - v c(S)` stops growing, `v` being what the budgets are worth."""
+        cost = self._token_cost(self.value(budgets, price), price)
+        return np.clip(cost / np.maximum(self.gradient, _NEAR_ZERO), 0.0, 1.0)
+
+    def _token_cost(self, value: Floats, price: Floats) -> Floats:
+        """What a drafted token costs: the engine's time at its price, and the stream's own time at what it is worth."""
+        return price * self.token_s + value * self.per_token_s
 
     def value(self, budgets: Ints, price: Floats) -> Floats:
         """What is maximised, by stream."""

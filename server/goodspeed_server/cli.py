@@ -64,6 +64,9 @@ def run(
     scheduler: Annotated[str, typer.Option(help=f"auto, or one of {', '.join(SCHEDULERS)}.")] = "auto",
     rounds: Annotated[RoundsName, typer.Option(help="auto: rolling for the scheduler `seconds`.")] = "auto",
     fairness: Annotated[float, typer.Option(help="Of the utility: 0 throughput, 1 proportional, 2 and up.")] = 1.0,
+    early_stop: Annotated[
+        bool, typer.Option(help="Tell agents the price of a drafted token, so that they may stop short.")
+    ] = True,
     rule: Annotated[RuleName, typer.Option(help="Verification rule.")] = "auto",
     layout: Annotated[LayoutName, typer.Option(help="Of the batch.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
@@ -108,6 +111,7 @@ def run(
                 round_timeout_s=round_timeout_ms / 1e3,
                 prefill_chunk=prefill_chunk,
                 max_waiting=max_waiting,
+                early_stop=early_stop,
             ),
         )
         uvloop.run(_serve(settings, monitor=monitor))

@@ -53,6 +53,11 @@ class LiveStream:
     pace: Pace
     """How fast its agent is."""
     budget: int = 0
+    """How many tokens its agent may draft."""
+    expected: int = 0
+    """How many the schedule counts on: with a price, an agent may go further where its draft is likely enough."""
+    price_permille: int = 0
+    """`Plan.least_chance`, in thousandths, as its agent is told."""
     probe: Probe | None = None
     """The draft on the side it was asked for."""
     probe_at: float = 0.0

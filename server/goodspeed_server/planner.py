@@ -17,6 +17,9 @@ from goodspeed_server.settings import CAPACITY_PER_STREAM, RoundSettings
 
 __all__ = ["Planner"]
 
+_STRETCH = 2
+"""An agent that is told the price may draft so many times what the schedule expects of a draft of average quality."""
+
 
 class Planner:
     """Learns from every pass and every draft, and chooses budgets.
@@ -51,8 +54,13 @@ class Planner:
     def plan(self, streams: Sequence[LiveStream], capacity: int, now: float) -> None:
         """Give each of some streams its next budget, or ask it for a draft on the side."""
         plan = checked_plan(self.scheduler, self._demand(streams), capacity)
-        for live, budget in zip(streams, plan.budgets.tolist(), strict=True):
-            live.budget = budget
+        chances = plan.least_chance if self._settings.early_stop else None
+        prices = [0] * len(streams) if chances is None else (1000 * chances).astype(int).tolist()
+        for live, budget, price in zip(streams, plan.budgets.tolist(), prices, strict=True):
+            live.budget = live.expected = budget
+            live.price_permille = price if budget else 0
+            if live.price_permille and self._settings.capacity is None:
+                live.budget = min(_STRETCH * budget, live.stream.draft_limit)
             if live.probe is not None and now - live.probe.asked_at > PROBE_GIVE_UP_S:
                 live.probe = None
             size = min(PROBE_TOKENS, live.stream.draft_limit) if self._probes and budget == 0 else 0

@@ -161,7 +161,7 @@ class RoundLoop:
             self.planner.probed(live, message.tokens, message.computed_us / 1e6, self._clock())
             return
         if missing:
-            outbox.post(Verdict(message.stream, message.base, 0, missing, live.budget))
+            outbox.post(Verdict(message.stream, message.base, 0, missing, live.budget, None, 0, live.price_permille))
             return
         if live.draft is not None:
             return
@@ -329,15 +329,14 @@ class RoundLoop:
         now = self._clock()
         self.planner.plan(streams, max(0, self.capacity - self._granted), now)
         for live in streams:
-            self._rounds.expect(live, live.budget, now, live.pace.expect(live.budget))
+            self._expect(live, now)
 
     def _tell(self, live: LiveStream, commit: Commit) -> None:
-        budget = 0 if commit.finish else live.budget
         asked = live.probe if live.probe is not None and live.probe.base == live.stream.length else None
-        probe = asked.size if asked is not None and not commit.finish else 0
-        live.outbox.post(
-            Verdict(live.number, commit.base, commit.accepted, list(commit.appended), budget, commit.finish, probe)
-        )
+        probe = 0 if asked is None or commit.finish else asked.size
+        finish, appended = commit.finish, list(commit.appended)
+        budget, price = (0, 0) if finish else (live.budget, live.price_permille)
+        live.outbox.post(Verdict(live.number, commit.base, commit.accepted, appended, budget, finish, probe, price))
 
     def _admit(self, key: StreamKey, account: AgentAccount, stream: ServedStream) -> None:
         outbox, number = key
@@ -359,7 +358,7 @@ class RoundLoop:
         share = min(capacity // len(self._live), max(0, capacity - self._granted))
         self.planner.plan([live], share, now)
         live.probe = None
-        outbox.post(Opened(number, stream.length, live.budget))
+        outbox.post(Opened(number, stream.length, live.budget, live.price_permille))
         if stream.prefilled:
             self._join(live)
         else:
@@ -368,10 +367,12 @@ class RoundLoop:
 
     def _join(self, live: LiveStream) -> None:
         """Take part in the rounds from now on; the draft may be here already."""
-        now = self._clock()
-        self._rounds.expect(live, live.budget, now, live.pace.expect(live.budget))
+        self._expect(live, self._clock())
         if live.draft is not None:
             self._arrive(live)
+
+    def _expect(self, live: LiveStream, now: float) -> None:
+        self._rounds.expect(live, live.budget, now, live.pace.expect(live.expected))
 
     def _arrive(self, live: LiveStream) -> None:
         assert live.draft is not None

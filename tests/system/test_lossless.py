@@ -15,7 +15,7 @@ from bench.workloads import load_prompts
 from goodspeed.catalog import DEFAULT_TARGET, bundled, load_model
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import Agent, TextRequest
-from goodspeed_agent.drafters import load_drafter
+from goodspeed_agent.drafters import Drafter, load_drafter
 from goodspeed_agent.tokenizer import TokenizerCache
 from tests.system.processes import address_of, server, start_server
 
@@ -31,6 +31,11 @@ def target() -> PreTrainedModel:
     return load_model(DEFAULT_TARGET, device="cpu", dtype="float32")
 
 
+@cache
+def loaded(drafter: str) -> Drafter:
+    return load_drafter(drafter)
+
+
 def target_alone(prompt: Sequence[int]) -> list[int]:
     """transformers' own greedy text."""
     with torch.inference_mode():
@@ -41,8 +46,8 @@ def target_alone(prompt: Sequence[int]) -> list[int]:
 async def write(
     address: str, cache: Path, drafter: str, params: SamplingParams, prompts: Sequence[str]
 ) -> list[list[int]]:
-    """One agent writes to all prompts at once."""
-    async with Agent(address, load_drafter(drafter), cache=TokenizerCache(cache)) as agent:
+    """One agent writes to all prompts at once, and drafts ahead whether it pays or not."""
+    async with Agent(address, loaded(drafter), cache=TokenizerCache(cache), draft_ahead="on") as agent:
         requests = [TextRequest(prompt, params, max_new_tokens=NEW_TOKENS) for prompt in prompts]
         return [done.tokens for done in await asyncio.gather(*(agent.complete(request) for request in requests))]
 

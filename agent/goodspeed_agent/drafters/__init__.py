@@ -6,11 +6,11 @@ import importlib.util
 
 from goodspeed import catalog
 from goodspeed.errors import ModelError
-from goodspeed_agent.drafters.interface import Drafter, DraftSession, Proposal
+from goodspeed_agent.drafters.interface import Drafter, DraftSession, Guess
 from goodspeed_agent.drafters.none import NoDrafter
 from goodspeed_agent.drafters.suffix import SuffixDrafter
 
-__all__ = ["DraftSession", "Drafter", "NoDrafter", "Proposal", "SuffixDrafter", "default_draft", "load_drafter"]
+__all__ = ["DraftSession", "Drafter", "Guess", "NoDrafter", "SuffixDrafter", "default_draft", "load_drafter"]
 
 
 def load_drafter(name: str, *, threads: int = 1) -> Drafter:

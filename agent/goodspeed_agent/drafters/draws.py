@@ -14,15 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from goodspeed.sampling import SamplingParams, gumbel, position_keys
-from goodspeed.verification import RATIO_TOP_K, DraftDistribution, Rule, draw_drafted, quantise
+from goodspeed.verification import RATIO_TOP_K, Rule, draw_drafted, pack_q, quantise
+from goodspeed_agent.drafters.interface import Guess
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["Draw", "likeliest", "make_draw"]
 
-Draw: TypeAlias = "Callable[[Tensor, int], tuple[int, DraftDistribution | None]]"
-"""Draws the token of a position from float32 [vocab] logits; says what it was drawn from if that has to be sent."""
+Draw: TypeAlias = "Callable[[Tensor, int], Guess]"
+"""Draws the token of a position from float32 [vocab] logits."""
 
 _CANDIDATES = 1024
 """Without top-k or top-p a token further back can be drawn by the target, but hardly ever is."""
@@ -37,21 +38,29 @@ def make_draw(params: SamplingParams, rule: Rule) -> Draw:
         rule: the server's.
     """
 
-    def greedy(logits: Tensor, position: int) -> tuple[int, None]:
-        return int(logits.argmax()), None
+    def greedy(logits: Tensor, position: int) -> Guess:
+        token = int(logits.argmax())
+        return Guess(token, _probability(logits, token))
 
-    def coupled(logits: Tensor, position: int) -> tuple[int, None]:
+    def coupled(logits: Tensor, position: int) -> Guess:
         tokens, p = likeliest(logits, params, _CANDIDATES)
         noisy = np.log(p) + gumbel(position_keys([params.seed], [position]), tokens.astype(np.int32))
-        return int(tokens[int(noisy.argmax())]), None
+        return Guess(int(tokens[int(noisy.argmax())]), float(1.0 / p.sum()))
 
-    def ratio(logits: Tensor, position: int) -> tuple[int, DraftDistribution]:
-        q = quantise(*likeliest(logits, params, RATIO_TOP_K))
-        return draw_drafted(q, params.seed, position), q
+    def ratio(logits: Tensor, position: int) -> Guess:
+        tokens, p = likeliest(logits, params, RATIO_TOP_K)
+        q = quantise(tokens, p)
+        confidence = _probability(logits, int(tokens[0])) if params.greedy else float(1.0 / p.sum())
+        return Guess(draw_drafted(q, params.seed, position), confidence, pack_q([q]))
 
     if rule == "ratio":
         return ratio
     return greedy if params.greedy else coupled
+
+
+def _probability(logits: Tensor, token: int) -> float:
+    """What the model itself gives a token, at temperature 1."""
+    return float((logits[token] - logits.logsumexp(-1)).exp())
 
 
 def likeliest(logits: Tensor, params: SamplingParams, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -5,37 +5,38 @@ Nothing a drafter does can change a text, only how fast it comes; so it may be a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from goodspeed.sampling import SamplingParams
 from goodspeed.verification import Rule
 
-__all__ = ["DraftSession", "Drafter", "Proposal", "common_prefix"]
+__all__ = ["DraftSession", "Drafter", "Guess", "common_prefix"]
 
 
 @dataclass(frozen=True, slots=True)
-class Proposal:
-    """What a drafter proposes; no tokens if it has nothing to say."""
+class Guess:
+    """One token that a drafter expects."""
 
-    tokens: list[int]
+    token: int
+    confidence: float
+    """How sure the drafter is, in [0, 1]: what it knew before it drew the token, and so no news of the draw."""
     q: bytes = b""
-    """Ratio rule: the distribution each token was drawn from (`verification.pack_q`)."""
+    """Ratio rule: the distribution the token was drawn from (`verification.pack_q`)."""
 
 
 class DraftSession(Protocol):
     """A drafter at work on one stream."""
 
-    def draft(self, tokens: Sequence[int], budget: int) -> Proposal:
-        """Guess the next tokens.
+    def guesses(self, tokens: Sequence[int]) -> Iterator[Guess]:
+        """The tokens that follow, one after another, for as long as there is something to say.
 
-        There is nothing to commit or to roll back: a session compares `tokens` with what it saw before, and drops
-        what was not accepted by itself.
+        Each is computed when it is asked for. A new call ends the one before. There is nothing to commit or to roll
+        back: a session compares `tokens` with what it saw before, and drops what was not accepted by itself.
 
         Args:
             tokens: the transcript, at least one token.
-            budget: how many at most, 1 or more.
         """
 
 
@@ -69,4 +70,4 @@ def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     size = min(len(left), len(right))
     if left[:size] == right[:size]:
         return size
-    return next(i for i in range(size) if left[i] != right[i])
+    return next((i for i in range(size) if left[i] != right[i]), size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor
 
 from goodspeed import catalog
 from goodspeed.sampling import SamplingParams
-from goodspeed.verification import DraftDistribution, Rule, pack_q
+from goodspeed.verification import Rule
 from goodspeed_agent.drafters.draws import make_draw
-from goodspeed_agent.drafters.interface import DraftSession, Proposal, common_prefix
+from goodspeed_agent.drafters.interface import DraftSession, Guess, common_prefix
 from goodspeed_agent.drafters.slots import SlotCache
 
 if TYPE_CHECKING:
@@ -73,23 +73,16 @@ class ModelSession:
         self._context: int = getattr(text_config, "max_position_embeddings", None) or 2**31
 
     @torch.inference_mode()
-    def draft(self, tokens: Sequence[int], budget: int) -> Proposal:
-        """Guess the next tokens; none when the model's context is full."""
-        base = len(tokens)
-        budget = min(budget, self._context - base)
-        if budget < 1:
-            return Proposal([])
+    def guesses(self, tokens: Sequence[int]) -> Iterator[Guess]:
+        """Guess the next tokens, until the model's context is full."""
+        if len(tokens) >= self._context:
+            return
         self._roll_back(tokens)
-        drafted: list[int] = []
-        distributions: list[DraftDistribution] = []
         pending: Sequence[int] = tokens[len(self._cached) :]
-        for position in range(base, base + budget):
-            token, q = self._draw(self._forward(pending), position)
-            drafted.append(token)
-            if q is not None:
-                distributions.append(q)
-            pending = [token]
-        return Proposal(drafted, pack_q(distributions))
+        for position in range(len(tokens), self._context):
+            guess = self._draw(self._forward(pending), position)
+            yield guess
+            pending = [guess.token]
 
     def _roll_back(self, tokens: Sequence[int]) -> None:
         # The last token goes through the model again even if it is cached: its logits are what comes next.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from goodspeed.sampling import SamplingParams
 from goodspeed.verification import Rule
-from goodspeed_agent.drafters.interface import DraftSession, Proposal
+from goodspeed_agent.drafters.interface import DraftSession, Guess
 
 __all__ = ["NoDrafter"]
 
@@ -26,5 +26,5 @@ class NoDrafter:
 
 
 class _Silence:
-    def draft(self, tokens: Sequence[int], budget: int) -> Proposal:
-        return Proposal([])
+    def guesses(self, tokens: Sequence[int]) -> Iterator[Guess]:
+        return iter(())

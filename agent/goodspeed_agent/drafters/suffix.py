@@ -9,14 +9,14 @@ keeps the places that agree with it, so that a whole draft costs one search. Not
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from goodspeed.sampling import SamplingParams, gumbel, position_keys
 from goodspeed.verification import DraftDistribution, Rule, pack_q
-from goodspeed_agent.drafters.interface import DraftSession, Proposal, common_prefix
+from goodspeed_agent.drafters.interface import DraftSession, Guess, common_prefix
 
 __all__ = ["SuffixDrafter"]
 
@@ -52,19 +52,19 @@ class SuffixSession:
         self._tokens: list[int] = []
         self._places: dict[tuple[int, ...], list[int]] = {}
 
-    def draft(self, tokens: Sequence[int], budget: int) -> Proposal:
-        """Guess the next tokens."""
+    def guesses(self, tokens: Sequence[int]) -> Iterator[Guess]:
+        """Go on as the text went on behind the longest match, for a few times the match's length."""
         self._index(tokens)
         places, matched = self._longest_matches()
-        text, size = self._tokens, len(self._tokens)
+        text = list(self._tokens)
         # A place may run into what is being drafted: so a loop goes on as a loop.
-        while places and len(text) - size < min(budget, _TRUST * matched):
-            token = self._choose(Counter(text[place] for place in places), len(text))
+        while places and len(text) - len(tokens) < _TRUST * matched:
+            counts = Counter(text[place] for place in places)
+            token = self._choose(counts, len(text))
             places = [place + 1 for place in places if text[place] == token]
+            confidence = max(counts.values()) / counts.total() * matched / (matched + 1)
+            yield Guess(token, confidence, _point_mass(token) if self._rule == "ratio" else b"")
             text.append(token)
-        drafted = text[size:]
-        del text[size:]
-        return Proposal(drafted, _point_masses(drafted) if self._rule == "ratio" else b"")
 
     def _index(self, tokens: Sequence[int]) -> None:
         known = len(self._tokens)
@@ -99,7 +99,6 @@ class SuffixSession:
         return int(tokens[int(noisy.argmax())])
 
 
-def _point_masses(drafted: Sequence[int]) -> bytes:
-    """Each token was settled without the server's coins, so it is its own distribution."""
-    weight = np.array([1], dtype=np.int64)
-    return pack_q([DraftDistribution(np.array([token], dtype=np.int64), weight) for token in drafted])
+def _point_mass(token: int) -> bytes:
+    """The token was settled without the server's coins, so it is its own distribution."""
+    return pack_q([DraftDistribution(np.array([token], dtype=np.int64), np.array([1], dtype=np.int64))])

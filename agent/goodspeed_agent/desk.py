@@ -1,0 +1,56 @@
+"""The one thread on which an agent drafts: what a server waits for first, and what is drafted ahead in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+__all__ = ["Desk"]
+
+T = TypeVar("T")
+
+
+class Desk:
+    """Runs drafting off the event loop, one piece of work at a time: models do not share a core well.
+
+    To be used on one event loop.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="drafting")
+        self._urgent = 0
+        self._nothing_urgent = asyncio.Event()
+        self._nothing_urgent.set()
+        self._turn = asyncio.Lock()
+
+    async def at_once(self, work: Callable[[], T]) -> T:
+        """Run something that a server waits for."""
+        self._urgent += 1
+        self._nothing_urgent.clear()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        finally:
+            self._urgent -= 1
+            if not self._urgent:
+                self._nothing_urgent.set()
+
+    async def in_between(self, work: Callable[[], T]) -> T:
+        """Run a short piece of work, one at a time, when nothing else is to be done.
+
+        Once begun it cannot be stopped: a cancelled caller waits for its end, and hears of its failure.
+        """
+        async with self._turn:
+            await self._nothing_urgent.wait()
+            running = asyncio.get_running_loop().run_in_executor(self._thread, work)
+            try:
+                return await asyncio.shield(running)
+            except asyncio.CancelledError:
+                await asyncio.wait([running])
+                running.result()
+                raise
+
+    def close(self) -> None:
+        """Take on nothing more."""
+        self._thread.shutdown(cancel_futures=True)

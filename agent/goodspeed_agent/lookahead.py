@@ -1,0 +1,121 @@
+"""What has been guessed beyond a stream's committed tokens: what a draft is cut from, and what outlives its verdict.
+
+A draft is the beginning of what is guessed. A verdict that accepts all of it, and appends the very token that was
+guessed next, leaves the rest standing as the beginning of the next draft; any other makes the guesses start anew. So
+drafting ahead is going on guessing, and nothing else: every guess is a function of the tokens before it, of the seed
+and of the position, and a draft is the same whether its tokens were guessed early or late.
+
+An early stop is decided by confidences, and a confidence is known before its token is drawn. So whether a token is
+sent does not depend on which token it is: the ratio rule stays lossless (any other stop would bend its output), and
+the coupled rule is whatever is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from goodspeed_agent.ahead import Ahead
+from goodspeed_agent.drafters.interface import DraftSession, Guess
+
+__all__ = ["Calibration", "Lookahead"]
+
+_BINS = 10
+
+
+class Calibration:
+    """How often guesses of a given confidence have come true, by tenths of confidence.
+
+    Args:
+        prior_weight: how many guesses the belief counts for that a confidence is what it says.
+        memory: how many guesses of a tenth one keeps most of its weight.
+    """
+
+    def __init__(self, *, prior_weight: float = 4.0, memory: float = 500.0) -> None:
+        self._trials = [prior_weight] * _BINS
+        self._hits = [prior_weight * (index + 0.5) / _BINS for index in range(_BINS)]
+        self._keep = 1.0 - 1.0 / memory
+
+    def chance(self, confidence: float) -> float:
+        """That a guess of this confidence comes true, if those before it do."""
+        index = _bin(confidence)
+        return self._hits[index] / self._trials[index]
+
+    def observe(self, confidence: float, right: bool) -> None:
+        """A guess was held against the target's token."""
+        index = _bin(confidence)
+        self._hits[index] = self._hits[index] * self._keep + right
+        self._trials[index] = self._trials[index] * self._keep + 1.0
+
+
+def _bin(confidence: float) -> int:
+    return min(int(confidence * _BINS), _BINS - 1)
+
+
+class Lookahead:
+    """The guesses of one stream. Blocks for as long as the drafter computes.
+
+    Args:
+        session: the drafter's.
+        calibration: of that drafter; learns from every token that is committed over a guess.
+        ahead: is told whether what was guessed beyond a draft stood when its verdict came.
+    """
+
+    def __init__(self, session: DraftSession, calibration: Calibration, ahead: Ahead) -> None:
+        self._session = session
+        self._calibration = calibration
+        self._ahead = ahead
+        self._guesses: list[Guess] = []
+        self._base = 0
+        """The committed length that they build upon."""
+        self._sent = 0
+        """How many of them the last draft held."""
+        self._more: Iterator[Guess] = iter(())
+        self._ended = True
+        """Whether the drafter has nothing more to say from where it began."""
+
+    def draft(self, tokens: Sequence[int], budget: int, price: float = 0.0) -> list[Guess]:
+        """Guess what follows the transcript.
+
+        Args:
+            tokens: the transcript.
+            budget: how many tokens at most.
+            price: the draft ends before the first token whose chance to be accepted, all before it included, is lower.
+        """
+        self._follow(tokens)
+        chance, count = 1.0, 0
+        while count < budget and (count < len(self._guesses) or self.extend()):
+            chance *= self._calibration.chance(self._guesses[count].confidence)
+            if chance < price:
+                break
+            count += 1
+        self._sent = count
+        return self._guesses[:count]
+
+    def extend(self) -> bool:
+        """Guess one more token; False if the drafter has nothing more to say."""
+        guess = next(self._more, None)
+        if guess is None:
+            self._ended = True
+            return False
+        self._guesses.append(guess)
+        return True
+
+    def _follow(self, tokens: Sequence[int]) -> None:
+        """Hold the guesses against the tokens that were committed meanwhile, and keep those that still stand."""
+        committed = tokens[self._base :]
+        self._base = len(tokens)
+        right = self._judge(committed)
+        if committed and len(self._guesses) > self._sent:
+            self._ahead.observe(stood=right)
+        if right and not self._ended:
+            del self._guesses[: len(committed)]
+        else:
+            self._guesses, self._more, self._ended = [], self._session.guesses(tokens), False
+
+    def _judge(self, committed: Sequence[int]) -> bool:
+        """Learn from what became of the guesses; says whether all that was committed had been guessed."""
+        for guess, token in zip(self._guesses, committed, strict=False):
+            self._calibration.observe(guess.confidence, guess.token == token)
+            if guess.token != token:
+                return False
+        return len(committed) <= len(self._guesses)

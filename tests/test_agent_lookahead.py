@@ -1,0 +1,264 @@
+"""Guesses beyond the committed tokens: what is kept, what is dropped, and where a draft stops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from goodspeed.sampling import SamplingParams
+from goodspeed.verification import (
+    DraftDistribution,
+    Rule,
+    draw_drafted,
+    judge_coupled,
+    judge_ratio,
+    pack_q,
+    quantise,
+    unpack_q,
+)
+from goodspeed_agent.ahead import Ahead
+from goodspeed_agent.drafters import DraftSession, Guess, SuffixDrafter
+from goodspeed_agent.drafters.model import ModelDrafter
+from goodspeed_agent.lookahead import Calibration, Lookahead
+from tests.tiny_models import VOCAB, tiny_llama
+
+MODEL = tiny_llama()
+WARM = SamplingParams(temperature=0.8, top_p=0.95, seed=11)
+
+
+class Counter:
+    """Goes on counting; says how sure it is of every number, and which it was asked for."""
+
+    def __init__(self, confidence: Sequence[float] = (), limit: int = 10**6) -> None:
+        self.confidence = confidence
+        self.limit = limit
+        self.computed: list[int] = []
+
+    def guesses(self, tokens: Sequence[int]) -> Iterator[Guess]:
+        for token in range(tokens[-1] + 1, tokens[-1] + 1 + self.limit):
+            self.computed.append(token)
+            yield Guess(token, self.confidence[token] if token < len(self.confidence) else 0.95)
+
+
+def lookahead(session: DraftSession, ahead: Ahead | None = None, calibration: Calibration | None = None) -> Lookahead:
+    return Lookahead(session, calibration or Calibration(), ahead or Ahead())
+
+
+def drafted(guesses: Sequence[Guess]) -> list[int]:
+    return [guess.token for guess in guesses]
+
+
+def test_what_was_guessed_ahead_is_not_computed_again() -> None:
+    session = Counter()
+    ahead = lookahead(session)
+    assert drafted(ahead.draft([0], 3)) == [1, 2, 3]
+    assert [ahead.extend() for _ in range(3)] == [True] * 3
+    session.computed.clear()
+    assert drafted(ahead.draft([0, 1, 2, 3, 4], 4)) == [5, 6, 7, 8]
+    assert session.computed == [7, 8]
+
+
+@pytest.mark.parametrize("committed", [[1, 2, 9], [9], [1, 2, 3, 9], [1, 2, 3, 4, 5, 6, 7, 8]])
+def test_any_other_outcome_starts_anew(committed: list[int]) -> None:
+    session = Counter()
+    ahead = lookahead(session)
+    ahead.draft([0], 3)
+    ahead.extend()
+    ahead.extend()
+    session.computed.clear()
+    last = committed[-1]
+    assert drafted(ahead.draft([0, *committed], 2)) == [last + 1, last + 2]
+    assert session.computed == [last + 1, last + 2]
+
+
+def test_a_drafter_that_came_to_an_end_is_asked_again() -> None:
+    ahead = lookahead(Counter(limit=3))
+    assert drafted(ahead.draft([0], 9)) == [1, 2, 3]
+    assert not ahead.extend()
+    assert drafted(ahead.draft([0, 1, 2], 9)) == [3, 4, 5]
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from(["model", "suffix"]),
+    st.sampled_from(["coupled", "ratio"]),
+    st.sampled_from([SamplingParams(), WARM]),
+    st.lists(st.tuples(st.integers(1, 4), st.integers(0, 6), st.integers(0, 5)), min_size=1, max_size=6),
+)
+def test_a_draft_is_the_same_whether_it_was_guessed_early_or_late(
+    kind: str, rule: Rule, params: SamplingParams, steps: list[tuple[int, int, int]]
+) -> None:
+    """The ground on which drafting ahead is lossless under both rules."""
+    drafter = ModelDrafter(MODEL, "tiny", None) if kind == "model" else SuffixDrafter()
+    ahead = lookahead(drafter.open(params, rule=rule, vocab_size=VOCAB))
+    text = [3, 1, 4, 1, 5, 3, 1]
+    for budget, further, kept in steps:
+        guesses = ahead.draft(text, budget)
+        fresh = drafter.open(params, rule=rule, vocab_size=VOCAB)
+        alone = list(islice(fresh.guesses(text), budget))
+        if kind == "model":
+            assert drafted(guesses) == drafted(alone)
+        for _ in range(further):
+            ahead.extend()
+        known = drafted(list(islice(drafter.open(params, rule=rule, vocab_size=VOCAB).guesses(text), budget + 1)))
+        # `kept` at its largest is a verdict that accepts everything, bonus token included.
+        text += known if kept == 5 else [*known[: min(kept, len(guesses))], 7]
+
+
+def test_a_draft_ends_before_the_first_token_that_is_not_worth_its_price() -> None:
+    confidence = [0.0, 0.95, 0.85, 0.95, 0.15, 0.95]
+    at = [(index + 0.5) / 10 for index in (9, 8, 9, 1)]  # what a fresh calibration makes of them
+    chances = np.cumprod(at)
+    for price, expected in [(0.0, [1, 2, 3, 4, 5]), (chances[3] * 0.99, [1, 2, 3, 4]), (0.5, [1, 2, 3]), (0.96, [])]:
+        assert drafted(lookahead(Counter(confidence)).draft([0], 5, price)) == expected
+
+
+def test_what_was_not_worth_sending_still_counts_as_guessed() -> None:
+    session = Counter([0.0, 0.95, 0.15])
+    ahead = lookahead(session)
+    assert drafted(ahead.draft([0], 4, price=0.5)) == [1]
+    assert drafted(ahead.draft([0, 1, 2], 1)) == [3]
+    assert session.computed == [1, 2, 3]
+
+
+def test_confidence_is_corrected_by_what_comes_true() -> None:
+    calibration = Calibration()
+    ahead = lookahead(Counter([0.0] + [0.95] * 400), calibration=calibration)
+    text = [0]
+    for _ in range(100):
+        guesses = ahead.draft(text, 1)
+        text.append(guesses[0].token + 1)  # never what was guessed
+    assert calibration.chance(0.95) < 0.05
+    assert calibration.chance(0.45) == pytest.approx(0.45)
+
+
+def test_calibration_counts_shares() -> None:
+    calibration = Calibration(prior_weight=2.0, memory=1e9)
+    for right in [True, False, False, True, True, True]:
+        calibration.observe(0.31, right)
+    calibration.observe(1.0, True)
+    assert calibration.chance(0.39) == pytest.approx((2 * 0.35 + 4) / 8)
+    assert calibration.chance(0.99) == pytest.approx((2 * 0.95 + 1) / 3)
+    assert calibration.chance(0.0) == pytest.approx(0.05)
+
+
+def test_the_hit_rate_counts_verdicts_that_confirmed_what_was_guessed_beyond_the_draft() -> None:
+    policy = Ahead()
+    ahead = lookahead(Counter(), policy)
+    ahead.draft([0], 2)
+    ahead.draft([0, 1, 2, 3], 2)
+    assert policy.hit_rate == 0.5, "nothing had been guessed beyond the draft"
+    ahead.extend()
+    ahead.draft([0, 1, 2, 3, 4, 5, 6], 2)
+    assert policy.hit_rate > 0.5
+    before = policy.hit_rate
+    ahead.extend()
+    ahead.draft([0, 1, 2, 3, 4, 5, 6, 9], 2)
+    assert policy.hit_rate < before
+
+
+def test_auto_stops_where_it_does_not_pay_and_looks_again() -> None:
+    policy = Ahead("auto")
+    assert policy.tokens(4) == 5
+    for _ in range(60):
+        policy.observe(stood=False)
+    asked = [policy.tokens(4) for _ in range(64)]
+    assert sum(asked) == 4
+    assert set(asked) == {0, 1}
+    for _ in range(60):
+        policy.observe(stood=True)
+    assert policy.tokens(4) == 5
+
+
+def test_on_and_off_are_the_users_word() -> None:
+    for mode, expected in (("on", 5), ("off", 0)):
+        policy = Ahead(mode)  # type: ignore[arg-type]
+        for _ in range(60):
+            policy.observe(stood=False)
+        assert policy.tokens(4) == expected
+
+
+def test_a_token_that_would_be_in_the_verdicts_way_is_not_started() -> None:
+    policy = Ahead()
+    assert policy.starts(0.0, 10.0), "nothing is known yet"
+    policy.waited(0.1)
+    policy.observe(stood=False)
+    assert policy.starts(0.05, 0.04)
+    assert not policy.starts(0.05, 0.06)
+    for _ in range(10):
+        policy.observe(stood=True)
+    assert policy.starts(0.05, 0.06), "what is likely to be of use is begun all the same"
+    assert Ahead("on").starts(9.0, 9.0)
+
+
+@given(st.data())
+def test_any_stop_is_lossless_under_the_coupled_rule(data: st.DataObject) -> None:
+    """However a draft is cut, by its own tokens even, what is committed is the target's own text."""
+    truth = data.draw(st.lists(st.integers(0, 3), min_size=12, max_size=12))
+    text: list[int] = []
+    while len(text) < len(truth) - 1:
+        rest = truth[len(text) :]
+        draft = data.draw(st.lists(st.integers(0, 3), max_size=len(rest) - 1))
+        judgement = judge_coupled(draft, rest[: len(draft) + 1])
+        text += [*draft[: judgement.accepted], judgement.token]
+        assert text == truth[: len(text)]
+
+
+# The ratio rule over many seeds: a drafter near the target, whose draft stops where the next token is not worth its
+# price, and which guesses on beyond it. The text must be the target's, token by token in distribution.
+
+TARGET = torch.tensor([0.02, 0.30, 0.00, 0.25, 0.13, 0.30])
+AFTER = torch.stack([TARGET.roll(shift) for shift in range(6)])  # [token before, 6]
+DRAFT = [quantise(np.arange(6), ((p + 0.1) ** 1.3 * torch.linspace(0.6, 1.4, 6)).numpy()) for p in AFTER]
+
+
+class Sketch:
+    """Drafts from `DRAFT`, surer of itself behind some tokens than behind others."""
+
+    def __init__(self, seed: int, confidence: Callable[[DraftDistribution, int], float]) -> None:
+        self.seed = seed
+        self.confidence = confidence
+
+    def guesses(self, tokens: Sequence[int]) -> Iterator[Guess]:
+        last = tokens[-1]
+        for position in range(len(tokens), 10**6):
+            q = DRAFT[last]
+            last = draw_drafted(q, self.seed, position)
+            yield Guess(last, self.confidence(q, last), pack_q([q]))
+
+
+def p_value(confidence: Callable[[DraftDistribution, int], float], draws: int) -> float:
+    """Of the first two tokens of many texts, under the target's distribution; price and drafting ahead are on."""
+    counts = np.zeros((6, 6))
+    stopped = 0
+    for seed in range(draws):
+        text, ahead = [0], lookahead(Sketch(seed, confidence))
+        while len(text) < 3:
+            guesses = ahead.draft(text, 3, price=0.3)
+            stopped += len(guesses) < 3
+            ahead.extend()
+            tokens = drafted(guesses)
+            q = unpack_q(b"".join(guess.q for guess in guesses), tokens, 6)
+            judgement = judge_ratio(AFTER[[text[-1], *tokens]].log(), tokens, q, seed, len(text))
+            text += [*tokens[: judgement.accepted], judgement.token]
+        counts[text[1], text[2]] += 1
+    assert draws / 4 < stopped, "the price has to bite for this to show anything"
+    expected = (AFTER[0][:, None] * AFTER).double().numpy()
+    possible = expected > 0
+    assert not counts[~possible].any()
+    return float(stats.chisquare(counts[possible], expected[possible] / expected.sum() * draws).pvalue)
+
+
+def test_a_stop_decided_before_the_draw_is_lossless_under_the_ratio_rule() -> None:
+    assert p_value(lambda q, token: float(q.p.max()) + 0.4 * (int(q.tokens[0]) % 2), 2500) > 1e-4
+
+
+def test_a_stop_that_looks_at_the_drawn_token_is_not() -> None:
+    assert p_value(lambda q, token: q.probability(token), 2500) < 1e-9
