@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check format install bench-engine bench-worth bench-overhead bench-scheduler bench-wire models clean picture
+.PHONY: demo test check format install bench-engine bench-worth bench-capacity bench-overhead bench-scheduler bench-wire models clean picture
 
 picture: $(INSTALLED)  ## the README's picture of the monitor, from a run of the demo
 	mkdir -p build
@@ -42,6 +42,9 @@ bench-engine: $(INSTALLED)  ## ms per round: packed, padded, a loop over rows
 
 bench-worth: $(INSTALLED)  ## tokens per second of server busy time, against plain decoding and generate
 	$(BIN)/python -m bench.worth
+
+bench-capacity: $(INSTALLED)  ## streams that a server carries at 10 tokens a second each
+	$(BIN)/python -m bench.capacity
 
 bench-overhead: $(INSTALLED)  ## what a round costs beside its forward pass
 	$(BIN)/python -m bench.overhead
