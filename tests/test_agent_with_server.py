@@ -6,13 +6,17 @@ import asyncio
 import random
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from goodspeed import catalog
 from goodspeed.sampling import SamplingParams
+from goodspeed.scheduling import SCHEDULERS, Demand, Plan
+from goodspeed.simulation import RoundsKind
 from goodspeed.verification import Rule
 from goodspeed_agent.agent import Agent, TextRequest
 from goodspeed_agent.backoff import Backoff
@@ -79,6 +83,46 @@ async def test_with_the_coupled_rule_drawn_text_does_not_depend_on_the_drafter(t
                 completion = await agent.complete(TextRequest(PROMPTS[0], WARM, max_new_tokens=NEW_TOKENS))
             texts.add(tuple(completion.tokens))
     assert len(texts) == 1
+
+
+class Priced:
+    """Asks for long drafts, and prices their tokens so that only likely ones are sent."""
+
+    def __init__(self) -> None:
+        self.budgets = 0
+
+    def plan(self, demand: Demand, capacity: int) -> Plan:
+        budgets = np.minimum(demand.limit, 6)
+        self.budgets += int(budgets.sum())
+        return Plan(budgets, 0.0, np.full(len(demand), 0.4))
+
+
+@pytest.mark.parametrize("rounds", get_args(RoundsKind))
+@pytest.mark.parametrize("scheduler", [*SCHEDULERS, "priced"])
+async def test_no_policy_changes_a_text(scheduler: str, rounds: RoundsKind, tmp_path: Path) -> None:
+    """With drafting ahead on, and under two policies with a price and early stops as well."""
+    priced = Priced()
+    name, capacity = ("seconds", 64) if scheduler == "priced" else (scheduler, None)
+    settings = tiny_settings(scheduler=name, rounds={"rounds": rounds, "capacity": capacity})
+    cold: set[tuple[tuple[int, ...], ...]] = set()
+    warm: set[tuple[tuple[int, ...], ...]] = set()
+    drafted = 0
+    async with serving(settings) as (server, address):
+        if scheduler == "priced":
+            server._rounds.planner.scheduler = priced
+        for drafter in drafters()[:3]:
+            agent = Agent(address, drafter, cache=TokenizerCache(tmp_path), backoff=QUICK, draft_ahead="on")
+            async with agent:
+                for params, texts in ((SamplingParams(), cold), (WARM, warm)):
+                    requests = [TextRequest(prompt, params, max_new_tokens=NEW_TOKENS) for prompt in PROMPTS]
+                    completions = await asyncio.gather(*(agent.complete(request) for request in requests))
+                    texts.add(tuple(tuple(completion.tokens) for completion in completions))
+                    drafted += sum(completion.speculation.num_draft_tokens for completion in completions)
+                assert [row.state for row in server.snapshot().agents] == ["ok"]
+    assert cold == {tuple(tuple(target_alone(prompt)) for prompt in PROMPTS)}
+    assert len(warm) == 1
+    if scheduler == "priced":
+        assert 0 < drafted < priced.budgets / 2, "drafts have to end early for this to show anything"
 
 
 async def test_with_the_ratio_rule_the_target_accepts_most_of_itself(tmp_path: Path) -> None:
