@@ -1,11 +1,18 @@
-"""What an address says of itself."""
+"""What an address says of itself, and the way there."""
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 from urllib.parse import urlsplit
 
-__all__ = ["is_loopback"]
+from websockets.exceptions import InvalidProxy
+from websockets.proxy import get_proxy, parse_proxy
+from websockets.uri import parse_uri
+
+from goodspeed.errors import InvalidRequest
+
+__all__ = ["is_loopback", "proxy_for"]
 
 
 def is_loopback(url: str) -> bool:
@@ -19,3 +26,25 @@ def is_loopback(url: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for a WebSocket URL; None if there is none, or the URL is this machine's.
+
+    Raises:
+        InvalidRequest: the environment names one that cannot be used.
+        ValueError: it is no URL.
+        InvalidURI: nor a WebSocket one.
+    """
+    uri = parse_uri(url)
+    proxy = None if is_loopback(url) else get_proxy(uri)
+    if proxy is None:
+        return None
+    unset = "set http_proxy, https_proxy or no_proxy in the environment to what it should be"
+    try:
+        scheme = parse_proxy(proxy).scheme
+    except (InvalidProxy, ValueError) as error:
+        raise InvalidRequest(f"the proxy for {url} cannot be used ({error}): {unset}") from None
+    if scheme.startswith("socks") and importlib.util.find_spec("python_socks") is None:
+        raise InvalidRequest(f"the proxy for {url} is {proxy}: for that pip install python-socks, or {unset}")
+    return proxy

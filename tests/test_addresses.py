@@ -1,6 +1,7 @@
 import pytest
 
-from goodspeed.addresses import is_loopback
+from goodspeed.addresses import is_loopback, proxy_for
+from goodspeed.errors import InvalidRequest
 
 
 @pytest.mark.parametrize(
@@ -19,3 +20,27 @@ from goodspeed.addresses import is_loopback
 )
 def test_this_machine_is_told_from_others(url: str, loopback: bool) -> None:
     assert is_loopback(url) == loopback
+
+
+def test_the_environment_names_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://proxy.example:3128")
+    monkeypatch.setenv("no_proxy", "near.example")
+    assert proxy_for("ws://far.example:8765") == "http://proxy.example:3128"
+    assert proxy_for("ws://near.example:8765") is None
+    assert proxy_for("ws://127.0.0.1:8765") is None
+
+
+@pytest.mark.parametrize(
+    ("proxy", "sentence"),
+    [
+        ("gopher://proxy.example", "gopher"),
+        ("http://", "hostname"),
+        ("http://proxy.example:99999", "Port out of range"),
+        ("socks5h://proxy.example:1080", "pip install python-socks"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, proxy: str, sentence: str) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.setenv("https_proxy", proxy)
+    with pytest.raises(InvalidRequest, match=f"(?s)far.example.*{sentence}"):
+        proxy_for("wss://far.example:8765")

@@ -21,7 +21,7 @@ from websockets.frames import Close as CloseFrame
 from websockets.frames import CloseCode
 from websockets.uri import parse_uri
 
-from goodspeed.addresses import is_loopback
+from goodspeed.addresses import proxy_for
 from goodspeed.catalog import Files
 from goodspeed.errors import (
     GoodSpeedError,
@@ -288,7 +288,7 @@ class Link:
                 open_timeout=None,
                 close_timeout=2.0,
                 user_agent_header="goodspeed-agent",
-                proxy=None if is_loopback(self.url) else True,
+                proxy=proxy_for(self.url),
             )
             try:
                 await connection.send(encode(self._hello))

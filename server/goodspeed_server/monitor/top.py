@@ -17,7 +17,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
 import goodspeed
-from goodspeed.addresses import is_loopback
+from goodspeed.addresses import proxy_for
 from goodspeed.errors import InvalidRequest, LinkLost, MalformedMessage, Refused
 from goodspeed.messages import (
     MAX_SERVER_FRAME_BYTES,
@@ -129,7 +129,7 @@ async def _connected(url: str) -> AsyncIterator[ClientConnection]:
             compression=None,
             max_size=MAX_SERVER_FRAME_BYTES,
             open_timeout=_OPEN_TIMEOUT_S,
-            proxy=None if is_loopback(url) else True,
+            proxy=proxy_for(url),
         )
     except (InvalidURI, ValueError) as error:  # ValueError: a port that is no number.
         raise InvalidRequest(f"{url!r} is no address of a server ({error}): give ws://HOST:PORT") from None
