@@ -58,9 +58,7 @@ def main(
         str, typer.Option(help="`emulated`: passes last as long as larger targets'; `real`: as the bundled target's.")
     ] = "emulated",
     folder: Annotated[Path, typer.Option(help="Where figures, plots and reading go.")] = FOLDER,
-    redraw: Annotated[
-        bool, typer.Option("--redraw", help="Make plots and reading of what was measured before.")
-    ] = False,
+    redraw: Annotated[bool, typer.Option("--redraw", help="Only plots and reading, of what was measured.")] = False,
 ) -> None:
     """Compare policies on emulated edges."""
     if engine not in ("emulated", "real"):

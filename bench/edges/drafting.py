@@ -1,10 +1,10 @@
 """A drafter at its box's pace, on a machine that all boxes share.
 
-`Remembering` computes each draft once: what a drafter says is a function of the text so far, of the parameters and of the
-seed, and benches give every policy the same prompts and seeds. So after a rehearsal the shared cores are hardly touched
-by drafting, whatever the boxes are supposed to do meanwhile. `Paced` lets a draft of k tokens take k times as long as one
-does on the emulated box: it sleeps for what is left of that after the real computation. Where the computation took
-longer, the draft is late, and counted in `Pace.overruns`.
+`Remembering` computes each draft once: what a drafter says is a function of the text so far, of the parameters and of
+the seed, and benches give every policy the same prompts and seeds. So after a rehearsal the shared cores are hardly
+touched by drafting, whatever the boxes are supposed to do meanwhile. `Paced` lets a draft of k tokens take k times as
+long as one does on the emulated box: it sleeps for what is left of that after the real computation. Where the
+computation took longer, the draft is late, and counted in `Pace.overruns`.
 """
 
 from __future__ import annotations

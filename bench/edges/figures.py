@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import matplotlib as mpl
@@ -37,17 +38,6 @@ _OTHER = "#333333"
 _AVERAGE = 10
 """Rounds in the paper's moving average."""
 _SMOOTH_S = 2.0
-_STYLE = {
-    "figure.dpi": 130,
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#e6e6e6",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-}
-
 FIGURES = {
     "estimates.png": "estimated against realised goodput, by round (the paper's figure 2)",
     "times.png": "where a round's wall time goes (the paper's figure 3)",
@@ -61,7 +51,7 @@ FIGURES = {
 
 def draw(results: Results, folder: Path) -> None:
     """Write every plot of `FIGURES` into a folder that exists."""
-    with mpl.rc_context(_STYLE):
+    with _style():
         first = results.comparisons[0]
         figures = {
             "estimates.png": _estimates(first, results.edges),
@@ -75,6 +65,21 @@ def draw(results: Results, folder: Path) -> None:
         assert figures.keys() == FIGURES.keys()
         for name, figure in figures.items():
             figure.savefig(folder / name)
+
+
+def _style() -> AbstractContextManager[None]:
+    return mpl.rc_context(
+        {
+            "figure.dpi": 130,
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.color": "#e6e6e6",
+            "axes.axisbelow": True,
+            "legend.frameon": False,
+        }
+    )
 
 
 def _label(edge: Edge) -> str:
@@ -159,9 +164,7 @@ def _utility(comparison: Comparison, edges: Sequence[Edge]) -> Figure:
         times = np.linspace(1.0, max(seen.at for seen in verdicts) - began_s, 100)
         rates = [_until(one, began_s, times) for one in own]
         by_clock.plot(times, np.log(np.maximum(rates, 0.1)).sum(0), color=_colour(policy), label=policy)
-    by_round.set(
-        xlabel="round of every edge", ylabel="sum of log tokens a round", title="by round, as the paper counts"
-    )
+    by_round.set(xlabel="round of every edge", ylabel="sum of log tokens a round", title="by round, as in the paper")
     by_clock.set(xlabel="seconds", ylabel="sum of log tokens a second", title="by the clock")
     by_clock.legend(loc="lower right")
     figure.suptitle(f"Utility of the running mean goodput, {comparison.target} target")
@@ -208,9 +211,8 @@ def _concurrency(results: Results) -> Figure:
             for point in points
         ]
         totals = [sum(point.trial.rates.values()) for point in points]
-        place.plot(
-            speeds, totals, "o-", color=_colour(policy), label="plain (no speculation)" if policy == "plain" else policy
-        )
+        label = "plain (no speculation)" if policy == "plain" else policy
+        place.plot(speeds, totals, "o-", color=_colour(policy), label=label)
         for point, speed, total in zip(points, speeds, totals, strict=True):
             place.annotate(str(point.streams), (speed, total), xytext=(5, 4), textcoords="offset points", fontsize=8)
     place.set_xlim(left=0)

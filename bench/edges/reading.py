@@ -23,13 +23,14 @@ def write_reading(results: Results, file: Path) -> None:
 def _reading(results: Results) -> Iterator[str]:
     yield "# Emulated edges"
     yield ""
+    workload, window = results.workload, results.window
     yield (
-        f"Written by `{results.command}` in {results.took_s / 60:.0f} minutes on {results.machine}. A real server, real agents "
-        "and the bundled models; draft times and links are emulated as `bench/edges/fleet.py` says, and every edge has "
-        f"one user, who asks for one text of {results.workload.new_tokens} tokens after the other (T = "
-        f"{results.workload.temperature:g}). All policies get the same prompts and seeds and take turns; each run "
-        f"measures {results.window.measured_s:g} s behind a warm-up of {results.window.warmup_s:g} s. Tables show medians of "
-        f"{len(results.comparisons[0].repetitions)} repetitions with their ranges, ratios are taken within a repetition."
+        f"Written by `{results.command}` in {results.took_s / 60:.0f} minutes on {results.machine}. A real server, "
+        "real agents and the bundled models; draft times and links are emulated, as `bench/edges/fleet.py` says. "
+        f"Every edge has one user, who asks for one text of {workload.new_tokens} tokens after the other, "
+        f"T = {workload.temperature:g}. All policies get the same prompts and seeds and take turns; each run measures "
+        f"{window.measured_s:g} s behind a warm-up of {window.warmup_s:g} s. Tables show medians and ranges of "
+        f"{len(results.comparisons[0].repetitions)} repetitions; ratios are taken within a repetition."
     )
     for comparison in results.comparisons:
         yield from _comparison(comparison)
@@ -124,10 +125,11 @@ def _trust(comparison: Comparison) -> Iterator[str]:
     late_time = max(trial.draft_overrun_time_share for trial in trials)
     torn = comparison.differing_texts + sum(trial.torn for trial in trials)
     yield (
-        f"- How far to trust it: in the worst run {late_passes:.0%} of the passes and {late_drafts:.1%} of the drafts took longer "
-        f"to compute than they were emulated to take, the drafts by {late_time:.2%} of their time together."
+        f"- How far to trust it: in the worst run {late_passes:.0%} of the passes and {late_drafts:.1%} of the drafts "
+        "took longer to compute than they were emulated to take, the drafts by "
+        f"{late_time:.2%} of their time together."
     )
-    yield f"- Of {comparison.texts} texts, written under every policy and again in every repetition, {torn} ever differed."
+    yield f"- Of {comparison.texts} texts, written under every policy in every repetition, {torn} ever differed."
 
 
 def _concurrency(results: Results) -> Iterator[str]:

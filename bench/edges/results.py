@@ -131,7 +131,7 @@ def jain(rates: Iterable[float]) -> float:
 
 def ratios(comparison: Comparison, policy: str, rival: str) -> Spread:
     """Geometric mean against a rival's, each within its repetition."""
-    pairs = zip(comparison.trials(policy), comparison.trials(rival), strict=True)
-    return Spread.of(
-        geometric_mean(ours.rates.values()) / geometric_mean(theirs.rates.values()) for ours, theirs in pairs
+    ours, theirs = (
+        [geometric_mean(trial.rates.values()) for trial in comparison.trials(name)] for name in (policy, rival)
     )
+    return Spread.of(our / their for our, their in zip(ours, theirs, strict=True))

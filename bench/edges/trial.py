@@ -150,7 +150,6 @@ def _figures(
         sum(report.pace.overrun_s for report in reports),
         sum(report.pace.emulated_s for report in reports),
     )
-    emulated = isinstance(engine, EmulatedEngine)
     return Trial(
         policy=policy,
         rates={edge.name: recorder.tokens(edge.name, since_s, until_s) / span_s for edge in setting.edges},
@@ -158,7 +157,7 @@ def _figures(
         drafted=sum(record.drafted for record in rounds),
         accepted=sum(record.accepted for record in rounds),
         committed=sum(record.committed for record in rounds),
-        pass_overrun_share=engine.overruns / max(engine.passes, 1) if emulated else 0.0,
+        pass_overrun_share=engine.overruns / engine.passes if isinstance(engine, EmulatedEngine) else 0.0,
         draft_overrun_share=pace.overruns / max(pace.drafts, 1),
         draft_overrun_time_share=pace.overrun_s / pace.emulated_s if pace.emulated_s else 0.0,
         torn=sum(report.torn for report in reports),
