@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec import Struct
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from goodspeed_server.engine import Engine, Segment
 
@@ -43,34 +44,46 @@ class EmulatedEngine(Engine):
     agents share with it, are free meanwhile. Its busy time is therefore wall time, calibration at start-up included.
 
     Args:
+        model: as for `Engine`, and so are all others that are not named here.
         pass_time: of the target that is emulated.
-        what: as `Engine`.
+        clock: seconds, monotonic.
+        sleep: blocks for so many seconds of that clock.
     """
 
-    def __init__(self, *what: Any, pass_time: PassTime, **how: Any) -> None:
-        super().__init__(*what, **how)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        pass_time: PassTime,
+        clock: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
+        **others: Any,
+    ) -> None:
+        super().__init__(model, **others)
         self.passes = 0
         self.overruns = 0
         """Passes that took longer than they were to take."""
         self._pass_time = pass_time
+        self._clock = clock
+        self._sleep = sleep
 
     @property
     def busy_clock(self) -> Callable[[], float]:
         """Wall time: a larger target would be at work."""
-        return time.perf_counter
+        return self._clock
 
     def forward(self, segments: Sequence[Segment]) -> Tensor:
         """As `Engine.forward`, in the emulated target's time."""
-        began_s = time.perf_counter()
+        began_s = self._clock()
         logits = super().forward(segments)
         self._wait_until(began_s + self._pass_time.seconds(sum(len(segment.tokens) for segment in segments)))
         return logits
 
     def _wait_until(self, due_s: float) -> None:
-        left_s = due_s - time.perf_counter()
+        left_s = due_s - self._clock()
         self.passes += 1
         if left_s >= 0:
-            time.sleep(left_s)
+            self._sleep(left_s)
         else:
             self.overruns += 1
 
@@ -82,19 +95,18 @@ class ColocatedEngine(EmulatedEngine):
     pass ended counts: for the accelerator steps and pass follow on each other without a gap.
 
     Args:
-        pass_time: of the target that is emulated.
-        draft_steps: of the draft beside it.
-        what: as `Engine`.
+        model: as for `EmulatedEngine`, and so are all others that are not named here.
+        draft_steps: of the draft beside the target.
     """
 
-    def __init__(self, *what: Any, pass_time: PassTime, draft_steps: DraftSteps, **how: Any) -> None:
-        super().__init__(*what, pass_time=pass_time, **how)
+    def __init__(self, model: PreTrainedModel, *, draft_steps: DraftSteps, **others: Any) -> None:
+        super().__init__(model, **others)
         self._draft_steps = draft_steps
         self._ended_s = 0.0
 
     def forward(self, segments: Sequence[Segment]) -> Tensor:
         """As `Engine.forward`, in the time of the draft steps and the pass together."""
-        began_s = time.perf_counter()
+        began_s = self._clock()
         logits = Engine.forward(self, segments)
         tokens = sum(len(segment.tokens) for segment in segments)
         steps = max((segment.logits for segment in segments), default=1) - 1
@@ -102,5 +114,5 @@ class ColocatedEngine(EmulatedEngine):
         # Only where there was nothing to do for longer than all of it does the round begin later.
         idle = began_s - self._ended_s > steps_s + pass_s
         self._wait_until((began_s - steps_s if idle else self._ended_s) + steps_s + pass_s)
-        self._ended_s = time.perf_counter()
+        self._ended_s = self._clock()
         return logits
