@@ -79,8 +79,8 @@ def results() -> Results:
         window=Window(),
         comparisons=(Comparison("fast", None, (), turns, traces, 0, 4),),
         concurrency=tuple(Concurrency(streams, turns[0][n]) for streams in (1, 2) for n in (0, 1)),
-        concurrency_pass_time=None,
         response=Response(OURS.name, 6.0, (Event(2.0, "edge-2 leaves"),), verdicts),
+        pass_time=None,
         took_s=60.0,
     )
 

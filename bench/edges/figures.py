@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from bench.edges.fleet import Edge
 from bench.edges.policies import OURS, PAPER
 from bench.edges.recorder import Seen
-from bench.edges.results import Comparison, Response, Results, Spread, geometric_mean
+from bench.edges.results import Comparison, Response, Results, Spread, described, geometric_mean
 
 __all__ = ["FIGURES", "draw"]
 
@@ -60,7 +60,7 @@ def draw(results: Results, folder: Path) -> None:
             "goodput.png": _goodput(results.comparisons, results.edges),
             "concurrency.png": _concurrency(results),
             "budgets.png": _budgets(results.response, results.edges),
-            "response.png": _response(results.response, results.edges),
+            "response.png": _response(results.response, results.edges, described(results.pass_time)),
         }
         assert figures.keys() == FIGURES.keys()
         for name, figure in figures.items():
@@ -127,8 +127,8 @@ def _estimates(comparison: Comparison, edges: Sequence[Edge]) -> Figure:
 
 
 def _times(comparisons: Sequence[Comparison]) -> Figure:
-    figure = Figure(figsize=(9, 1.2 + 0.28 * sum(len(c.policies) for c in comparisons)), layout="constrained")
     heights = [len(comparison.policies) for comparison in comparisons]
+    figure = Figure(figsize=(9, 1.0 + 0.5 * len(heights) + 0.28 * sum(heights)), layout="constrained")
     grid = figure.subplots(len(comparisons), 1, squeeze=False, height_ratios=heights)
     parts = (("receiving", "#92c5de"), ("verification", "#4d4d4d"), ("sending", "#f4a582"))
     for place, comparison in zip(grid.flat, comparisons, strict=True):
@@ -147,7 +147,7 @@ def _times(comparisons: Sequence[Comparison]) -> Figure:
         place.grid(axis="y", visible=False)
         place.set_title(f"{comparison.target} target", loc="left")
         place.set_xlabel("ms a round")
-    grid.flat[0].legend(loc="lower right")
+    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle("Where a round's wall time goes")
     return figure
 
@@ -220,7 +220,7 @@ def _concurrency(results: Results) -> Figure:
     place.set(
         xlabel="tokens per second of a user (geometric mean)",
         ylabel="tokens per second of all",
-        title="Throughput against per-user speed; numbers: streams",
+        title=f"Throughput against per-user speed by number of streams, {described(results.pass_time)}",
     )
     place.legend(loc="best")
     return figure
@@ -251,30 +251,35 @@ def _budgets(response: Response, edges: Sequence[Edge]) -> Figure:
     return figure
 
 
-def _response(response: Response, edges: Sequence[Edge]) -> Figure:
-    figure = Figure(figsize=(9, 4.6), layout="constrained")
-    place = figure.subplots()
-    times = np.arange(0.0, response.seconds, 0.25)
-    for number, edge in enumerate(edges):
-        own = _of(response.verdicts, edge)
+def _response(response: Response, edges: Sequence[Edge], target: str) -> Figure:
+    figure = Figure(figsize=(9, 5.4), layout="constrained")
+    total, each = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2])
+    times = np.arange(_SMOOTH_S / 2, response.seconds - _SMOOTH_S / 2, 0.1)
+    total.plot(times, _smoothed(response.verdicts, times), color=_colour(OURS.name))
+    colours = iter(("#2166ac", "#e08214", "#762a83"))
+    for edge in edges:
         changed = any(event.what.startswith(edge.name) for event in response.events)
-        place.plot(
+        each.plot(
             times,
-            _smoothed(own, times),
+            _smoothed(_of(response.verdicts, edge), times),
             lw=1.8 if changed else 0.8,
-            label=_label(edge),
-            color=mpl.colormaps["tab10"](number),
+            color=next(colours) if changed else "#b0b0b0",
+            label=_label(edge) if changed else None,
+            zorder=2 if changed else 1,
         )
-    _mark_events([place], response)
+    each.plot([], [], lw=0.8, color="#b0b0b0", label="the others")
+    _mark_events([total, each], response)
     for event in response.events:
-        place.annotate(
-            event.what, (event.at_s, 1.0), xycoords=("data", "axes fraction"), xytext=(3, -10),
+        total.annotate(
+            event.what, (event.at_s, 1.0), xycoords=("data", "axes fraction"), xytext=(3, -9),
             textcoords="offset points", fontsize=8,
         )  # fmt: skip
-    place.set_ylim(bottom=0)
-    place.set(xlabel="seconds", ylabel="tokens per second")
-    figure.legend(loc="outside lower center", ncols=3, fontsize=7)
-    figure.suptitle(f"{response.policy}: goodput of each edge, smoothed over {_SMOOTH_S:g} s")
+    total.set_ylim(bottom=0)
+    total.set(ylabel="tokens per second", title="all edges")
+    each.set_ylim(bottom=0)
+    each.set(xlabel="seconds", ylabel="tokens per second", title="each edge")
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
+    figure.suptitle(f"{response.policy}: goodput smoothed over {_SMOOTH_S:g} s while the edges change, {target}")
     return figure
 
 

@@ -29,7 +29,7 @@ class Policy(Struct, frozen=True):
         return msgspec.structs.replace(self, capacity=capacity)
 
 
-PLAIN = Policy("plain", "plain", "rolling", 0)
+PLAIN = Policy("plain", "plain", "barrier", 0)
 OURS = Policy("seconds", "seconds", "rolling")
 PAPER = Policy("GoodSpeed-Sched", "goodspeed", "barrier")
 

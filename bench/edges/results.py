@@ -21,6 +21,7 @@ __all__ = [
     "Response",
     "Results",
     "Spread",
+    "described",
     "geometric_mean",
     "jain",
     "log_utility",
@@ -29,6 +30,13 @@ __all__ = [
 
 _LEAST = 1e-3
 """Tokens per second that stand for none at all where a logarithm is taken."""
+
+
+def described(pass_time: PassTime | None) -> str:
+    """A target, by its passes."""
+    if pass_time is None:
+        return "passes of the bundled target"
+    return f"passes of {pass_time.fixed_ms:g} ms + {pass_time.token_ms:g} ms a token"
 
 
 class Comparison(Struct, frozen=True):
@@ -89,8 +97,9 @@ class Results(Struct, frozen=True):
     window: Window
     comparisons: tuple[Comparison, ...]
     concurrency: tuple[Concurrency, ...]
-    concurrency_pass_time: PassTime | None
     response: Response
+    pass_time: PassTime | None
+    """Of the target behind the last two."""
     took_s: float
 
 

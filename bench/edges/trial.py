@@ -122,6 +122,7 @@ async def serving(policy: Policy, setting: Setting) -> AsyncIterator[tuple[Engin
         settings, model, tokenizer_files(DEFAULT_TARGET), make_engine=make_engine, observer=recorder
     )
     async with server.listen() as address:
+        recorder.began_at = time.monotonic()
         yield engines[0], recorder, address
 
 
