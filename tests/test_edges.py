@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from bench.edges.figures import FIGURES, draw
-from bench.edges.fleet import Edge
-from bench.edges.host import Host, Rehearse, Workload
+from bench.edges.fleet import FLEET, Edge
+from bench.edges.host import Host, Rehearse, Start, Stop, Workload
+from bench.edges.hosts import part
 from bench.edges.policies import OURS, PAPER, PLAIN, Policy
 from bench.edges.reading import write_reading
 from bench.edges.recorder import Seen, Times
@@ -49,6 +50,19 @@ async def test_two_agents_get_the_same_texts_under_every_policy(tmp_path: Path) 
         # How far a text has come when its time is up is the machine's business; what it says is not.
         both = min(len(plainly), len(drafted))
         assert plainly[:both] == drafted[:both] != []
+
+
+def test_every_edge_is_at_home_in_one_process_and_always_the_same() -> None:
+    start = Start("ws://nowhere:1", FLEET, Workload())
+    parts = [part(start, place, 3) for place in range(3)]
+    homes = [edge for mine in parts if isinstance(mine, Start) for edge in mine.edges]
+    assert sorted(homes, key=lambda edge: edge.name) == list(FLEET)
+    for place, mine in enumerate(parts):
+        assert isinstance(mine, Start)
+        for edge in mine.edges:
+            alone = Start("ws://nowhere:1", (edge,), Workload())
+            assert part(alone, place, 3) == alone
+    assert part(Stop(), 1, 3) == Stop()
 
 
 def test_statistics() -> None:

@@ -46,9 +46,9 @@ class Plan(msgspec.Struct, frozen=True):
     co_located_depth: int
 
 
-FULL = Plan(Workload(texts=3), Window(3.0, 8.0), Window(1.5, 4.0), 3, (1, 4, 8, 16), 12.0, depth=6, co_located_depth=3)
+FULL = Plan(Workload(texts=3), Window(4.0, 8.0), Window(1.5, 4.0), 3, (1, 4, 8, 16), 12.0, depth=8, co_located_depth=3)
 QUICK = Plan(
-    Workload(texts=1), Window(1.0, 2.5), Window(1.0, 2.0), 2, (2, 8), 3.0, depth=3, co_located_depth=0
+    Workload(texts=1), Window(1.0, 2.5), Window(1.0, 2.0), 2, (2, 8), 3.0, depth=4, co_located_depth=0
 )  # fmt: skip
 
 

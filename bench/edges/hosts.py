@@ -14,7 +14,7 @@ import msgspec
 from bench.edges.fleet import Edge
 from bench.edges.host import Answer, Command, Rehearse, Start
 
-__all__ = ["Ask", "hosts"]
+__all__ = ["Ask", "hosts", "part"]
 
 Ask: TypeAlias = Callable[[Command], Awaitable[Answer]]
 """Has a command carried out by whom it concerns."""
@@ -39,7 +39,7 @@ async def hosts(count: int) -> AsyncIterator[Ask]:
     ]  # fmt: skip
 
     async def ask(command: Command) -> Answer:
-        parts = [_part(command, place, count) for place in range(count)]
+        parts = [part(command, place, count) for place in range(count)]
         answers = await asyncio.gather(*map(_tell, processes, parts))
         return Answer(tuple(report for answer in answers for report in answer.reports))
 
@@ -62,8 +62,8 @@ async def _tell(process: asyncio.subprocess.Process, command: Command) -> Answer
     return msgspec.json.decode(line, type=Answer)
 
 
-def _part(command: Command, place: int, count: int) -> Command:
-    """What one host has to do of a command."""
+def part(command: Command, place: int, count: int) -> Command:
+    """What one host of so many has to do of a command."""
     if isinstance(command, Start | Rehearse):
         mine = tuple(edge for edge in command.edges if _home(edge, count) == place)
         return msgspec.structs.replace(command, edges=mine)
