@@ -222,7 +222,7 @@ def _concurrency(results: Results) -> Figure:
         ylabel="tokens per second of all",
         title=f"Throughput against per-user speed by number of streams, {described(results.pass_time)}",
     )
-    place.legend(loc="best")
+    place.legend(loc="lower left")
     return figure
 
 
@@ -255,7 +255,8 @@ def _response(response: Response, edges: Sequence[Edge], target: str) -> Figure:
     figure = Figure(figsize=(9, 5.4), layout="constrained")
     total, each = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2])
     times = np.arange(_SMOOTH_S / 2, response.seconds - _SMOOTH_S / 2, 0.1)
-    total.plot(times, _smoothed(response.verdicts, times), color=_colour(OURS.name))
+    everybody = _smoothed(response.verdicts, times)
+    total.plot(times, everybody, color=_colour(OURS.name))
     colours = iter(("#2166ac", "#e08214", "#762a83"))
     for edge in edges:
         changed = any(event.what.startswith(edge.name) for event in response.events)
@@ -274,7 +275,7 @@ def _response(response: Response, edges: Sequence[Edge], target: str) -> Figure:
             event.what, (event.at_s, 1.0), xycoords=("data", "axes fraction"), xytext=(3, -9),
             textcoords="offset points", fontsize=8,
         )  # fmt: skip
-    total.set_ylim(bottom=0)
+    total.set_ylim(0, 1.3 * max(everybody.max(), 1.0))  # room for the words
     total.set(ylabel="tokens per second", title="all edges")
     each.set_ylim(bottom=0)
     each.set(xlabel="seconds", ylabel="tokens per second", title="each edge")

@@ -29,6 +29,11 @@ class Edge(Struct, frozen=True):
     round_trip_ms: float
 
     @property
+    def number(self) -> int:
+        """The number in its name."""
+        return int(self.name.rpartition("-")[2])
+
+    @property
     def toxics(self) -> Toxics:
         """Of its link; none for a box without distance."""
         if not self.round_trip_ms:

@@ -43,10 +43,9 @@ class Workload(Struct, frozen=True):
 
     def request(self, edge: Edge, number: int) -> TextRequest:
         """The same for every policy, and another for every edge."""
-        place = int(edge.name.rpartition("-")[2])
         prompts = load_prompts()
-        prompt = prompts[(place * self.texts + number) % len(prompts)]
-        params = SamplingParams(self.temperature, seed=1000 * place + number)
+        prompt = prompts[(edge.number * self.texts + number) % len(prompts)]
+        params = SamplingParams(self.temperature, seed=1000 * edge.number + number)
         return TextRequest(prompt.text, params, max_new_tokens=self.new_tokens, ignore_eos=True)
 
 
@@ -103,13 +102,14 @@ class Answer(Struct, frozen=True):
 
 
 @dataclass(slots=True)
-class _AtWork:
+class _Box:
+    """An edge at work."""
+
     edge: Edge
     drafter: Paced
     linked: asyncio.Event = field(default_factory=asyncio.Event)
     texts: dict[int, list[int]] = field(default_factory=dict)
     torn: int = 0
-    task: asyncio.Task[None] | None = None
 
     def note(self, number: int, tokens: list[int]) -> None:
         """A text has come so far."""
@@ -129,7 +129,7 @@ class Host:
     def __init__(self, folder: Path) -> None:
         self._cache = TokenizerCache(folder)
         self._drafters: dict[str, Drafter] = {}
-        self._at_work: dict[str, _AtWork] = {}
+        self._at_work: dict[str, tuple[_Box, asyncio.Task[None]]] = {}
 
     async def obey(self, command: Command) -> Answer:
         """Carry a command out.
@@ -144,7 +144,8 @@ class Host:
                 return await self._stop([name for name in self._at_work if names is None or name in names])
             case Swap(name=name, draft=draft):
                 if name in self._at_work:
-                    self._at_work[name].drafter.swap(self._drafter(draft))
+                    box, _ = self._at_work[name]
+                    box.drafter.swap(self._drafter(draft))
             case Rehearse():
                 for edge in command.edges:
                     await self._rehearse(command, edge)
@@ -156,43 +157,39 @@ class Host:
         return self._drafters[name]
 
     async def _start(self, command: Start) -> None:
-        started = [_AtWork(edge, Paced(self._drafter(edge.draft), edge.draft_ms)) for edge in command.edges]
-        for one in started:
-            one.task = asyncio.create_task(self._work(one, command))
-            self._at_work[one.edge.name] = one
-        for one in started:
-            linking = asyncio.create_task(one.linked.wait())
-            assert one.task is not None
-            await asyncio.wait([linking, one.task], return_when=asyncio.FIRST_COMPLETED)
+        for edge in command.edges:
+            box = _Box(edge, Paced(self._drafter(edge.draft), edge.draft_ms))
+            self._at_work[edge.name] = box, asyncio.create_task(self._work(box, command))
+        for box, task in (self._at_work[edge.name] for edge in command.edges):
+            linking = asyncio.create_task(box.linked.wait())
+            await asyncio.wait([linking, task], return_when=asyncio.FIRST_COMPLETED)
             linking.cancel()
-            if one.task.done():
-                one.task.result()
+            if task.done():
+                task.result()
 
     async def _stop(self, names: Sequence[str]) -> Answer:
-        reports = []
-        for name in names:
-            one = self._at_work.pop(name)
-            assert one.task is not None
-            one.task.cancel()
+        stopped = [self._at_work.pop(name) for name in names]
+        for _, task in stopped:
+            task.cancel()
+        for _, task in stopped:
             with contextlib.suppress(asyncio.CancelledError):
-                await one.task
-            reports.append(Report(name, one.texts, one.torn, one.drafter.pace))
-        return Answer(tuple(reports))
+                await task
+        return Answer(tuple(Report(box.edge.name, box.texts, box.torn, box.drafter.pace) for box, _ in stopped))
 
-    async def _work(self, one: _AtWork, command: Start) -> None:
+    async def _work(self, box: _Box, command: Start) -> None:
         """One edge's users at their work, until cancelled."""
         url = urllib.parse.urlsplit(command.address)
         assert url.hostname is not None
         assert url.port is not None
-        seed = int(one.edge.name.rpartition("-")[2])
+        edge = box.edge
         async with (
-            proxied(url.hostname, url.port, one.edge.toxics, seed=seed) as port,
-            Agent(f"ws://127.0.0.1:{port}", one.drafter, name=one.edge.name, cache=self._cache) as agent,
+            proxied(url.hostname, url.port, edge.toxics, seed=edge.number) as port,
+            Agent(f"ws://127.0.0.1:{port}", box.drafter, name=edge.name, cache=self._cache) as agent,
         ):
-            one.linked.set()
+            box.linked.set()
             async with asyncio.TaskGroup() as users:
                 for first in range(command.streams):
-                    users.create_task(_write(agent, one, command, first))
+                    users.create_task(_write(agent, box, command.workload, first))
 
     async def _rehearse(self, command: Rehearse, edge: Edge) -> None:
         drafter = self._drafter(edge.draft)
@@ -208,19 +205,19 @@ class Host:
                     await asyncio.to_thread(session.draft, tokens[:end], command.depth)
 
 
-async def _write(agent: Agent, one: _AtWork, command: Start, first: int) -> None:
-    """One user's texts, one after the other."""
-    for number in itertools.count(first):
-        number %= command.workload.texts
+async def _write(agent: Agent, box: _Box, workload: Workload, first: int) -> None:
+    """One user's texts, one after the other, from the first on and round again."""
+    for count in itertools.count(first):
+        number = count % workload.texts
         text: list[int] = []
 
         def take(_piece: str, tokens: list[int], text: list[int] = text) -> None:
             text += tokens
 
         try:
-            await agent.complete(command.workload.request(one.edge, number), take)
+            await agent.complete(workload.request(box.edge, number), take)
         finally:
-            one.note(number, text)
+            box.note(number, text)
 
 
 async def _serve() -> None:

@@ -11,7 +11,6 @@ from typing import TypeAlias
 
 import msgspec
 
-from bench.edges.fleet import Edge
 from bench.edges.host import Answer, Command, Rehearse, Start
 
 __all__ = ["Ask", "hosts", "part"]
@@ -65,10 +64,6 @@ async def _tell(process: asyncio.subprocess.Process, command: Command) -> Answer
 def part(command: Command, place: int, count: int) -> Command:
     """What one host of so many has to do of a command."""
     if isinstance(command, Start | Rehearse):
-        mine = tuple(edge for edge in command.edges if _home(edge, count) == place)
+        mine = tuple(edge for edge in command.edges if edge.number % count == place)
         return msgspec.structs.replace(command, edges=mine)
     return command
-
-
-def _home(edge: Edge, count: int) -> int:
-    return int(edge.name.rpartition("-")[2]) % count
