@@ -120,9 +120,10 @@ async def over_concurrency(
 
 
 async def respond(policy: Policy, setting: Setting, phase_s: float, say: Say) -> Response:
-    """One run of four phases: all edges but the last; it joins; the second leaves; the first one's drafts get worse."""
+    """One run of four phases: all edges but the last; it joins; the second leaves; the third one's drafts get worse."""
     *settled, joining = setting.edges
-    first, leaving = setting.edges[0], setting.edges[1]
+    # The third has good drafts and is near: if anybody drafts, it does.
+    _, leaving, worsening, *_ = setting.edges
     events = []
 
     async with serving(policy, setting) as (_, recorder, address):
@@ -141,8 +142,8 @@ async def respond(policy: Policy, setting: Setting, phase_s: float, say: Say) ->
         await setting.ask(Stop((leaving.name,)))
         happened(f"{leaving.name} leaves")
         await asyncio.sleep(phase_s)
-        await setting.ask(Swap(first.name, _WEAKER))
-        happened(f"{first.name} drafts worse")
+        await setting.ask(Swap(worsening.name, _WEAKER))
+        happened(f"{worsening.name} drafts worse")
         await asyncio.sleep(phase_s)
         seconds = time.monotonic() - recorder.began_at
         await setting.ask(Stop())

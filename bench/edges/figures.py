@@ -220,7 +220,7 @@ def _concurrency(results: Results) -> Figure:
     place.set(
         xlabel="tokens per second of a user (geometric mean)",
         ylabel="tokens per second of all",
-        title=f"Throughput against per-user speed by number of streams, {described(results.pass_time)}",
+        title=f"Throughput against per-user speed, by number of streams\n{described(results.pass_time)}",
     )
     place.legend(loc="lower left")
     return figure
