@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check format install bench-engine bench-worth bench-capacity bench-overhead bench-scheduler bench-wire models clean picture
+.PHONY: demo test check format install bench bench-quick bench-engine bench-worth bench-capacity bench-overhead bench-scheduler bench-wire models clean picture
 
 picture: $(INSTALLED)  ## the README's picture of the monitor, from a run of the demo
 	mkdir -p build
@@ -36,6 +36,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $(INSTALLED)
+
+bench: $(INSTALLED)  ## emulated edges, all policies, plots and a reading: under 25 minutes
+	$(BIN)/python -m bench.edges
+
+bench-quick: $(INSTALLED)  ## the same in small, into build/: under three minutes
+	$(BIN)/python -m bench.edges --quick --folder build/edges
 
 bench-engine: $(INSTALLED)  ## ms per round: packed, padded, a loop over rows
 	$(BIN)/python -m bench.engine

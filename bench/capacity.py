@@ -28,7 +28,7 @@ from goodspeed.sampling import SamplingParams
 from goodspeed.scheduling import Demand, FixedS, PlainDecoding, Scheduler, SecondsSched, Timing
 from goodspeed.timing import EngineMeter, PassCost, PassSample
 from goodspeed_agent.lookahead import Calibration
-from goodspeed_server.calibration import busy_clock, measure_passes
+from goodspeed_server.calibration import measure_passes
 from goodspeed_server.engine import Engine, Segment
 from goodspeed_server.verifier import Pass, Turn, Verifier
 
@@ -78,7 +78,7 @@ class Bench:
         )  # fmt: skip
         self._verifier = Verifier(self._target, "coupled")
         self._measured = measure_passes(self._target)
-        self._clock = busy_clock(self._target.device)
+        self._clock = self._target.busy_clock
         self._rows = [self._target.allocate() for _ in range(streams)]
 
     def tokens_per_busy_s(self, policy: Policy, prompts: Sequence[Sequence[int]], passes: int) -> float:

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterable
 
 import numpy as np
-import torch
 
 from goodspeed.timing import PassSample
 from goodspeed_server.engine import Engine, Segment
 
-__all__ = ["busy_clock", "measure_passes", "plain_pass_s"]
+__all__ = ["measure_passes", "plain_pass_s"]
 
 _CONTEXT = 64
 _REPETITIONS = 5
 _ROW_TOKENS = (1, 5)
 """A decoding step, and the verification of a draft of four."""
-
-
-def busy_clock(device: torch.device) -> Callable[[], float]:
-    """The clock that busy time is read from, by the thread that is busy, seconds.
-
-    On a CPU it is the thread's own processor time: what other programs on the machine take is not the engine's work.
-    """
-    return time.thread_time if device.type == "cpu" else time.perf_counter
 
 
 def measure_passes(engine: Engine) -> list[PassSample]:
@@ -35,7 +25,7 @@ def measure_passes(engine: Engine) -> list[PassSample]:
         Busy time, each row with a context of some tens of tokens.
     """
     sizes = sorted({1, 2, 4, 8, 16, 32, engine.rows} & set(range(1, engine.rows + 1)))
-    clock = busy_clock(engine.device)
+    clock = engine.busy_clock
     rows = [engine.allocate() for _ in range(sizes[-1])]
     # What is attended to does not matter for the time it takes, so that nothing has to be cached first.
     context = max(0, min(_CONTEXT, engine.max_length - max(_ROW_TOKENS)))

@@ -11,7 +11,7 @@ import math
 import platform
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -35,7 +35,7 @@ from goodspeed_server.memory import free_bytes, kv_bytes_per_token, rows_that_fi
 from goodspeed_server.planner import Planner
 from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.settings import AUTO_MAX_LENGTH, AUTO_MAX_STREAMS, ServerSettings
-from goodspeed_server.telemetry import ServerFacts, Telemetry
+from goodspeed_server.telemetry import Observer, ServerFacts, Telemetry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,13 +74,23 @@ class VerificationServer:
         settings: the operator's choices.
         model: the target, loaded.
         tokenizer: its tokenizer files.
+        make_engine: what runs the target; a benchmark may put an engine there that keeps another pace.
+        observer: is told about every verdict and every round.
 
     Raises:
         InvalidRequest: a setting is out of range.
         UnsupportedModel: the engine cannot serve this architecture.
     """
 
-    def __init__(self, settings: ServerSettings, model: PreTrainedModel, tokenizer: Files) -> None:
+    def __init__(
+        self,
+        settings: ServerSettings,
+        model: PreTrainedModel,
+        tokenizer: Files,
+        *,
+        make_engine: Callable[..., Engine] = Engine,
+        observer: Observer | None = None,
+    ) -> None:
         self._settings = settings
         layout: Layout
         if settings.layout == "auto":
@@ -99,7 +109,7 @@ class VerificationServer:
             raise InvalidRequest(f"max-length is {settings.max_length} and {settings.model} was made for {limit}")
         max_length = settings.max_length or min(limit, AUTO_MAX_LENGTH)
         token_bytes = kv_bytes_per_token(model.config, model.dtype)
-        engine = Engine(
+        engine = make_engine(
             model,
             rows=rows_that_fit(
                 settings.max_streams, max_length, token_bytes, free_bytes(model.device), at_most=AUTO_MAX_STREAMS
@@ -123,6 +133,7 @@ class VerificationServer:
                 plain_pass_s=plain_pass_s(measured),
             ),
             now,
+            observer,
         )
         eos_tokens = _eos_tokens(model)
         self._model = ServedModel(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from goodspeed.stream import Commit
 from goodspeed.utility import AlphaFair
 from goodspeed_server.live import AgentAccount, LiveStream
 
-__all__ = ["Rate", "RoundRecord", "ServerFacts", "Telemetry"]
+__all__ = ["Observer", "Rate", "RoundRecord", "ServerFacts", "Telemetry"]
 
 HISTORY_S = 60
 _RATE_WINDOW_S = 5
@@ -39,6 +40,16 @@ class RoundRecord:
     drafted: int
     accepted: int
     committed: int
+
+
+class Observer(Protocol):
+    """Is told whatever happens, as it happens, on the event loop: for benchmarks and research."""
+
+    def committed(self, live: LiveStream, drafted: int, commit: Commit, now: float) -> None:
+        """A verdict was reached for one stream: its estimates know of it, its budget is still that of its draft."""
+
+    def round_over(self, record: RoundRecord) -> None:
+        """A pass has been committed."""
 
 
 class Rate:
@@ -98,10 +109,12 @@ class Telemetry:
     Args:
         facts: of the server.
         now: when the server started.
+        observer: is told the same.
     """
 
-    def __init__(self, facts: ServerFacts, now: float) -> None:
+    def __init__(self, facts: ServerFacts, now: float, observer: Observer | None = None) -> None:
         self._facts = facts
+        self._observer = observer
         self._started = now
         self._now = now
         self._rounds = 0
@@ -127,9 +140,13 @@ class Telemetry:
         account.drafted += drafted
         account.accepted += commit.accepted
         self._meters[account].add(commit.size, now)
+        if self._observer is not None:
+            self._observer.committed(live, drafted, commit, now)
 
     def round_over(self, record: RoundRecord) -> None:
         """A pass has been committed."""
+        if self._observer is not None:
+            self._observer.round_over(record)
         self._busy_s += record.forward_s
         self._judge_s += record.judge_s
         # Prompts cost plain decoding what they cost here.

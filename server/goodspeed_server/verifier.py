@@ -11,7 +11,6 @@ from torch import Tensor
 from goodspeed.sampling import Domain, SamplingParams, position_keys
 from goodspeed.sampling.warping import RowParams, log_probs, sample
 from goodspeed.verification import DraftDistribution, Judgement, Rule, judge_coupled, judge_ratio
-from goodspeed_server.calibration import busy_clock
 from goodspeed_server.engine import Engine, Segment
 
 __all__ = ["Chunk", "Outcome", "Pass", "Turn", "Verifier"]
@@ -54,7 +53,7 @@ class Outcome:
 
     judgements: Sequence[Judgement]
     forward_s: float
-    """Busy time of the forward pass, by `calibration.busy_clock`; so is `judge_s`."""
+    """Busy time of the forward pass, by `Engine.busy_clock`; so is `judge_s`."""
     judge_s: float
     """Everything else: laying the pass out, sampling, judging."""
 
@@ -69,7 +68,7 @@ class Verifier:
 
     def __init__(self, engine: Engine, rule: Rule) -> None:
         self._engine = engine
-        self._clock = busy_clock(engine.device)
+        self._clock = engine.busy_clock
         self._judge = {"coupled": self._judge_coupled, "ratio": self._judge_ratio}[rule]
 
     @torch.inference_mode()

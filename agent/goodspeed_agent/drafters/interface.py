@@ -36,7 +36,7 @@ class DraftSession(Protocol):
         back: a session compares `tokens` with what it saw before, and drops what was not accepted by itself.
 
         Args:
-            tokens: the transcript, at least one token.
+            tokens: the transcript, at least one token; left as it is while there is more to guess.
         """
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -76,6 +77,14 @@ class Engine:
     def free_rows(self) -> int:
         """How many rows are free."""
         return self._slab.free_rows
+
+    @property
+    def busy_clock(self) -> Callable[[], float]:
+        """The clock that busy time is read from, by the thread that is busy, seconds.
+
+        On a CPU it is the thread's own processor time: what other programs take is not the engine's work.
+        """
+        return time.thread_time if self.device.type == "cpu" else time.perf_counter
 
     def allocate(self) -> int:
         """Take a free row.

@@ -1,0 +1,69 @@
+"""The processes that agents work in, as the benchmark sees them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeAlias
+
+import msgspec
+
+from bench.edges.host import Answer, Command, Rehearse, Start
+
+__all__ = ["Ask", "hosts", "part"]
+
+Ask: TypeAlias = Callable[[Command], Awaitable[Answer]]
+"""Has a command carried out by whom it concerns."""
+
+_LINE_BYTES = 2**24
+
+
+@contextlib.asynccontextmanager
+async def hosts(count: int) -> AsyncIterator[Ask]:
+    """Start so many processes; each edge is at home in one of them, always the same.
+
+    Raises:
+        RuntimeError: from `Ask`, when a host has ended; what it said is on standard error.
+    """
+    processes = [
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "bench.edges.host",
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_LINE_BYTES,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        for _ in range(count)
+    ]  # fmt: skip
+
+    async def ask(command: Command) -> Answer:
+        parts = [part(command, place, count) for place in range(count)]
+        answers = await asyncio.gather(*map(_tell, processes, parts))
+        return Answer(tuple(report for answer in answers for report in answer.reports))
+
+    try:
+        yield ask
+    finally:
+        for process in processes:
+            if process.stdin is not None:
+                process.stdin.close()
+        await asyncio.gather(*(process.wait() for process in processes))
+
+
+async def _tell(process: asyncio.subprocess.Process, command: Command) -> Answer:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(msgspec.json.encode(command) + b"\n")
+    line = await process.stdout.readline()
+    if not line:
+        raise RuntimeError("a process with agents in it has ended")
+    return msgspec.json.decode(line, type=Answer)
+
+
+def part(command: Command, place: int, count: int) -> Command:
+    """What one host of so many has to do of a command."""
+    if isinstance(command, Start | Rehearse):
+        mine = tuple(edge for edge in command.edges if edge.number % count == place)
+        return msgspec.structs.replace(command, edges=mine)
+    return command

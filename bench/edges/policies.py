@@ -1,0 +1,64 @@
+"""What is compared: a scheduler, a way of closing rounds, and a capacity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import Struct
+
+from goodspeed.scheduling import SCHEDULERS
+from goodspeed_agent.ahead import AheadMode
+from goodspeed_server.settings import RoundsName
+
+__all__ = ["OURS", "PAPER", "PLAIN", "SECONDS", "Policy", "candidates", "swept"]
+
+
+class Policy(Struct, frozen=True):
+    """One way to run the server."""
+
+    name: str
+    scheduler: str
+    rounds: RoundsName
+    capacity: int | None = None
+    """Draft tokens a round, `C`, of eight streams; fewer streams get their share of it."""
+    co_located: bool = False
+    """Whether the server drafts by itself; see `target.ColocatedEngine`."""
+    draft_ahead: AheadMode = "off"
+    """Whether agents draft on while they wait."""
+    early_stop: bool = False
+    """Whether agents are told the price of a token."""
+
+    def with_capacity(self, capacity: int) -> Policy:
+        """The same with another `C`."""
+        return msgspec.structs.replace(self, capacity=capacity)
+
+
+PLAIN = Policy("plain", "plain", "barrier", 0)
+OURS = Policy("ours", "seconds", "rolling", draft_ahead="auto", early_stop=True)
+SECONDS = Policy("seconds alone", "seconds", "rolling")
+"""Ours without drafting ahead and early stops."""
+PAPER = Policy("GoodSpeed-Sched", "goodspeed", "barrier")
+
+_SWEPT = (
+    Policy("Fixed-S", "fixed", "barrier"),
+    Policy("Random-S", "random", "barrier"),
+    PAPER,
+    Policy("throughput", "throughput", "barrier"),
+    Policy("Fixed-S, rolling", "fixed", "rolling"),
+    Policy("GoodSpeed-Sched, rolling", "goodspeed", "rolling"),
+    Policy("throughput, rolling", "throughput", "rolling"),
+    Policy("co-located", "fixed", "barrier", co_located=True),
+)
+"""These spend whatever capacity they are given, so each is compared at the capacity that suits it best."""
+
+
+def swept(quick: bool) -> Sequence[Policy]:
+    """Policies whose capacity is to be found; those whose scheduler this server has."""
+    known = [policy for policy in _SWEPT if policy.scheduler in SCHEDULERS]
+    return [policy for policy in known if policy.rounds == "barrier" and not policy.co_located] if quick else known
+
+
+def candidates(quick: bool) -> Sequence[int]:
+    """The capacities that are tried: 1 to 4 tokens for each of eight streams; the paper has 16 to 28."""
+    return (16,) if quick else (8, 16, 28)
