@@ -20,6 +20,7 @@ from goodspeed.scheduling import (
     Plan,
     RandomS,
     Scheduler,
+    ThroughputSched,
     Timing,
     checked_plan,
 )
@@ -148,6 +149,7 @@ SCHEDULES: list[Scheduler] = [
     FixedS(),
     FixedS(3),
     RandomS(),
+    ThroughputSched(),
     PlainDecoding(),
 ]
 
@@ -225,6 +227,22 @@ def test_random_lengths_are_random_and_nearly_fill_the_capacity(capacity: int, s
     assert rounds.std(0).min() > 0
     repeated = RandomS(seed=3)
     assert np.array_equal(rounds[0], repeated.plan(demand([0.5] * streams), capacity).budgets)
+
+
+@given(small_demands(), st.integers(0, 12))
+def test_throughput_takes_the_likeliest_tokens_whoever_they_are(small: Demand, capacity: int) -> None:
+    def tokens(budgets: tuple[int, ...] | list[int]) -> float:
+        return sum(expected_tokens(rate, budget) for rate, budget in zip(small.alpha, budgets, strict=True))
+
+    plan = ThroughputSched().plan(small, capacity)
+    best = max(tokens(budgets) for budgets in allocations(small.limit.tolist(), capacity))
+    assert plan.budgets.sum() <= capacity
+    assert tokens(plan.budgets.tolist()) == pytest.approx(best, abs=1e-9, rel=1e-9)
+
+
+def test_throughput_asks_neither_who_has_least_nor_who_pays() -> None:
+    plan = ThroughputSched().plan(demand([0.9, 0.4], goodput=[9.0, 1.0], weight=[1.0, 50.0]), 8)
+    assert plan.budgets.tolist() == [8, 0]
 
 
 def test_plain_decoding_drafts_nothing() -> None:
