@@ -79,8 +79,8 @@ class RandomS:
 class ThroughputSched:
     """The most tokens a round, whoever gets them: the `C` largest survival products `alpha_i^k` over all streams.
 
-    That is how adaptive verification spends a budget in vLLM. It is equation (5) where every gradient is 1: no weights, and
-    a utility that is linear.
+    That is how adaptive verification spends a budget in vLLM. It is equation (5) where every gradient is 1: no
+    weights, and a utility that is linear.
     """
 
     def __init__(self) -> None:
