@@ -110,8 +110,10 @@ def test_the_price_is_what_a_second_of_the_engine_costs_everybody() -> None:
     expected = (utility(-step) - utility(step)) / (2 * step)
     engine = EngineLoad(cost(fixed_s, row_s, token_s), pass_s, wait_s=pass_s / 2, row_tokens=load_s.mean(), busy=1.0)
     found = _Problem(
+        log_gradient=np.log(gradient),
         gradient=gradient,
         log_alpha=np.log(alpha),
+        miss=1 - alpha,
         limit=np.full(3, 16),
         cycle_s=times * pass_s,
         per_token_s=np.zeros(3),

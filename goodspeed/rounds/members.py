@@ -61,7 +61,8 @@ class Members(Generic[StreamT]):
 
     def expect(self, stream: StreamT, budget: int, now: float, due_s: float = 0.0) -> None:
         """The agent of `stream` has been told to draft `budget` tokens, due in `due_s`; with 0 nothing is awaited."""
-        self.leave(stream)
+        if stream in self:
+            self.leave(stream)
         if budget > 0:
             self._drafting[stream] = Asked(budget, now)
         else:
