@@ -17,8 +17,7 @@ import bisect
 import itertools
 import math
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from goodspeed.rounds.members import Members
 
@@ -32,8 +31,7 @@ _GRACE = 0.25
 """A draft is waited for beyond the moment it is due for this share of the time it was to take."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Due:
+class _Due(NamedTuple):
     at: float
     late_at: float
     number: int

@@ -12,20 +12,21 @@ from goodspeed.verification import Judgement
 __all__ = ["hits_in_a_row", "judge_by_ratio"]
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
+_BELOW_ONE = 1.0 - 1e-9
 _CONCENTRATION = 2.0
 """Of the beta distribution of `min(1, p/q)` about its mean: flat at a rate of a half."""
 
 
-def hits_in_a_row(alpha: Floats, random: np.random.Generator) -> Floats:
+def hits_in_a_row(alpha: Floats | float, random: np.random.Generator) -> Ints:
     """How many tokens would be accepted, were the drafts long enough, [streams]."""
-    hits: Floats = np.floor(np.log(random.random(len(alpha))) / np.log(_inside(alpha)))
-    return hits
+    return np.asarray(random.geometric(1.0 - alpha * _BELOW_ONE) - 1)
 
 
 def judge_by_ratio(alpha: Floats, budgets: Sequence[int], random: np.random.Generator) -> list[Judgement]:
     """Judge drafts by ratios `min(1, p/q)` that are drawn about alpha, each stream's at every drafted position."""
-    rate = _inside(alpha)[:, None]
+    rate = np.clip(alpha, 1.0 - _BELOW_ONE, _BELOW_ONE)[:, None]
     shape = (len(alpha), max(budgets, default=0))
     ratios = random.beta(_CONCENTRATION * rate, _CONCENTRATION * (1.0 - rate), shape)  # [streams, drafted]
     stands = random.random(shape) <= ratios
@@ -34,8 +35,3 @@ def judge_by_ratio(alpha: Floats, budgets: Sequence[int], random: np.random.Gene
         Judgement(int(accepted[row, :budget].sum()), 0, tuple(ratios[row, :budget].tolist()))
         for row, budget in enumerate(budgets)
     ]
-
-
-def _inside(alpha: Floats) -> Floats:
-    clipped: Floats = np.clip(alpha, 1e-9, 1 - 1e-9)
-    return clipped

@@ -169,8 +169,8 @@ class _World:
                 stream.pace.observe(stream.budget, self._rounds.arrive(stream, now), stream.computed_s)
             case "probe":
                 stream.probe_at = now + PROBE_EVERY_S
-                hits = hits_in_a_row(np.array([stream.agent.alpha_at(now)]), self._random)[0]
-                stream.estimator.observe(PROBE_TOKENS, Judgement(int(min(hits, PROBE_TOKENS)), 0))
+                hits = int(hits_in_a_row(stream.agent.alpha_at(now), self._random))
+                stream.estimator.observe(PROBE_TOKENS, Judgement(min(hits, PROBE_TOKENS), 0))
                 computed_s = PROBE_TOKENS * stream.agent.draft_s
                 stream.pace.observe(PROBE_TOKENS, computed_s + 2 * stream.agent.latency_s, computed_s)
 
@@ -223,7 +223,7 @@ class _World:
             # One hit beyond the draft: the agent's own guess at the bonus token was right.
             ahead = stream.agent.drafts_ahead and 0 < stream.budget < run
             stream.head_start_s = now - stream.arrived_at + 2 * stream.agent.latency_s if ahead else 0.0
-        return [Judgement(int(min(run, budget)), 0) for run, budget in zip(hits, budgets, strict=True)]
+        return [Judgement(min(run, budget), 0) for run, budget in zip(hits, budgets, strict=True)]
 
     def _learn(self, stream: _Stream, judgement: Judgement, now: float) -> None:
         if stream.budget or not self._probing:
