@@ -169,16 +169,8 @@ class EngineMeter:
         self._row_tokens = 1.0
         self._busy = 0.0
         self._ended_at: float | None = None
-
-    @property
-    def pass_s(self) -> float:
-        """How long a pass takes at present, seconds."""
-        return self._pass_s
-
-    @property
-    def load(self) -> EngineLoad:
+        self.load = self._at_present()
         """At present."""
-        return EngineLoad(self._cost, self._pass_s, self._wait_s, self._row_tokens, self._busy)
 
     def observe(self, sample: PassSample, began_at: float, waits_s: Iterable[float]) -> None:
         """Learn from one pass.
@@ -197,6 +189,10 @@ class EngineMeter:
             span_s = sample.seconds + max(0.0, began_at - self._ended_at)
             self._busy += self._step * (sample.seconds / max(span_s, 1e-9) - self._busy)
         self._ended_at = began_at + sample.seconds
+        self.load = self._at_present()
+
+    def _at_present(self) -> EngineLoad:
+        return EngineLoad(self._cost, self._pass_s, self._wait_s, self._row_tokens, self._busy)
 
 
 class Pace:

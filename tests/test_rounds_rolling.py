@@ -3,15 +3,17 @@ from hypothesis import settings
 from hypothesis.stateful import rule
 
 from goodspeed.rounds import Rolling
+from goodspeed.timing import EngineLoad, PassCost, PassSample
 from tests.rounds_machine import RoundsMachine
 
 PASS_S = 1.0
 OVERDUE_S = 20.0
+LOAD = EngineLoad(PassCost([PassSample(1, 1, PASS_S)]), PASS_S)
 
 
 class Rounds(RoundsMachine):
     def make(self, max_streams: int | None) -> Rolling[int]:
-        return Rolling(pass_s=lambda: PASS_S, overdue_s=OVERDUE_S, max_streams=max_streams)
+        return Rolling(load=lambda: LOAD, overdue_s=OVERDUE_S, max_streams=max_streams)
 
     @rule()
     def gather(self) -> None:
@@ -42,7 +44,7 @@ TestRounds.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def rolling() -> Rolling[str]:
-    return Rolling(pass_s=lambda: PASS_S)
+    return Rolling(load=lambda: LOAD)
 
 
 def test_a_round_closes_at_once_when_nobody_else_is_near() -> None:
@@ -100,7 +102,7 @@ def test_one_who_is_ready_waits_for_many() -> None:
 
 
 def test_a_draft_that_is_overdue_is_gone_on_without() -> None:
-    rounds: Rolling[str] = Rolling(pass_s=lambda: PASS_S, overdue_s=OVERDUE_S)
+    rounds: Rolling[str] = Rolling(load=lambda: LOAD, overdue_s=OVERDUE_S)
     rounds.expect("hung", 4, now=0.0, due_s=0.1)
     assert rounds.close(1.0) == []
     assert rounds.closes_at() == OVERDUE_S

@@ -88,9 +88,9 @@ class Members(Generic[StreamT]):
                 return
             self.arrive(stream, now)
 
-    def _take_batch(self) -> list[StreamT]:
-        """Close the round over whoever is ready."""
-        batch = list(self._ready)[: self._max_streams]
+    def _take_batch(self, most: int | None = None) -> list[StreamT]:
+        """Close the round over whoever is ready, or over the first few of them."""
+        batch = list(self._ready)[: self._max_streams][:most]
         for stream in batch:
             del self._ready[stream]
         self._opened_at = None

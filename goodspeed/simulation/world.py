@@ -105,7 +105,7 @@ class _World:
         self._probing = rounds == "rolling" and self._coupled
         self._meter = EngineMeter(PassCost(engine.samples()))
         self._rounds: Rounds[_Stream] = (
-            Barrier(timeout_s=math.inf) if rounds == "barrier" else Rolling(pass_s=lambda: self._meter.pass_s)
+            Barrier(timeout_s=math.inf) if rounds == "barrier" else Rolling(load=lambda: self._meter.load)
         )
         self._events: list[tuple[float, int, _Kind, _Stream | None]] = []
         self._numbers = itertools.count()
