@@ -15,7 +15,7 @@ from bench.simulated.worlds import ENGINE
 from goodspeed.scheduling import SecondsSched
 from goodspeed.simulation import Agent, simulate
 
-__all__ = ["AXES", "Axes", "Cell", "walk"]
+__all__ = ["AXES", "QUICK", "Axes", "Cell", "figures", "walk"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +44,16 @@ class Cell:
     """Geometric mean of the goodputs over central decoding's rate."""
 
 
-def walk(axes: Axes, duration_s: float, drafts_ahead: bool = False) -> list[Cell]:
+def walk(axes: Axes, duration_s: float) -> list[Cell]:
     """Run every cell."""
     return [
-        Cell(*cell, ratio=_ratio(*cell, duration_s=duration_s, drafts_ahead=drafts_ahead))
+        Cell(*cell, ratio=_ratio(*cell, duration_s=duration_s))
         for cell in itertools.product(axes.streams, axes.alpha, axes.draft_ms, axes.round_trip_ms)
     ]
 
 
-def _ratio(
-    streams: int, alpha: float, draft_ms: float, round_trip_ms: float, *, duration_s: float, drafts_ahead: bool
-) -> float:
-    agent = Agent(draft_ms / 1e3, round_trip_ms / 2e3, alpha, drafts_ahead=drafts_ahead)
+def _ratio(streams: int, alpha: float, draft_ms: float, round_trip_ms: float, *, duration_s: float) -> float:
+    agent = Agent(draft_ms / 1e3, round_trip_ms / 2e3, alpha)
     run = simulate([agent] * streams, ENGINE, SecondsSched(), rounds="rolling", duration_s=duration_s, seed=1)
     return run.geometric_mean * ENGINE.seconds(streams, streams)
 

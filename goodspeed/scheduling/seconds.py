@@ -46,6 +46,9 @@ _ITERATIONS = 12
 _PRICE_STEP = 0.1
 """How far one pass moves the price towards what it would be by this pass alone."""
 _HALVINGS = 24
+MARGIN = 0.03
+"""A draft must promise so much more than the server's decoding alone: an estimate that is high by chance gets a stream
+to draft, one that is low does not, and streams that come to draft together hold each other up."""
 
 
 class SecondsSched:
@@ -165,9 +168,9 @@ class _Problem:
         return cycle
 
     def best(self, price: Floats) -> Ints:
-        """The budgets that are best at a price for each stream."""
+        """The budgets that are best at a price for each stream; 0 where no draft promises enough."""
         budgets = np.zeros_like(self.limit)
-        value = self.value(budgets, price)
+        value = self.value(budgets, price) + MARGIN * self.gradient / self.alone_s
         for _ in range(_ITERATIONS):
             tried = self._best_at(value, price)
             reached = self.value(tried, price)
