@@ -37,23 +37,36 @@ class Comparison:
         """Each instance's slowest agent, [instances]."""
         return np.asarray(self.goodput[policy].min(-1))
 
+    def __len__(self) -> int:
+        return len(self.goodput["plain"])
+
+    def policies(self) -> dict[str, dict[str, float]]:
+        """Means over the instances, by policy."""
+        return {
+            policy: {
+                "geometric_mean": float(np.exp(np.log(self.geometric_mean(policy)).mean())),
+                "slowest_agent": float(self.slowest(policy).mean()),
+                "sum": float(goodput.sum(-1).mean()),
+                "jain": float(np.mean([jain_index(row) for row in goodput])),
+            }
+            for policy, goodput in self.goodput.items()
+        }
+
+    def ratios(self) -> dict[tuple[str, str], dict[str, float]]:
+        """How they are spread over the instances, for each of ours and each rival."""
+        return {(ours, rival): _spread(self.ratio(ours, rival)) for ours in OURS for rival in RIVALS}
+
+    def slowest_no_worse(self) -> dict[str, int]:
+        """In how many instances our slowest agent is at least as fast as the paper's."""
+        return {ours: int((self.slowest(ours) >= self.slowest("GoodSpeed-Sched")).sum()) for ours in OURS}
+
     def figures(self) -> dict[str, object]:
         """Everything that is worth keeping."""
         return {
-            "policies": {
-                policy: {
-                    "geometric_mean": float(np.exp(np.log(self.geometric_mean(policy)).mean())),
-                    "slowest_agent": float(self.slowest(policy).mean()),
-                    "sum": float(goodput.sum(-1).mean()),
-                    "jain": float(np.mean([jain_index(row) for row in goodput])),
-                }
-                for policy, goodput in self.goodput.items()
-            },
-            "ratios": {ours: {rival: _spread(self.ratio(ours, rival)) for rival in RIVALS} for ours in OURS},
-            "slowest_agent_no_worse_than_under_the_paper": {
-                ours: int((self.slowest(ours) >= self.slowest("GoodSpeed-Sched")).sum()) for ours in OURS
-            },
-            "instances": len(self.goodput["plain"]),
+            "instances": len(self),
+            "policies": self.policies(),
+            "ratios": {f"{ours} / {rival}": spread for (ours, rival), spread in self.ratios().items()},
+            "slowest_agent_no_worse_than_under_the_paper": self.slowest_no_worse(),
         }
 
 

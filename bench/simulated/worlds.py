@@ -1,7 +1,7 @@
 """The worlds that policies are compared in, and the policies.
 
-The engine is the one of the paper's simulation: 35 ms a pass and 0.6 ms a token. Agents are heterogeneous: drafts of 4 to
-30 ms a token and round trips of 5 to 80 ms, both uniform in the logarithm, and acceptance rates uniform in 0.40 to 0.92.
+The engine takes 35 ms a pass and 0.6 ms a token. Agents are heterogeneous: drafts of 4 to 30 ms a token and round trips
+of 5 to 80 ms, both uniform in the logarithm, and acceptance rates uniform in 0.40 to 0.92.
 """
 
 from __future__ import annotations
@@ -11,7 +11,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from goodspeed.scheduling import FixedS, GoodSpeedSched, PlainDecoding, RandomS, Scheduler, SecondsSched, ThroughputSched
+from goodspeed.scheduling import (
+    FixedS,
+    GoodSpeedSched,
+    PlainDecoding,
+    RandomS,
+    Scheduler,
+    SecondsSched,
+    ThroughputSched,
+)
 from goodspeed.simulation import Agent, Engine, Result, RoundsKind, simulate
 
 __all__ = ["CAPACITY", "COLOCATED", "ENGINE", "LENGTHS", "POLICIES", "Policy", "edges"]
