@@ -26,7 +26,7 @@ faster than linearly, for all streams at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,20 +92,21 @@ def _within(problem: _Problem, price: Floats, most: Ints, capacity: int) -> Ints
     A second price, on each drafted token, is found by bisection; a stream that has the same budget at both ends of the
     interval drops out of it.
     """
+    undecided = np.flatnonzero(most)
     choices = np.arange(int(most.max(initial=0)) + 1)[:, None]
-    values = problem.value(np.minimum(most, choices), price)  # [choices, streams]
+    values = problem.only(most > 0).value(np.minimum(most[undecided], choices), price[undecided])  # [choices, streams]
     low, high = 0.0, float(values.max() - values.min()) + _NEAR_ZERO  # nobody drafts at `high`
-    few, many, open_ = np.zeros_like(most), most.copy(), np.arange(len(most))
+    few, many = np.zeros_like(most), most
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         budgets = few.copy()
-        budgets[open_] = np.minimum((values - middle * choices).argmax(0), most[open_])
+        budgets[undecided] = np.minimum((values - middle * choices).argmax(0), most[undecided])
         if budgets.sum() > capacity:
             low, many = middle, budgets
         else:
             high, few = middle, budgets
-        undecided = few[open_] != many[open_]
-        open_, values = open_[undecided], values[:, undecided]
+        apart = few[undecided] != many[undecided]
+        undecided, values = undecided[apart], values[:, apart]
     return few
 
 
@@ -171,15 +172,29 @@ class _Problem:
         """The budgets that are best at a price for each stream; 0 where no draft promises enough."""
         budgets = np.zeros_like(self.limit)
         value = self.value(budgets, price) + MARGIN * self.gradient / self.alone_s
+        part, climbing = self, np.arange(len(budgets))
         for _ in range(_ITERATIONS):
-            tried = self._best_at(value, price)
-            reached = self.value(tried, price)
-            better = reached > value
-            if not better.any():
+            tried = part._best_at(value[climbing], price[climbing])
+            reached = part.value(tried, price[climbing])
+            higher = reached > value[climbing]
+            part, climbing = part.only(higher), climbing[higher]
+            if not len(climbing):
                 break
-            np.copyto(budgets, tried, where=better)
-            np.copyto(value, reached, where=better)
+            budgets[climbing], value[climbing] = tried[higher], reached[higher]
         return budgets
+
+    def only(self, some: Bools) -> _Problem:
+        """The same for some of the streams."""
+        return replace(
+            self,
+            log_gradient=self.log_gradient[some],
+            gradient=self.gradient[some],
+            log_alpha=self.log_alpha[some],
+            miss=self.miss[some],
+            limit=self.limit[some],
+            cycle_s=self.cycle_s[some],
+            per_token_s=self.per_token_s[some],
+        )
 
     def _best_at(self, value: Floats, price: Floats) -> Ints:
         """Where `g mu(S) - lam l(S) - v c(S)` is largest: the last `k` with `g alpha^k` above what a token costs."""
