@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check format install bench-engine bench-worth bench-overhead bench-scheduler bench-wire models clean picture
+.PHONY: demo test check format install bench-engine bench-worth bench-overhead bench-scheduler bench-simulated bench-wire models clean picture
 
 picture: $(INSTALLED)  ## the README's picture of the monitor, from a run of the demo
 	mkdir -p build
@@ -48,6 +48,9 @@ bench-overhead: $(INSTALLED)  ## what a round costs beside its forward pass
 
 bench-scheduler: $(INSTALLED)  ## budgets for 10,000 streams
 	$(BIN)/python -m bench.scheduler
+
+bench-simulated: $(INSTALLED)  ## rounds, policies, never worse than plain decoding, 10,000 streams: a virtual clock
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.simulated all
 
 bench-wire: $(INSTALLED)  ## bytes per drafted token
 	$(BIN)/python -m bench.wire
