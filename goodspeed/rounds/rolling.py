@@ -8,7 +8,7 @@ the share `delay / c_i` of its goodput, so under proportional fairness the round
     sum_{j <= k} (now + T - t_k) / c_j  -  (t_k - now) (sum_{ready} 1 / c_i + sum_{k < j, t_j < now + T} 1 / c_j)
 
 or at once, if no wait is worth it. A draft that does not come when it is due is not waited for again. Nobody is
-passed over: whoever has been ready longest is verified first, and no wait is longer than one pass.
+passed over: whoever has been ready longest is verified first, and no round is held open for longer than one pass.
 
 Agents that were verified together draft at the same time, and come back together: a herd, for which the engine idles
 and which then holds itself up in one long pass. So a batch may also be parted. Of a pass that takes `F + R_1 + R_2`,
@@ -163,14 +163,15 @@ class Rolling(Members[StreamT]):
         urgency = np.fromiter(self._urgency.values(), float, count)
         away_s = np.fromiter(self._away_s.values(), float, count)
         drafting = engine.busy * sum(self._share_of_cycle(due.takes_s) for due in self._due.values())
-        gains = [0.0]
+        best, most_gained = count, 0.0
         for parts in _PARTS:
-            first = -(-count // parts)
+            first = math.ceil(count / parts)
             second_s = load_s[first:].sum()
             early = (urgency[:first] * np.minimum(second_s, away_s[:first] - fixed_s)).sum()
-            gains.append(float(early - fixed_s * (urgency[first:].sum() + drafting)))
-        best = int(np.argmax(gains))
-        return count if best == 0 else -(-count // _PARTS[best - 1])
+            gained = float(early - fixed_s * (urgency[first:].sum() + drafting))
+            if gained > most_gained:
+                best, most_gained = first, gained
+        return best
 
     def _is_ready(self, stream: StreamT, away_s: float) -> None:
         self._away_s[stream] = away_s
