@@ -75,7 +75,7 @@ def grid(quick: Quick = False, out: Out = RESULTS) -> None:
     print("the worst:")
     for cell in low[:5]:
         print(
-            f"  {cell.ratio:.3f}: {cell.streams} streams, alpha {cell.alpha}, "
+            f"  {cell.ratio:.3f}: {cell.streams} stream(s), alpha {cell.alpha}, "
             f"{cell.draft_ms} ms/token, round trip {cell.round_trip_ms} ms"
         )
     _keep(out, "grid", grids.figures(cells))
