@@ -162,16 +162,18 @@ class Rolling(Members[StreamT]):
             return count
         urgency = np.fromiter(self._urgency.values(), float, count)
         away_s = np.fromiter(self._away_s.values(), float, count)
-        drafting = engine.busy * sum(self._share_of_cycle(due.takes_s) for due in self._due.values())
         best, most_gained = count, 0.0
         for parts in _PARTS:
             first = math.ceil(count / parts)
             second_s = load_s[first:].sum()
             early = (urgency[:first] * np.minimum(second_s, away_s[:first] - fixed_s)).sum()
-            gained = float(early - fixed_s * (urgency[first:].sum() + drafting))
+            gained = float(early - fixed_s * urgency[first:].sum())
             if gained > most_gained:
                 best, most_gained = first, gained
-        return best
+        if most_gained > 0.0:
+            drafting = sum(self._share_of_cycle(due.takes_s) for due in self._due.values())
+            most_gained -= fixed_s * engine.busy * drafting
+        return best if most_gained > 0.0 else count
 
     def _is_ready(self, stream: StreamT, away_s: float) -> None:
         self._away_s[stream] = away_s

@@ -240,8 +240,8 @@ class _World:
         for stream, budget, jitter in zip(streams, plan.budgets.tolist(), jitter_s.tolist(), strict=True):
             agent = stream.agent
             stream.budget = budget
-            self._rounds.expect(stream, budget, now, stream.pace.expect(budget))
             away_s = 2 * agent.latency_s + jitter * agent.jitter_s
+            self._rounds.expect(stream, budget, now, stream.pace.expect(budget) if budget else 0.0)
             if budget:
                 stream.computed_s = max(0.0, budget * agent.draft_s - stream.head_start_s)
                 self._at(now + away_s + stream.computed_s, "draft", stream)
