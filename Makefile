@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check format install bench bench-quick bench-engine bench-worth bench-capacity bench-overhead bench-scheduler bench-wire models clean picture
+.PHONY: demo test check format install bench bench-quick bench-engine bench-worth bench-capacity bench-overhead bench-scheduler bench-simulated bench-wire models clean picture
 
 picture: $(INSTALLED)  ## the README's picture of the monitor, from a run of the demo
 	mkdir -p build
@@ -15,8 +15,8 @@ picture: $(INSTALLED)  ## the README's picture of the monitor, from a run of the
 demo: $(INSTALLED)  ## a server, six agents, real prompts: under two minutes
 	$(BIN)/python -m bench.demo
 
-test: $(INSTALLED)  ## the whole suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+test: $(INSTALLED)  ## the whole suite, on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
 check: $(INSTALLED)  ## lint, formatting, types
 	$(BIN)/ruff check .
@@ -57,6 +57,9 @@ bench-overhead: $(INSTALLED)  ## what a round costs beside its forward pass
 
 bench-scheduler: $(INSTALLED)  ## budgets for 10,000 streams
 	$(BIN)/python -m bench.scheduler
+
+bench-simulated: $(INSTALLED)  ## rounds, policies, never worse than plain decoding, 10,000 streams: a virtual clock
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.simulated all
 
 bench-wire: $(INSTALLED)  ## bytes per drafted token
 	$(BIN)/python -m bench.wire

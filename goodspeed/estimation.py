@@ -42,7 +42,7 @@ def expected_tokens(alpha: float, budget: int) -> float:
     return (1.0 - alpha ** (budget + 1)) / (1.0 - alpha) if alpha < 1.0 else budget + 1.0
 
 
-def smooth_goodput(smoothed: float, tokens: int, beta: float) -> float:
+def smooth_goodput(smoothed: float, tokens: float, beta: float) -> float:
     """Equation (4): `X <- (1 - beta) X + beta x`, in tokens per round."""
     return (1.0 - beta) * smoothed + beta * tokens
 

@@ -19,6 +19,10 @@ __all__ = ["Pace", "PassCost", "PassSample"]
 
 Floats = NDArray[np.float64]
 
+_SUPPORTS = np.array(list(itertools.product((False, True), repeat=3)))[1:]  # [supports, unknowns]
+_RIDGE = 1e-10
+"""Decides between costs that explain the passes equally well, where all passes were alike."""
+
 
 @dataclass(frozen=True, slots=True)
 class PassSample:
@@ -123,18 +127,14 @@ class _Moments:
 
 
 def _nonnegative_solution(gram: Floats, moment: Floats) -> Floats:
-    """Minimise `x' gram x / 2 - moment' x` over `x >= 0`; with three unknowns, every support is tried."""
-    best, best_value = np.zeros(len(moment)), 0.0
-    for size in range(1, len(moment) + 1):
-        for support in itertools.combinations(range(len(moment)), size):
-            chosen = list(support)
-            part, *_ = np.linalg.lstsq(gram[np.ix_(chosen, chosen)], moment[chosen], rcond=None)
-            if (part < 0).any():
-                continue
-            value = float(part @ gram[np.ix_(chosen, chosen)] @ part / 2 - moment[chosen] @ part)
-            if value < best_value:
-                best, best_value = np.zeros(len(moment)), value
-                best[chosen] = part
+    """Minimise `x' gram x / 2 - moment' x` over `x >= 0`; with three unknowns, every support is tried, all at once."""
+    scale = np.sqrt(np.diag(gram))
+    unit = gram / np.outer(scale, scale) + _RIDGE * np.eye(len(scale))
+    scaled = moment / scale
+    systems = np.where(_SUPPORTS[:, :, None] & _SUPPORTS[:, None, :], unit, np.eye(len(scale)))
+    tried = np.linalg.solve(systems, np.where(_SUPPORTS, scaled, 0.0)[..., None])[..., 0]  # [supports, unknowns]
+    loss = ((tried @ unit) * tried).sum(-1) / 2 - tried @ scaled
+    best: Floats = tried[np.where((tried < 0).any(-1), np.inf, loss).argmin()] / scale
     return best
 
 
@@ -169,11 +169,8 @@ class EngineMeter:
         self._row_tokens = 1.0
         self._busy = 0.0
         self._ended_at: float | None = None
-
-    @property
-    def load(self) -> EngineLoad:
+        self.load = self._at_present()
         """At present."""
-        return EngineLoad(self._cost, self._pass_s, self._wait_s, self._row_tokens, self._busy)
 
     def observe(self, sample: PassSample, began_at: float, waits_s: Iterable[float]) -> None:
         """Learn from one pass.
@@ -192,6 +189,10 @@ class EngineMeter:
             span_s = sample.seconds + max(0.0, began_at - self._ended_at)
             self._busy += self._step * (sample.seconds / max(span_s, 1e-9) - self._busy)
         self._ended_at = began_at + sample.seconds
+        self.load = self._at_present()
+
+    def _at_present(self) -> EngineLoad:
+        return EngineLoad(self._cost, self._pass_s, self._wait_s, self._row_tokens, self._busy)
 
 
 class Pace:

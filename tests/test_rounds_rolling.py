@@ -3,15 +3,17 @@ from hypothesis import settings
 from hypothesis.stateful import rule
 
 from goodspeed.rounds import Rolling
+from goodspeed.timing import EngineLoad, PassCost, PassSample
 from tests.rounds_machine import RoundsMachine
 
 PASS_S = 1.0
 OVERDUE_S = 20.0
+LOAD = EngineLoad(PassCost([PassSample(1, 1, PASS_S)]), PASS_S)
 
 
 class Rounds(RoundsMachine):
     def make(self, max_streams: int | None) -> Rolling[int]:
-        return Rolling(pass_s=lambda: PASS_S, overdue_s=OVERDUE_S, max_streams=max_streams)
+        return Rolling(load=lambda: LOAD, overdue_s=OVERDUE_S, max_streams=max_streams)
 
     @rule()
     def gather(self) -> None:
@@ -42,7 +44,7 @@ TestRounds.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def rolling() -> Rolling[str]:
-    return Rolling(pass_s=lambda: PASS_S)
+    return Rolling(load=lambda: LOAD)
 
 
 def test_a_round_closes_at_once_when_nobody_else_is_near() -> None:
@@ -100,8 +102,51 @@ def test_one_who_is_ready_waits_for_many() -> None:
 
 
 def test_a_draft_that_is_overdue_is_gone_on_without() -> None:
-    rounds: Rolling[str] = Rolling(pass_s=lambda: PASS_S, overdue_s=OVERDUE_S)
+    rounds: Rolling[str] = Rolling(load=lambda: LOAD, overdue_s=OVERDUE_S)
     rounds.expect("hung", 4, now=0.0, due_s=0.1)
     assert rounds.close(1.0) == []
     assert rounds.closes_at() == OVERDUE_S
     assert rounds.close(OVERDUE_S) == ["hung"]
+
+
+def herd(count: int, away_s: float, *, token_s: float, fixed_s: float = 0.1, busy: float = 0.0) -> Rolling[int]:
+    """So many who are ready at once, each with a draft of nine, after their agents have been away so long."""
+    shapes = [(rows, rows * each) for rows in (1, 8) for each in (1, 10)]
+    cost = PassCost([PassSample(rows, tokens, fixed_s + tokens * token_s) for rows, tokens in shapes])
+    load = EngineLoad(cost, cost.seconds(count, 10 * count), busy=busy)
+    rounds: Rolling[int] = Rolling(load=lambda: load)
+    for stream in range(count):
+        rounds.expect(stream, 9, now=0.0, due_s=away_s)
+    for stream in range(count):
+        rounds.arrive(stream, away_s)
+    return rounds
+
+
+def test_a_herd_is_parted_and_the_rest_is_next() -> None:
+    rounds = herd(8, away_s=2.0, token_s=0.01)
+    first = rounds.close(2.0)
+    assert first == list(range(len(first)))
+    assert 0 < len(first) < 8
+    assert rounds.close(2.5)[0] == len(first)
+
+
+def test_a_herd_stays_together_where_passes_are_mostly_their_fixed_part() -> None:
+    assert len(herd(8, away_s=2.0, token_s=0.001).close(2.0)) == 8
+
+
+def test_a_herd_stays_together_whose_agents_are_back_before_the_engine_is_free() -> None:
+    assert len(herd(8, away_s=0.05, token_s=0.01).close(0.05)) == 8
+    rounds = herd(8, away_s=0.0, token_s=0.01)
+    for stream in range(8):
+        rounds.expect(stream, 0, now=0.0)
+    assert len(rounds.close(0.0)) == 8
+
+
+def test_a_busy_engine_does_not_part_a_batch_at_the_cost_of_those_who_draft() -> None:
+    lengths = []
+    for busy in (0.0, 1.0):
+        rounds = herd(4, away_s=1.0, token_s=0.006, busy=busy)
+        for stream in range(10, 20):
+            rounds.expect(stream, 9, now=1.0, due_s=1.0)
+        lengths.append(len(rounds.close(1.0)))
+    assert lengths == [2, 4]

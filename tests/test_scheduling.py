@@ -1,16 +1,14 @@
-from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy import optimize
 
+from bench.simulated.optimum import allocations
 from goodspeed.errors import InvalidRequest, SchedulerFault
-from goodspeed.estimation import expected_tokens, smooth_goodput
+from goodspeed.estimation import expected_tokens
 from goodspeed.scheduling import (
     SCHEDULERS,
     Demand,
@@ -20,6 +18,7 @@ from goodspeed.scheduling import (
     Plan,
     RandomS,
     Scheduler,
+    ThroughputSched,
     Timing,
     checked_plan,
 )
@@ -44,13 +43,6 @@ def demand(
         weight=np.array(weight or [1.0] * count),
         limit=np.array(limits, dtype=np.int64),
     )
-
-
-def allocations(limit: list[int], capacity: int) -> Iterator[tuple[int, ...]]:
-    """Every allocation there is."""
-    for budgets in product(*(range(min(most, capacity) + 1) for most in limit)):
-        if sum(budgets) <= capacity:
-            yield budgets
 
 
 def objective(given_demand: Demand, budgets: tuple[int, ...] | list[int], fairness: float) -> float:
@@ -148,6 +140,7 @@ SCHEDULES: list[Scheduler] = [
     FixedS(),
     FixedS(3),
     RandomS(),
+    ThroughputSched(),
     PlainDecoding(),
 ]
 
@@ -227,6 +220,22 @@ def test_random_lengths_are_random_and_nearly_fill_the_capacity(capacity: int, s
     assert np.array_equal(rounds[0], repeated.plan(demand([0.5] * streams), capacity).budgets)
 
 
+@given(small_demands(), st.integers(0, 12))
+def test_throughput_takes_the_likeliest_tokens_whoever_they_are(small: Demand, capacity: int) -> None:
+    def tokens(budgets: tuple[int, ...] | list[int]) -> float:
+        return sum(expected_tokens(rate, budget) for rate, budget in zip(small.alpha, budgets, strict=True))
+
+    plan = ThroughputSched().plan(small, capacity)
+    best = max(tokens(budgets) for budgets in allocations(small.limit.tolist(), capacity))
+    assert plan.budgets.sum() <= capacity
+    assert tokens(plan.budgets.tolist()) == pytest.approx(best, abs=1e-9, rel=1e-9)
+
+
+def test_throughput_asks_neither_who_has_least_nor_who_pays() -> None:
+    plan = ThroughputSched().plan(demand([0.9, 0.4], goodput=[9.0, 1.0], weight=[1.0, 50.0]), 8)
+    assert plan.budgets.tolist() == [8, 0]
+
+
 def test_plain_decoding_drafts_nothing() -> None:
     assert PlainDecoding().plan(demand([0.9] * 3), 100).budgets.tolist() == [0, 0, 0]
 
@@ -236,63 +245,6 @@ def test_every_scheduler_on_offer_can_be_made(name: str) -> None:
     cost = PassCost([PassSample(1, 1, 0.02), PassSample(8, 8, 0.03), PassSample(8, 40, 0.05)])
     timing = Timing(np.full(2, 20.0), np.full(2, 0.01), np.full(2, 0.05), EngineLoad(cost, pass_s=0.03))
     checked_plan(SCHEDULERS[name](AlphaFair()), replace(demand([0.5, 0.9]), timing=timing), 8)
-
-
-def optimum(alpha: list[float], weight: list[float], capacity: int, fairness: float) -> Floats:
-    """`x*`: the utility's maximum over the convex hull of what single allocations give, by another method."""
-    corners = np.array(
-        [
-            [expected_tokens(rate, budget) for rate, budget in zip(alpha, budgets, strict=True)]
-            for budgets in allocations([capacity] * len(alpha), capacity)
-            if sum(budgets) == capacity
-        ]
-    )  # [allocations, streams]
-    utility, weights = AlphaFair(fairness), np.array(weight)
-
-    def loss(shares: Floats) -> tuple[float, Floats]:
-        goodput = shares @ corners
-        slope = weights * np.exp(utility.log_gradient(goodput))
-        return -float(utility.value(goodput, weights).sum()), -corners @ slope
-
-    found = optimize.minimize(
-        loss,
-        np.full(len(corners), 1 / len(corners)),
-        jac=True,
-        bounds=[(0, 1)] * len(corners),
-        constraints=optimize.LinearConstraint(np.ones((1, len(corners))), 1, 1),
-        method="SLSQP",
-        options={"ftol": 1e-12, "maxiter": 500},
-    )
-    assert found.success
-    return np.asarray(found.x @ corners)
-
-
-@pytest.mark.parametrize(
-    ("alpha", "weight", "capacity", "fairness"),
-    [
-        ([0.9, 0.6, 0.3], [1.0, 1.0, 1.0], 7, 1.0),
-        ([0.95, 0.7], [1.0, 3.0], 6, 1.0),
-        ([0.85, 0.5, 0.5], [1.0, 1.0, 2.0], 5, 2.0),
-        ([0.8, 0.4], [1.0, 1.0], 4, 0.5),
-    ],
-)
-def test_goodput_converges_to_the_optimum(
-    alpha: list[float], weight: list[float], capacity: int, fairness: float
-) -> None:
-    """The paper's theorem in its own model: barrier rounds, known rates, random acceptance, a small beta."""
-    random = np.random.default_rng(1)
-    scheduler = GoodSpeedSched(AlphaFair(fairness))
-    goodput = [1.0] * len(alpha)
-    late = []
-    for turn in range(3000):
-        beta = max(0.003, 1 / (turn + 1))
-        budgets = scheduler.plan(demand(alpha, goodput, weight), capacity).budgets.tolist()
-        for i, (rate, budget) in enumerate(zip(alpha, budgets, strict=True)):
-            run = int(random.geometric(1 - rate)) - 1
-            goodput[i] = smooth_goodput(goodput[i], min(run, budget) + 1, beta)
-        if turn >= 1500:
-            late.append(list(goodput))
-    np.testing.assert_allclose(np.mean(late, axis=0), optimum(alpha, weight, capacity, fairness), rtol=0.03)
 
 
 class Answering:

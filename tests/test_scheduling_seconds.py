@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from goodspeed.scheduling import Demand, SecondsSched, Timing
-from goodspeed.scheduling.seconds import _Problem
+from goodspeed.scheduling.seconds import MARGIN, _Problem
 from goodspeed.timing import EngineLoad, PassCost, PassSample
 from goodspeed.utility import AlphaFair
 
@@ -78,11 +78,16 @@ def demands(draw: st.DrawFn) -> Demand:
 def test_no_budget_is_better_at_the_price(some: Demand, price: float, fairness: float) -> None:
     one = problem(some, fairness)
     prices = np.full(len(some), price)
-    best = one.value(one.best(prices), prices)
-    assert (one.best(prices) <= one.limit).all()
+    budgets = one.best(prices)
+    assert (budgets <= one.limit).all()
+
+    def worth(choice: NDArray[np.int64]) -> Floats:
+        alone = np.where(choice == 0, MARGIN * one.gradient / one.alone_s, 0.0)
+        return one.value(choice, prices) + alone
+
     for budget in range(int(some.limit.max(initial=0)) + 1):
-        other = one.value(np.minimum(one.limit, budget), prices)
-        assert (best >= other - 1e-9 * np.abs(other) - 1e-12).all()
+        other = worth(np.minimum(one.limit, budget))
+        assert (worth(budgets) >= other - 1e-9 * np.abs(other) - 1e-12).all()
 
 
 @given(demands(), st.floats(0.0, 50.0))
@@ -123,8 +128,10 @@ def test_the_price_is_what_a_second_of_the_engine_costs_everybody() -> None:
     expected = (utility(-step) - utility(step)) / (2 * step)
     engine = EngineLoad(cost(fixed_s, row_s, token_s), pass_s, wait_s=pass_s / 2, row_tokens=load_s.mean(), busy=1.0)
     found = _Problem(
+        log_gradient=np.log(gradient),
         gradient=gradient,
         log_alpha=np.log(alpha),
+        miss=1 - alpha,
         limit=np.full(3, 16),
         cycle_s=times * pass_s,
         per_token_s=np.zeros(3),

@@ -1,22 +1,19 @@
 """The simulated world: the same seed, the same run; and what must hold in any world holds in this one."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from bench.simulated.grid import Axes, walk
+from bench.simulated.worlds import ENGINE, POLICIES, edges
 from goodspeed.estimation import expected_tokens
-from goodspeed.scheduling import FixedS, GoodSpeedSched, PlainDecoding, SecondsSched
+from goodspeed.scheduling import FixedS, PlainDecoding, SecondsSched
 from goodspeed.simulation import Agent, Engine, simulate
-
-ENGINE = Engine(fixed_s=0.035, row_s=0.0, token_s=0.0006)
-
-
-def edges(seed: int, count: int = 8) -> list[Agent]:
-    """Heterogeneous edges: drafts of 4 to 30 ms a token, round trips of 5 to 80 ms, acceptance 0.4 to 0.92."""
-    random = np.random.default_rng(seed)
-    draft_s = np.exp(random.uniform(np.log(0.004), np.log(0.030), count))
-    round_trip_s = np.exp(random.uniform(np.log(0.005), np.log(0.080), count))
-    alpha = random.uniform(0.40, 0.92, count)
-    return [Agent(*columns, jitter_s=0.001) for columns in zip(draft_s, round_trip_s / 2, alpha, strict=True)]
+from goodspeed.simulation.acceptance import hits_in_a_row, judge_by_ratio
+from goodspeed.verification import Judgement
 
 
 def test_the_same_seed_gives_the_same_run() -> None:
@@ -69,11 +66,55 @@ def test_a_drop_in_acceptance_takes_the_budget_away_and_a_rise_brings_it_back() 
     assert mean_budget(45, 60) > 5
 
 
+def test_colocated_drafts_take_the_engines_time() -> None:
+    drafter = Engine(fixed_s=0.004, row_s=0.0, token_s=0.0001)
+    engine = replace(ENGINE, drafter=drafter)
+    agent = Agent(draft_s=0.0, latency_s=0.0, alpha=0.7)
+    result = simulate([agent] * 3, engine, FixedS(4), rounds="barrier", duration_s=100, warm_up_s=0.0)
+    cycle_s = 4 * drafter.seconds(3, 3) + engine.seconds(3, 15)
+    assert result.goodput == pytest.approx(expected_tokens(0.7, 4) / cycle_s, rel=0.05)
+    assert result.busy_s == pytest.approx(100, rel=0.01)
+
+
+def test_drafting_on_the_engine_carries_who_still_drafts() -> None:
+    drafter = Engine(fixed_s=1.0, row_s=0.0, token_s=0.1)
+    assert Engine(1.0, 0.0, 0.0, drafter=drafter).drafting_s([3, 0, 1]) == pytest.approx(1.2 + 1.1 + 1.1)
+    assert Engine(1.0, 0.0, 0.0).drafting_s([3, 0, 1]) == 0.0
+
+
+@settings(max_examples=30)
+@given(st.floats(0.0, 1.0))
+def test_tokens_are_accepted_as_often_as_they_are_said_to_be(alpha: float) -> None:
+    random = np.random.default_rng(5)
+    runs = np.minimum(hits_in_a_row(np.full(4000, alpha), random), 6)
+    assert runs.mean() + 1 == pytest.approx(expected_tokens(alpha, 6), rel=0.08)
+    judged = judge_by_ratio(np.full(2000, alpha), [6] * 2000, random)
+    assert np.mean([one.accepted for one in judged]) + 1 == pytest.approx(expected_tokens(alpha, 6), rel=0.1)
+    assert np.mean([one.ratios for one in judged]) == pytest.approx(alpha, abs=0.02)
+
+
+def test_a_budget_of_nothing_is_judged_too() -> None:
+    judged = judge_by_ratio(np.array([0.5, 0.5]), [0, 2], np.random.default_rng(0))
+    assert judged[0] == Judgement(0, 0, ())
+    assert len(judged[1].ratios or ()) == 2
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_seconds_beat_rounds_and_plain_decoding(seed: int) -> None:
-    ours = simulate(edges(seed), ENGINE, SecondsSched(), rounds="rolling", duration_s=30, seed=seed)
-    paper = simulate(edges(seed), ENGINE, GoodSpeedSched(), rounds="barrier", capacity=28, duration_s=30, seed=seed)
-    plain = simulate(edges(seed), ENGINE, PlainDecoding(), rounds="rolling", duration_s=30, seed=seed)
-    assert ours.geometric_mean > 1.4 * paper.geometric_mean
-    assert ours.geometric_mean > 0.98 * plain.geometric_mean
-    assert ours.goodput.min() >= paper.goodput.min()
+def test_seconds_beat_rounds_fixed_lengths_and_plain_decoding(seed: int) -> None:
+    run = {
+        name: POLICIES[name].run(edges(seed), duration_s=20, seed=seed)
+        for name in ("seconds", "GoodSpeed-Sched", "best fixed", "plain")
+    }
+    ours = run["seconds"]
+    assert ours.geometric_mean > 1.4 * run["GoodSpeed-Sched"].geometric_mean
+    assert ours.geometric_mean > 1.25 * run["best fixed"].geometric_mean
+    assert ours.geometric_mean > 0.98 * run["plain"].geometric_mean
+    assert ours.goodput.min() >= run["GoodSpeed-Sched"].goodput.min()
+
+
+def test_speculation_is_never_worse_than_central_decoding() -> None:
+    axes = Axes(alpha=(0.2, 0.7, 0.95), draft_ms=(3.0,), round_trip_ms=(0.0, 100.0), streams=(1, 12))
+    cells = walk(axes, duration_s=12.0)
+    worst = min(cells, key=lambda cell: cell.ratio)
+    assert worst.ratio >= 0.98, worst
+    assert max(cell.ratio for cell in cells) > 3.0

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 __all__ = ["Asked", "Members"]
 
 StreamT = TypeVar("StreamT", bound=Hashable)
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """A draft that an agent owes."""
 
     budget: int
@@ -61,7 +59,8 @@ class Members(Generic[StreamT]):
 
     def expect(self, stream: StreamT, budget: int, now: float, due_s: float = 0.0) -> None:
         """The agent of `stream` has been told to draft `budget` tokens, due in `due_s`; with 0 nothing is awaited."""
-        self.leave(stream)
+        if stream in self:
+            self.leave(stream)
         if budget > 0:
             self._drafting[stream] = Asked(budget, now)
         else:
@@ -89,9 +88,9 @@ class Members(Generic[StreamT]):
                 return
             self.arrive(stream, now)
 
-    def _take_batch(self) -> list[StreamT]:
-        """Close the round over whoever is ready."""
-        batch = list(self._ready)[: self._max_streams]
+    def _take_batch(self, most: int | None = None) -> list[StreamT]:
+        """Close the round over whoever is ready, or over the first few of them."""
+        batch = list(self._ready)[: self._max_streams][:most]
         for stream in batch:
             del self._ready[stream]
         self._opened_at = None

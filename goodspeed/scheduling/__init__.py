@@ -5,7 +5,7 @@ A scheduler of one's own is one class with one method, `plan(demand, capacity)`;
 
 from collections.abc import Callable, Mapping
 
-from goodspeed.scheduling.baselines import FixedS, PlainDecoding, RandomS
+from goodspeed.scheduling.baselines import FixedS, PlainDecoding, RandomS, ThroughputSched
 from goodspeed.scheduling.gradient import GoodSpeedSched
 from goodspeed.scheduling.interface import Demand, Plan, Scheduler, Timing, checked_plan
 from goodspeed.scheduling.seconds import SecondsSched
@@ -21,6 +21,7 @@ __all__ = [
     "RandomS",
     "Scheduler",
     "SecondsSched",
+    "ThroughputSched",
     "Timing",
     "checked_plan",
 ]
@@ -30,6 +31,7 @@ SCHEDULERS: Mapping[str, Callable[[AlphaFair], Scheduler]] = {
     "goodspeed": GoodSpeedSched,
     "fixed": lambda _utility: FixedS(),
     "random": lambda _utility: RandomS(),
+    "throughput": lambda _utility: ThroughputSched(),
     "plain": lambda _utility: PlainDecoding(),
 }
 """What `--scheduler` chooses among."""

@@ -1,13 +1,17 @@
-"""The schedules to compare with: fixed lengths, random lengths, and no speculation at all."""
+"""The schedules to compare with: fixed lengths, random lengths, throughput alone, and no speculation at all."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 
 from goodspeed.errors import InvalidRequest
+from goodspeed.scheduling.gradient import GoodSpeedSched
 from goodspeed.scheduling.interface import Demand, Plan
+from goodspeed.utility import AlphaFair
 
-__all__ = ["FixedS", "PlainDecoding", "RandomS"]
+__all__ = ["FixedS", "PlainDecoding", "RandomS", "ThroughputSched"]
 
 
 class FixedS:
@@ -70,6 +74,21 @@ class RandomS:
         if budgets.sum() > capacity:
             budgets = self._random.multivariate_hypergeometric(budgets, capacity)
         return Plan(budgets)
+
+
+class ThroughputSched:
+    """The most tokens a round, whoever gets them: the `C` largest survival products `alpha_i^k` over all streams.
+
+    That is how adaptive verification spends a budget in vLLM. It is equation (5) where every gradient is 1: no
+    weights, and a utility that is linear.
+    """
+
+    def __init__(self) -> None:
+        self._linear = GoodSpeedSched(AlphaFair(0.0))
+
+    def plan(self, demand: Demand, capacity: int) -> Plan:
+        """Take the tokens that are likeliest to be accepted; the price is how likely the next one is."""
+        return self._linear.plan(replace(demand, weight=np.ones(len(demand))), capacity)
 
 
 class PlainDecoding:

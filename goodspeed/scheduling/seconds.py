@@ -26,7 +26,7 @@ faster than linearly, for all streams at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,10 +41,14 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 _NEAR_ZERO = 1e-12
+_NOTHING = 1e-300
 _ITERATIONS = 12
 _PRICE_STEP = 0.1
 """How far one pass moves the price towards what it would be by this pass alone."""
-_HALVINGS = 40
+_HALVINGS = 24
+MARGIN = 0.03
+"""A draft must promise so much more than the server's decoding alone: an estimate that is high by chance gets a stream
+to draft, one that is low does not, and streams that come to draft together hold each other up."""
 
 
 class SecondsSched:
@@ -79,35 +83,42 @@ class SecondsSched:
         self._price += _PRICE_STEP * (price - self._price)
         least_chance = problem.least_chance(budgets, worth)
         if budgets.sum() > capacity:
-            budgets = _within(problem, worth, capacity)
+            budgets = _within(problem, worth, budgets, capacity)
         return Plan(budgets, self._price, least_chance)
 
 
-def _within(problem: _Problem, price: Floats, capacity: int) -> Ints:
-    """The best budgets that sum to no more than `capacity`: found by a second price, on each drafted token."""
-    choices = np.arange(int(problem.limit.max(initial=0)) + 1)
-    values = np.stack([problem.value(np.minimum(problem.limit, choice), price) for choice in choices], axis=-1)
+def _within(problem: _Problem, price: Floats, most: Ints, capacity: int) -> Ints:
+    """The best budgets, none above `most`, that sum to no more than `capacity`.
 
-    def best(token_price: float) -> Ints:
-        budgets: Ints = np.minimum((values - token_price * choices).argmax(-1), problem.limit)
-        return budgets
-
+    A second price, on each drafted token, is found by bisection; a stream that has the same budget at both ends of the
+    interval drops out of it.
+    """
+    undecided = np.flatnonzero(most)
+    choices = np.arange(int(most.max(initial=0)) + 1)[:, None]
+    values = problem.only(most > 0).value(np.minimum(most[undecided], choices), price[undecided])  # [choices, streams]
     low, high = 0.0, float(values.max() - values.min()) + _NEAR_ZERO  # nobody drafts at `high`
+    few, many = np.zeros_like(most), most
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        if best(middle).sum() > capacity:
-            low = middle
+        budgets = few.copy()
+        budgets[undecided] = np.minimum((values - middle * choices).argmax(0), most[undecided])
+        if budgets.sum() > capacity:
+            low, many = middle, budgets
         else:
-            high = middle
-    return best(high)
+            high, few = middle, budgets
+        apart = few[undecided] != many[undecided]
+        undecided, values = undecided[apart], values[:, apart]
+    return few
 
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
     """One plan's streams; every array [streams]."""
 
+    log_gradient: Floats
     gradient: Floats  # g
     log_alpha: Floats
+    miss: Floats  # 1 - alpha
     limit: Ints
     cycle_s: Floats  # c(S) = cycle_s + per_token_s * S, for S >= 1
     per_token_s: Floats
@@ -126,9 +137,13 @@ class _Problem:
         # A pass without the tokens of the one stream that is looked at.
         others_s = max(engine.pass_s - token_s * engine.row_tokens, fixed_s, _NEAR_ZERO)
         useful = (demand.alpha > _NEAR_ZERO) & (demand.weight > 0)
+        log_gradient = np.log(np.maximum(demand.weight, _NEAR_ZERO)) + utility.log_gradient(timing.rate)
+        log_alpha = np.minimum(np.log(np.clip(demand.alpha, _NEAR_ZERO, 1.0)), -_NEAR_ZERO)
         return cls(
-            gradient=demand.weight * np.exp(utility.log_gradient(timing.rate)),
-            log_alpha=np.minimum(np.log(np.clip(demand.alpha, _NEAR_ZERO, 1.0)), -_NEAR_ZERO),
+            log_gradient=log_gradient,
+            gradient=np.exp(log_gradient),
+            log_alpha=log_alpha,
+            miss=-np.expm1(log_alpha),
             limit=np.where(useful, demand.limit, 0),
             cycle_s=timing.turnaround_s + engine.wait_s + others_s + token_s,
             per_token_s=timing.draft_s + token_s,
@@ -143,7 +158,7 @@ class _Problem:
 
     def mu(self, budgets: Ints) -> Floats:
         """`(1 - alpha^(S+1)) / (1 - alpha)`."""
-        return np.asarray(np.expm1(self.log_alpha * (budgets + 1)) / np.expm1(self.log_alpha))
+        return np.asarray(-np.expm1(self.log_alpha * (budgets + 1)) / self.miss)
 
     def load_s(self, budgets: Ints) -> Floats:
         """`l(S)`."""
@@ -155,25 +170,38 @@ class _Problem:
         return cycle
 
     def best(self, price: Floats) -> Ints:
-        """The budgets that are best at a price for each stream."""
-        none = np.zeros_like(self.limit)
-        budgets = np.minimum(self.limit, 1)
-        value = self.value(budgets, price)
+        """The budgets that are best at a price for each stream; 0 where no draft promises enough."""
+        budgets = np.zeros_like(self.limit)
+        value = self.value(budgets, price) + MARGIN * self.gradient / self.alone_s
+        part, climbing = self, np.arange(len(budgets))
         for _ in range(_ITERATIONS):
-            better = np.where(self.limit > 0, self._best_at(value, price), 0)
-            reached = self.value(better, price)
-            if not (reached > value).any():
+            tried = part._best_at(value[climbing], price[climbing])
+            reached = part.value(tried, price[climbing])
+            higher = reached > value[climbing]
+            part, climbing = part.only(higher), climbing[higher]
+            if not len(climbing):
                 break
-            budgets, value = np.where(reached > value, better, budgets), np.maximum(reached, value)
-        return np.where(value > self.value(none, price), budgets, none)
+            budgets[climbing], value[climbing] = tried[higher], reached[higher]
+        return budgets
+
+    def only(self, some: Bools) -> _Problem:
+        """The same for some of the streams."""
+        return replace(
+            self,
+            log_gradient=self.log_gradient[some],
+            gradient=self.gradient[some],
+            log_alpha=self.log_alpha[some],
+            miss=self.miss[some],
+            limit=self.limit[some],
+            cycle_s=self.cycle_s[some],
+            per_token_s=self.per_token_s[some],
+        )
 
     def _best_at(self, value: Floats, price: Floats) -> Ints:
         """Where `g mu(S) - lam l(S) - v c(S)` is largest: the last `k` with `g alpha^k` above what a token costs."""
-        cost = self._token_cost(value, price)
-        dear = cost > 0
-        ratio = np.log(np.where(dear, cost, 1.0)) - np.log(np.maximum(self.gradient, _NEAR_ZERO))
-        count = np.where(dear, np.floor(ratio / self.log_alpha), self.limit)
-        return np.clip(count, 1, np.maximum(self.limit, 1)).astype(np.int64)
+        cost = np.maximum(self._token_cost(value, price), _NOTHING)
+        count = (np.log(cost) - self.log_gradient) / self.log_alpha
+        return np.minimum(np.clip(count, 1, self.limit.max(initial=1)).astype(np.int64), self.limit)
 
     def least_chance(self, budgets: Ints, price: Floats) -> Floats:
         """The `alpha^k` at which `g mu(S) - lam l(S) - v c(S)` stops growing, `v` being what the budgets are worth."""

@@ -79,7 +79,7 @@ class RoundLoop:
         self._rounds: Rounds[LiveStream] = (
             Barrier(timeout_s=settings.round_timeout_s, overdue_s=overdue_s)
             if settings.rounds == "barrier"
-            else Rolling(pass_s=lambda: planner.meter.load.pass_s, overdue_s=overdue_s)
+            else Rolling(load=lambda: planner.meter.load, overdue_s=overdue_s)
         )
         self._live: dict[StreamKey, LiveStream] = {}
         self._prefilling: dict[LiveStream, None] = {}  # in order of admission

@@ -1,0 +1,11 @@
+"""A world under a virtual clock: agents, links and an engine, around the objects that production runs.
+
+Rounds, scheduler, estimators, cost model and meters are the real ones; what is made up is how long things take and
+which drafts are accepted. The same seed gives the same run.
+"""
+
+from goodspeed.simulation.outcome import Record, Result
+from goodspeed.simulation.scenery import Agent, Engine
+from goodspeed.simulation.world import RoundsKind, simulate
+
+__all__ = ["Agent", "Engine", "Record", "Result", "RoundsKind", "simulate"]

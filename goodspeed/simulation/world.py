@@ -1,0 +1,265 @@
+"""The virtual clock: events in the order of time, and what each of them does."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+from goodspeed.estimation import Goodput, HitOrMiss, RatioMean, smooth_goodput
+from goodspeed.probing import PROBE_EVERY_S, PROBE_TOKENS
+from goodspeed.rounds import Barrier, Rolling, Rounds
+from goodspeed.scheduling import Demand, Scheduler, Timing
+from goodspeed.simulation.acceptance import hits_in_a_row, judge_by_ratio
+from goodspeed.simulation.outcome import Record, Result
+from goodspeed.simulation.scenery import Agent, Engine
+from goodspeed.timing import EngineMeter, Pace, PassCost, PassSample
+from goodspeed.verification import Judgement, Rule
+
+__all__ = ["RoundsKind", "simulate"]
+
+RoundsKind: TypeAlias = Literal["barrier", "rolling"]
+_Kind: TypeAlias = Literal["join", "leave", "draft", "probe", "verified", "alarm"]
+
+_UNBOUNDED = 2**31
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    number: int
+    agent: Agent
+    estimator: HitOrMiss | RatioMean
+    pace: Pace
+    rate: Goodput
+    per_round: float = 1.0
+    budget: int = 0
+    arrived_at: float = 0.0
+    head_start_s: float = 0.0
+    """For how long its agent has drafted ahead on a guess that came true."""
+    computed_s: float = 0.0
+    probe_at: float = 0.0
+    """When a stream that the server decodes alone is asked for a draft on the side again."""
+
+
+def simulate(
+    agents: Sequence[Agent],
+    engine: Engine,
+    scheduler: Scheduler,
+    *,
+    rounds: RoundsKind,
+    rule: Rule = "coupled",
+    capacity: int | None = None,
+    beta: float = 0.5,
+    duration_s: float = 60.0,
+    warm_up_s: float = 5.0,
+    seed: int = 0,
+    keep_records: bool = False,
+) -> Result:
+    """Run a world.
+
+    Args:
+        agents: one stream each.
+        engine: the truth about passes.
+        scheduler: chooses the budgets.
+        rounds: `barrier`, without a deadline as the paper has it, or `rolling`.
+        rule: of verification; `ratio` shows what equation (3) averages, and nothing can be drafted ahead or probed.
+        capacity: draft tokens a pass may verify; None is without a limit.
+        beta: the step of equation (4).
+        duration_s: virtual seconds.
+        warm_up_s: tokens before this do not count.
+        seed: of everything random.
+        keep_records: whether to keep a record of every pass.
+    """
+    world = _World(agents, engine, scheduler, rounds, rule, capacity, beta, warm_up_s, seed, keep_records)
+    return world.run(duration_s)
+
+
+class _World:
+    def __init__(
+        self,
+        agents: Sequence[Agent],
+        engine: Engine,
+        scheduler: Scheduler,
+        rounds: RoundsKind,
+        rule: Rule,
+        capacity: int | None,
+        beta: float,
+        warm_up_s: float,
+        seed: int,
+        keep_records: bool,
+    ) -> None:
+        self._agents = agents
+        self._engine = engine
+        self._scheduler = scheduler
+        self._coupled = rule == "coupled"
+        self._capacity = _UNBOUNDED if capacity is None else capacity
+        self._beta = beta
+        self._warm_up_s = warm_up_s
+        self._random = np.random.default_rng(seed)
+        self._keep_records = keep_records
+        self._probing = rounds == "rolling" and self._coupled
+        self._meter = EngineMeter(PassCost(engine.samples()))
+        self._rounds: Rounds[_Stream] = (
+            Barrier(timeout_s=math.inf) if rounds == "barrier" else Rolling(load=lambda: self._meter.load)
+        )
+        self._events: list[tuple[float, int, _Kind, _Stream | None]] = []
+        self._numbers = itertools.count()
+        self._joining: list[_Stream] = []
+        self._running: list[_Stream] | None = None
+        self._began_at = 0.0
+        self._alarm_at = math.inf
+        self._gone: set[int] = set()
+        self._counted = np.zeros(len(agents))
+        self._passes = 0
+        self._busy_s = 0.0
+        self._records: list[Record] = []
+
+    def run(self, duration_s: float) -> Result:
+        for number, agent in enumerate(self._agents):
+            if agent.joins_at < duration_s:
+                self._at(agent.joins_at, "join", self._stream(number, agent))
+        while self._events and self._events[0][0] < duration_s:
+            now = self._events[0][0]
+            while self._events and self._events[0][0] <= now:
+                _, _, kind, stream = heapq.heappop(self._events)
+                self._handle(kind, stream, now)
+            if self._joining:
+                self._schedule(self._joining, now)
+                self._joining = []
+            if self._running is None:
+                self._try_to_close(now)
+        present = [
+            max(0.0, min(agent.leaves_at, duration_s) - max(agent.joins_at, self._warm_up_s)) for agent in self._agents
+        ]
+        return Result(self._counted, np.array(present), self._passes, self._busy_s, self._records)
+
+    def _stream(self, number: int, agent: Agent) -> _Stream:
+        estimator = HitOrMiss() if self._coupled else RatioMean()
+        return _Stream(number, agent, estimator, Pace(), Goodput(agent.joins_at, 1.0 / self._engine.seconds(1, 1)))
+
+    def _at(self, when: float, kind: _Kind, stream: _Stream | None = None) -> None:
+        heapq.heappush(self._events, (when, next(self._numbers), kind, stream))
+
+    def _handle(self, kind: _Kind, stream: _Stream | None, now: float) -> None:
+        if kind == "verified":
+            self._commit(now)
+        elif kind == "alarm":
+            self._alarm_at = math.inf
+        else:
+            assert stream is not None
+            self._hear(kind, stream, now)
+
+    def _hear(self, kind: _Kind, stream: _Stream, now: float) -> None:
+        """Something of one stream."""
+        match kind:
+            case "join":
+                self._joining.append(stream)
+                if stream.agent.leaves_at < math.inf:
+                    self._at(stream.agent.leaves_at, "leave", stream)
+            case "leave":
+                self._gone.add(stream.number)
+                self._rounds.leave(stream)
+            case "draft" if self._rounds.owes(stream):
+                stream.arrived_at = now
+                stream.pace.observe(stream.budget, self._rounds.arrive(stream, now), stream.computed_s)
+            case "probe":
+                stream.probe_at = now + PROBE_EVERY_S
+                hits = int(hits_in_a_row(stream.agent.alpha_at(now), self._random))
+                stream.estimator.observe(PROBE_TOKENS, Judgement(min(hits, PROBE_TOKENS), 0))
+                computed_s = PROBE_TOKENS * stream.agent.draft_s
+                stream.pace.observe(PROBE_TOKENS, computed_s + 2 * stream.agent.latency_s, computed_s)
+
+    def _try_to_close(self, now: float) -> None:
+        batch = self._rounds.close(now)
+        if batch:
+            self._verify(batch, now)
+            return
+        closes_at = self._rounds.closes_at()
+        if closes_at is not None and closes_at < self._alarm_at:
+            self._alarm_at = closes_at
+            self._at(max(closes_at, now), "alarm")
+
+    def _verify(self, batch: list[_Stream], now: float) -> None:
+        budgets = [stream.budget for stream in batch]
+        tokens = sum(budgets) + len(batch)
+        seconds = self._engine.seconds(len(batch), tokens) + self._engine.drafting_s(budgets)
+        if self._engine.noise:
+            seconds *= math.exp(self._engine.noise * self._random.standard_normal())
+        waits = [now - stream.arrived_at for stream in batch if stream.budget]
+        self._meter.observe(PassSample(len(batch), tokens, seconds), now, waits)
+        self._running, self._began_at = batch, now
+        self._passes += 1
+        self._busy_s += seconds
+        self._at(now + seconds, "verified")
+
+    def _commit(self, now: float) -> None:
+        assert self._running is not None
+        batch = [stream for stream in self._running if stream.number not in self._gone]
+        began_at, self._running = self._began_at, None
+        if not batch:
+            return
+        budgets = [stream.budget for stream in batch]
+        committed = []
+        for stream, judgement in zip(batch, self._judge(batch, budgets, began_at, now), strict=True):
+            self._learn(stream, judgement, now)
+            committed.append(judgement.accepted + 1)
+        smoothed = [stream.per_round for stream in batch] if self._keep_records else []
+        price = self._schedule(batch, now)
+        if self._keep_records:
+            numbers = [stream.number for stream in batch]
+            self._records.append(Record(now, now - began_at, numbers, budgets, committed, smoothed, price))
+
+    def _judge(self, batch: list[_Stream], budgets: list[int], began_at: float, now: float) -> list[Judgement]:
+        alpha = np.array([stream.agent.alpha_at(began_at) for stream in batch])
+        if not self._coupled:
+            return judge_by_ratio(alpha, budgets, self._random)
+        hits = hits_in_a_row(alpha, self._random).tolist()
+        for stream, run in zip(batch, hits, strict=True):
+            # One hit beyond the draft: the agent's own guess at the bonus token was right.
+            ahead = stream.agent.drafts_ahead and 0 < stream.budget < run
+            stream.head_start_s = now - stream.arrived_at + 2 * stream.agent.latency_s if ahead else 0.0
+        return [Judgement(min(run, budget), 0) for run, budget in zip(hits, budgets, strict=True)]
+
+    def _learn(self, stream: _Stream, judgement: Judgement, now: float) -> None:
+        if stream.budget or not self._probing:
+            stream.estimator.observe(stream.budget, judgement)
+        stream.rate.observe(judgement.accepted + 1, now)
+        stream.per_round = smooth_goodput(stream.per_round, judgement.accepted + 1, self._beta)
+        if now >= self._warm_up_s:
+            self._counted[stream.number] += judgement.accepted + 1
+
+    def _schedule(self, streams: Sequence[_Stream], now: float) -> float:
+        outstanding = self._rounds.outstanding if self._capacity < _UNBOUNDED else 0
+        plan = self._scheduler.plan(self._demand(streams), max(0, self._capacity - outstanding))
+        jitter_s = self._random.standard_exponential((len(streams), 2)).sum(-1)
+        for stream, budget, jitter in zip(streams, plan.budgets.tolist(), jitter_s.tolist(), strict=True):
+            agent = stream.agent
+            stream.budget = budget
+            away_s = 2 * agent.latency_s + jitter * agent.jitter_s
+            self._rounds.expect(stream, budget, now, stream.pace.expect(budget) if budget else 0.0)
+            if budget:
+                stream.computed_s = max(0.0, budget * agent.draft_s - stream.head_start_s)
+                self._at(now + away_s + stream.computed_s, "draft", stream)
+            elif self._probing and now >= stream.probe_at and agent.max_draft:
+                stream.probe_at = math.inf
+                self._at(now + away_s + PROBE_TOKENS * agent.draft_s, "probe", stream)
+        return plan.price
+
+    def _demand(self, streams: Sequence[_Stream]) -> Demand:
+        return Demand(
+            alpha=np.array([s.estimator.alpha if self._probing else s.estimator.optimistic for s in streams]),
+            goodput=np.array([stream.per_round for stream in streams]),
+            weight=np.array([stream.agent.weight for stream in streams]),
+            limit=np.array([stream.agent.max_draft for stream in streams]),
+            timing=Timing(
+                rate=np.array([stream.rate.rate for stream in streams]),
+                draft_s=np.array([stream.pace.draft_s for stream in streams]),
+                turnaround_s=np.array([stream.pace.turnaround_s for stream in streams]),
+                engine=self._meter.load,
+            ),
+        )
