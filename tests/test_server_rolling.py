@@ -6,6 +6,7 @@ import pytest
 
 from goodspeed.messages import Draft, Verdict
 from goodspeed.probing import PROBE_TOKENS
+from goodspeed.rounds import Barrier, Rolling
 from goodspeed_server.live import LiveStream
 from goodspeed_server.server import VerificationServer
 from goodspeed_server.settings import ServerSettings
@@ -111,3 +112,18 @@ async def test_agents_are_told_the_price_and_may_then_go_further(early_stop: boo
     for budget, expected, limit, price in asked:
         assert (price > 0) == early_stop
         assert budget == (min(2 * expected, limit) if early_stop and capacity is None else expected)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "rounds", "expected"),
+    [
+        ("auto", "auto", ("seconds", Rolling)),
+        ("auto", "barrier", ("goodspeed", Barrier)),
+        ("auto", "rolling", ("seconds", Rolling)),
+        ("goodspeed", "auto", ("goodspeed", Barrier)),
+        ("seconds", "barrier", ("seconds", Barrier)),
+    ],
+)
+async def test_what_auto_stands_for(scheduler: str, rounds: str, expected: tuple[str, type]) -> None:
+    async with serving(tiny_settings(scheduler=scheduler, rounds={"rounds": rounds})) as (server, _):
+        assert (server.snapshot().scheduler, type(server._rounds._rounds)) == expected

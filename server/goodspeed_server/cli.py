@@ -61,7 +61,9 @@ def run(
             show_default=f"what pays; behind a barrier {CAPACITY_PER_STREAM} a stream",
         ),
     ] = None,
-    scheduler: Annotated[str, typer.Option(help=f"auto, or one of {', '.join(SCHEDULERS)}.")] = "auto",
+    scheduler: Annotated[
+        str, typer.Option(help=f"auto (seconds; goodspeed behind a barrier), {', '.join(SCHEDULERS)}.")
+    ] = "auto",
     rounds: Annotated[RoundsName, typer.Option(help="auto: rolling for the scheduler `seconds`.")] = "auto",
     fairness: Annotated[float, typer.Option(help="Of the utility: 0 throughput, 1 proportional, 2 and up.")] = 1.0,
     early_stop: Annotated[

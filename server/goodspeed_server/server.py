@@ -100,8 +100,10 @@ class VerificationServer:
             layout = settings.layout
         rule: Rule = "coupled" if settings.rule == "auto" else settings.rule
         utility = AlphaFair(settings.fairness)
-        scheduler = "goodspeed" if settings.scheduler == "auto" else settings.scheduler
         rounds = settings.rounds
+        scheduler = settings.scheduler
+        if scheduler == "auto":
+            scheduler = "goodspeed" if rounds.rounds == "barrier" else "seconds"
         if rounds.rounds == "auto":
             rounds = replace(rounds, rounds="rolling" if scheduler == "seconds" else "barrier")
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or AUTO_MAX_LENGTH

@@ -81,7 +81,7 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8765
     scheduler: str = "auto"
-    """A name of `SCHEDULERS`; `auto` is the paper's."""
+    """A name of `SCHEDULERS`; `auto`: `seconds`, and the paper's where rounds are to have its barrier."""
     fairness: float = 1.0
     rule: RuleName = "auto"
     """`auto` is `coupled`, which needs no trust in agents."""

@@ -52,10 +52,18 @@ async def write(
         return [done.tokens for done in await asyncio.gather(*(agent.complete(request) for request in requests))]
 
 
-@pytest.mark.parametrize("schedule", ["--capacity=0", "--capacity=3", "--capacity=64", "--scheduler=seconds"])
-async def test_every_drafter_writes_the_same_text(schedule: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        ("--scheduler=goodspeed", "--capacity=0"),
+        ("--scheduler=goodspeed", "--capacity=3"),
+        ("--scheduler=goodspeed", "--capacity=64"),
+        ("--scheduler=seconds",),
+    ],
+)
+async def test_every_drafter_writes_the_same_text(schedule: Sequence[str], tmp_path: Path) -> None:
     prompts = PROMPTS[:2]
-    async with server(schedule, "--dtype", "float32") as address:
+    async with server(*schedule, "--dtype", "float32") as address:
         for params in (COLD, WARM):
             texts = [await write(address, tmp_path, drafter, params, prompts) for drafter in DRAFTERS]
             assert texts == [texts[0]] * len(DRAFTERS)
@@ -66,11 +74,15 @@ async def test_every_drafter_writes_the_same_text(schedule: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("choice", "params"),
-    [("--layout=packed", COLD), ("--layout=packed", WARM), ("--layout=padded", WARM), ("--scheduler=seconds", WARM)],
+    ("choices", "params"),
+    [
+        (("--scheduler=goodspeed", "--layout=packed"), COLD),
+        (("--scheduler=goodspeed", "--layout=padded"), WARM),
+        (("--scheduler=seconds",), WARM),
+    ],
 )
-async def test_company_does_not_change_a_text(choice: str, params: SamplingParams, tmp_path: Path) -> None:
-    async with server(choice, "--dtype", "float32") as address:
+async def test_company_does_not_change_a_text(choices: Sequence[str], params: SamplingParams, tmp_path: Path) -> None:
+    async with server(*choices, "--dtype", "float32") as address:
         alone = await write(address, tmp_path, "none", params, PROMPTS[:1])
         company = await asyncio.gather(
             *(write(address, tmp_path, drafter, params, PROMPTS[:3]) for drafter in DRAFTERS)
