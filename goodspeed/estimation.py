@@ -93,8 +93,9 @@ class AcceptanceEstimator(Protocol):
         """Learn from one round.
 
         Args:
-            budget: how many tokens the agent was granted. 0 teaches nothing. A draft that is shorter, or unusable,
-                counts as a miss behind its last token: an agent with nothing to say makes no use of a budget.
+            budget: how many tokens the agent was to draft: what it was granted, or what it drafted until the price
+                ended its draft. 0 teaches nothing. A draft that is shorter, or unusable, counts as a miss behind its
+                last token: an agent with nothing to say makes no use of a budget.
             judgement: what became of the draft.
         """
 

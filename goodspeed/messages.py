@@ -124,6 +124,8 @@ class Draft(_Message, tag="D", frozen=True):
     """Ratio rule only: the truncated draft distributions (`verification.pack_q`)."""
     computed_us: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     """How many microseconds the drafter computed; the server believes no more than it saw pass."""
+    priced_out: bool = False
+    """Whether the draft ends where its next token was not worth the price, and not because there was no more to say."""
 
 
 class Close(_Message, tag="C", frozen=True):

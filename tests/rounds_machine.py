@@ -61,8 +61,10 @@ class RoundsMachine(RuleBasedStateMachine):
     def arrive(self, data: st.DataObject) -> None:
         if self.asked:
             stream = data.draw(st.sampled_from(sorted(self.asked)))
-            since, _ = self.asked.pop(stream)
-            assert self.rounds.arrive(stream, self.now) == self.now - since
+            since, granted = self.asked.pop(stream)
+            drafted = data.draw(st.none() | st.integers(0, granted))
+            assert self.rounds.arrive(stream, self.now, drafted) == self.now - since
+            self.budget[stream] = granted if drafted is None else drafted
             self.ready.append(stream)
 
     @rule(stream=st.integers(0, 30))

@@ -102,7 +102,7 @@ def test_what_the_server_says_is_what_an_agent_hears(message: ServerMessage) -> 
 
 
 def test_the_wire_format_is_pinned() -> None:
-    assert encode(Draft(7, 300, [1, 151_935])) == bytes.fromhex("96 a144 07 cd012c 92 01 ce0002517f c400 00")
+    assert encode(Draft(7, 300, [1, 151_935])) == bytes.fromhex("97 a144 07 cd012c 92 01 ce0002517f c400 00 c2")
     assert encode(Verdict(7, 300, 2, [5], 4, "stop")) == bytes.fromhex("99 a156 07 cd012c 02 9105 04 a473746f70 00 00")
     tags = "".join(chr(encode(message)[2]) for message in (Close(1), GetTokenizer(), Opened(1, 2, 3), Snapshot(b"")))
     assert tags == "CKoS"

@@ -22,6 +22,7 @@ class Rounds(RoundsMachine):
             return
         for stream in [stream for stream, (since, _) in self.asked.items() if self.now - since >= OVERDUE_S]:
             del self.asked[stream]
+            self.budget[stream] = 0
             self.ready.append(stream)
         if not self.ready:
             self.gathering_since = None

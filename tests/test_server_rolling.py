@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 
 from goodspeed.messages import Draft, Verdict
 from goodspeed.probing import PROBE_TOKENS
 from goodspeed.rounds import Barrier, Rolling
+from goodspeed.scheduling import Demand, Plan
 from goodspeed_server.live import LiveStream
 from goodspeed_server.server import VerificationServer
 from goodspeed_server.settings import ServerSettings
@@ -88,30 +92,55 @@ async def test_a_draft_on_the_side_teaches_and_is_not_waited_for(good: bool) -> 
     assert (live.estimator.alpha > before) == good
 
 
-@pytest.mark.parametrize(("early_stop", "capacity"), [(True, None), (True, 8), (False, None)])
-async def test_agents_are_told_the_price_and_may_then_go_further(early_stop: bool, capacity: int | None) -> None:
-    """Twice as far as a draft of average quality pays, unless the operator has set the capacity."""
-    rounds = {"rounds": "rolling", "early_stop": early_stop, "capacity": capacity}
+class Priced:
+    """Three tokens for everybody, at a price."""
+
+    def plan(self, demand: Demand, capacity: int) -> Plan:
+        return Plan(np.minimum(demand.limit, 3), 0.0, np.full(len(demand), 0.4))
+
+
+@pytest.mark.parametrize(
+    ("rounds", "told", "stretched"),
+    [
+        ({"rounds": "rolling"}, 400, 6),
+        ({"rounds": "rolling", "capacity": 8}, 400, 3),
+        ({"rounds": "barrier", "capacity": 8}, 400, 3),
+        ({"rounds": "rolling", "early_stop": False}, 0, 3),
+    ],
+)
+async def test_who_heeds_the_price_may_go_further(rounds: dict[str, Any], told: int, stretched: int) -> None:
+    """Twice as far as the schedule counts on, where it is the price alone that holds drafts back."""
     right = target_text(PROMPT, LONG)
-    async with serving(tiny_settings(scheduler="seconds", rounds=rounds)) as (server, address), linked(address) as peer:
-        opened = await peer.open(0, PROMPT, max_new_tokens=LONG)
-        live = only_stream(server)
-        asked: list[tuple[int, int, int, int]] = []
-        text: list[int] = []
-        budget, probe = opened.budget, 0
-        while len(text) < LONG - 20:
-            if budget or probe:
-                await peer.send(Draft(0, len(PROMPT) + len(text), right[len(text) :][: budget or probe], b"", 10))
+    async with serving(tiny_settings(rounds=rounds)) as (server, address), linked(address) as peer:
+        server._rounds.planner.scheduler = Priced()
+        opened = await peer.open(0, PROMPT, max_new_tokens=LONG, max_draft=8)
+        budgets, text = [opened.budget], list[int]()
+        for priced_out in (False, True, False):
+            draft = right[len(text) :][:2]
+            await peer.send(Draft(0, len(PROMPT) + len(text), draft, b"", 10, priced_out))
             verdict = await peer.expect(Verdict)
-            text += [*right[len(text) :][: verdict.accepted], *verdict.tokens]
-            budget, probe = verdict.budget, verdict.probe
-            if budget:
-                asked.append((budget, live.expected, live.stream.draft_limit, verdict.price_permille))
-    assert text == right[: len(text)]
-    assert asked
-    for budget, expected, limit, price in asked:
-        assert (price > 0) == early_stop
-        assert budget == (min(2 * expected, limit) if early_stop and capacity is None else expected)
+            assert (verdict.accepted, verdict.price_permille) == (2, told)
+            text += [*draft, *verdict.tokens]
+            budgets.append(verdict.budget)
+            assert only_stream(server).expected == 3
+    assert budgets == [3, 3, stretched, stretched]
+
+
+async def test_a_draft_that_the_price_ended_shows_no_miss() -> None:
+    right = target_text(PROMPT, LONG)
+    alphas = {}
+    for priced_out in (False, True):
+        async with serving(tiny_settings(rounds={"rounds": "rolling"})) as (server, address), linked(address) as peer:
+            server._rounds.planner.scheduler = Priced()
+            await peer.open(0, PROMPT, max_new_tokens=LONG)
+            text: list[int] = []
+            for _ in range(8):
+                draft = right[len(text) :][:2]
+                await peer.send(Draft(0, len(PROMPT) + len(text), draft, b"", 10, priced_out))
+                text += [*draft, *(await peer.expect(Verdict)).tokens]
+            alphas[priced_out] = only_stream(server).estimator.alpha
+    assert alphas[True] > 0.9
+    assert alphas[False] == pytest.approx(2 / 3, abs=0.05), "two hits and, behind them, nothing to say"
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,11 @@ def _check_text(what: str, text: str) -> None:
         ) from None
 
 
+def _climate(params: SamplingParams) -> float | None:
+    """What a drafter's confidence depends on: whether texts are greedy, or else the temperature to a tenth."""
+    return None if params.greedy else round(min(params.temperature, 2.0), 1)
+
+
 class Agent:
     """An agent at work while the block runs.
 
@@ -137,8 +142,7 @@ class Agent:
         )
         self.link = Link(url, hello, cache or TokenizerCache(), self._backoff)
         self._ahead = Ahead(draft_ahead)
-        # By temperature, to a tenth: a drafter that is sure of itself means different things at 0 and at 1.
-        self._calibrations: defaultdict[float, Calibration] = defaultdict(Calibration)
+        self._calibrations: defaultdict[float | None, Calibration] = defaultdict(Calibration)
 
     async def __aenter__(self) -> Self:
         """Connect.
@@ -203,8 +207,8 @@ class Agent:
             if on_text is not None:
                 on_text(piece, tokens)
 
-        calibration = self._calibrations[round(request.params.temperature, 1)]
-        drafting = Drafting(self._desk, Lookahead(session, calibration, self._ahead), self._ahead)
+        lookahead = Lookahead(session, welcome.rule, self._calibrations[_climate(request.params)], self._ahead)
+        drafting = Drafting(self._desk, lookahead, self._ahead)
         verified = tokens_of(generation, channel, drafting, self._backoff, on_queued)
         async with aclosing(verified):
             async for tokens in verified:

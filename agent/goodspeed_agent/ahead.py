@@ -36,25 +36,32 @@ class Ahead:
         """How often what was drafted ahead stood when the verdict came."""
         self._step = 1.0 - math.exp(-1.0 / memory)
         self._wait_s: float | None = None
+        self._token_s: float | None = None
         self._skipped = 0
 
-    def tokens(self, budget: int) -> int:
-        """How many tokens to guess beyond a draft of `budget` tokens that is on its way."""
+    def tokens(self, budget: int, room: int) -> int:
+        """How many tokens to have guessed beyond a draft that is on its way.
+
+        Args:
+            budget: of the draft; the next one is likely to have as much.
+            room: how many tokens the text can still grow by behind the draft.
+        """
         if self.mode == "off":
             return 0
         if self.mode == "on" or self.hit_rate >= _LEAST_HIT_RATE:
-            return budget + 1
+            return min(budget + 1, room)
         self._skipped = (self._skipped + 1) % _RETRY_AFTER
-        return int(self._skipped == 0)
+        return min(int(self._skipped == 0), room)
 
-    def starts(self, waited_s: float, token_s: float) -> bool:
-        """Whether to start one more token, which takes `token_s`, so long after the draft was sent.
+    def starts(self, waited_s: float) -> bool:
+        """Whether to start one more token, so long after the draft was sent.
 
-        A verdict that comes meanwhile has to wait for it, so `auto` starts none that is likely to be in the way.
+        A verdict that comes meanwhile has its next draft wait for it, so `auto` starts none that is likely to be in
+        the way.
         """
-        if self.mode == "on" or self._wait_s is None or self.hit_rate >= _TOSS_UP:
+        if self.mode == "on" or self._wait_s is None or self._token_s is None or self.hit_rate >= _TOSS_UP:
             return True
-        return waited_s + token_s <= self._wait_s
+        return waited_s + self._token_s <= self._wait_s
 
     def observe(self, *, stood: bool) -> None:
         """A verdict has come to a draft ahead of which something had been guessed."""
@@ -62,6 +69,11 @@ class Ahead:
 
     def waited(self, wait_s: float) -> None:
         """A verdict has come, so long after its draft was sent."""
-        if self._wait_s is None:
-            self._wait_s = wait_s
-        self._wait_s += self._step * (wait_s - self._wait_s)
+        self._wait_s = self._smoothed(self._wait_s, wait_s)
+
+    def took(self, token_s: float) -> None:
+        """A token was guessed ahead, in so long."""
+        self._token_s = self._smoothed(self._token_s, token_s)
+
+    def _smoothed(self, before: float | None, seen: float) -> float:
+        return seen if before is None else before + self._step * (seen - before)

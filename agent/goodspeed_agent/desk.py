@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -47,10 +48,12 @@ class Desk:
             try:
                 return await asyncio.shield(running)
             except asyncio.CancelledError:
-                await asyncio.wait([running])
+                while not running.done():
+                    with contextlib.suppress(asyncio.CancelledError):  # once more; it still runs
+                        await asyncio.wait([running])
                 running.result()
                 raise
 
     def close(self) -> None:
-        """Take on nothing more."""
-        self._thread.shutdown(cancel_futures=True)
+        """Take on nothing more; what has begun is left to end by itself."""
+        self._thread.shutdown(wait=False, cancel_futures=True)

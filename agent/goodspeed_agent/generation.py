@@ -70,16 +70,24 @@ class Generation:
             self.request.ignore_eos,
         )
 
-    def draft(self, guesses: Sequence[Guess], computed_s: float = 0.0) -> Draft:
-        """The message that sends a draft upon the committed length."""
-        message = self.probe(guesses, computed_s)
+    def draft(self, guesses: Sequence[Guess], computed_s: float = 0.0, *, priced_out: bool = False) -> Draft:
+        """The message that sends a draft upon the committed length; see `messages.Draft`."""
+        message = self._message(self.transcript.length, guesses, computed_s, priced_out)
         self._drafted, self._drafted_upon = message.tokens, message.base
         return message
 
-    def probe(self, guesses: Sequence[Guess], computed_s: float = 0.0) -> Draft:
-        """The message that sends a draft on the side, which no verdict will answer."""
+    def probe(self, base: int, guesses: Sequence[Guess], computed_s: float) -> Draft:
+        """The message that sends a draft on the side, which no verdict will answer, upon the length it was asked on."""
+        return self._message(base, guesses, computed_s, priced_out=False)
+
+    def _message(self, base: int, guesses: Sequence[Guess], computed_s: float, priced_out: bool) -> Draft:
         tokens, q = [guess.token for guess in guesses], b"".join(guess.q for guess in guesses)
-        return Draft(self.stream, self.transcript.length, tokens, q, min(int(computed_s * 1e6), 2**31 - 1))
+        return Draft(self.stream, base, tokens, q, min(int(computed_s * 1e6), 2**31 - 1), priced_out)
+
+    @property
+    def room(self) -> int:
+        """How many tokens the text may still grow by."""
+        return self.request.max_new_tokens - len(self.transcript.generated)
 
     def draft_refused(self) -> None:
         """The draft under way counts as an empty one; its verdict is still to come."""

@@ -2,8 +2,8 @@
 
 A draft is the beginning of what is guessed. A verdict that accepts all of it, and appends the very token that was
 guessed next, leaves the rest standing as the beginning of the next draft; any other makes the guesses start anew. So
-drafting ahead is going on guessing, and nothing else: every guess is a function of the tokens before it, of the seed
-and of the position, and a draft is the same whether its tokens were guessed early or late.
+drafting ahead is going on guessing, and nothing else: a guess is a function of the tokens before it, of the seed and of
+the position, and a model's draft is the same whether its tokens were guessed early or late.
 
 An early stop is decided by confidences, and a confidence is known before its token is drawn. So whether a token is
 sent does not depend on which token it is: the ratio rule stays lossless (any other stop would bend its output), and
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from goodspeed.verification import Rule
 from goodspeed_agent.ahead import Ahead
 from goodspeed_agent.drafters.interface import DraftSession, Guess
 
@@ -56,12 +57,15 @@ class Lookahead:
 
     Args:
         session: the drafter's.
+        rule: the server's. Under the coupled rule a guess that was not sent is as good a witness as one that was, since
+            it is drawn with the noise of the token that is committed in its place. Under the ratio rule it is none.
         calibration: of that drafter; learns from every token that is committed over a guess.
         ahead: is told whether what was guessed beyond a draft stood when its verdict came.
     """
 
-    def __init__(self, session: DraftSession, calibration: Calibration, ahead: Ahead) -> None:
+    def __init__(self, session: DraftSession, rule: Rule, calibration: Calibration, ahead: Ahead) -> None:
         self._session = session
+        self._coupled = rule == "coupled"
         self._calibration = calibration
         self._ahead = ahead
         self._guesses: list[Guess] = []
@@ -73,23 +77,39 @@ class Lookahead:
         self._ended = True
         """Whether the drafter has nothing more to say from where it began."""
 
-    def draft(self, tokens: Sequence[int], budget: int, price: float = 0.0) -> list[Guess]:
+    @property
+    def spare(self) -> int:
+        """How many tokens are guessed beyond the last draft."""
+        return len(self._guesses) - self._sent
+
+    def draft(self, tokens: Sequence[int], budget: int, price: float = 0.0) -> tuple[list[Guess], bool]:
         """Guess what follows the transcript.
 
         Args:
             tokens: the transcript.
             budget: how many tokens at most.
             price: the draft ends before the first token whose chance to be accepted, all before it included, is lower.
+                Under the ratio rule the first token is sent at any price: its fate is all there is to learn from.
+
+        Returns:
+            The draft, and whether it was the price that ended it.
         """
         self._follow(tokens)
-        chance, count = 1.0, 0
-        while count < budget and (count < len(self._guesses) or self.extend()):
-            chance *= self._calibration.chance(self._guesses[count].confidence)
-            if chance < price:
-                break
-            count += 1
-        self._sent = count
-        return self._guesses[:count]
+        kept = len(self._guesses)
+        chance, self._sent = 1.0, 0
+        while self._sent < budget:
+            if self._sent == len(self._guesses) and not self.extend():
+                if self._sent > kept or not kept:
+                    break
+                # What was kept came of a search from further back; from here there may be more to say.
+                kept = 0
+                self._begin(tokens)
+                continue
+            chance *= self._calibration.chance(self._guesses[self._sent].confidence)
+            if chance < price and (self._coupled or self._sent):
+                return self._guesses[: self._sent], True
+            self._sent += 1
+        return self._guesses[: self._sent], False
 
     def extend(self) -> bool:
         """Guess one more token; False if the drafter has nothing more to say."""
@@ -100,22 +120,31 @@ class Lookahead:
         self._guesses.append(guess)
         return True
 
+    def _begin(self, tokens: Sequence[int]) -> None:
+        """Let the drafter go on from the transcript and what is guessed already."""
+        text = [*tokens, *(guess.token for guess in self._guesses)]
+        self._more, self._ended = self._session.guesses(text), False
+
     def _follow(self, tokens: Sequence[int]) -> None:
         """Hold the guesses against the tokens that were committed meanwhile, and keep those that still stand."""
         committed = tokens[self._base :]
         self._base = len(tokens)
         right = self._judge(committed)
-        if committed and len(self._guesses) > self._sent:
+        # A stream that the server decoded alone for a while has left everything behind, whatever it was worth.
+        if 0 < len(committed) <= self._sent + 1 and self.spare:
             self._ahead.observe(stood=right)
+        self._sent = 0
         if right and not self._ended:
             del self._guesses[: len(committed)]
         else:
-            self._guesses, self._more, self._ended = [], self._session.guesses(tokens), False
+            self._guesses = []
+            self._begin(tokens)
 
     def _judge(self, committed: Sequence[int]) -> bool:
         """Learn from what became of the guesses; says whether all that was committed had been guessed."""
-        for guess, token in zip(self._guesses, committed, strict=False):
-            self._calibration.observe(guess.confidence, guess.token == token)
+        for number, (guess, token) in enumerate(zip(self._guesses, committed, strict=False)):
+            if self._coupled or number < self._sent:
+                self._calibration.observe(guess.confidence, guess.token == token)
             if guess.token != token:
                 return False
         return len(committed) <= len(self._guesses)

@@ -19,7 +19,7 @@ class Rounds(Protocol[StreamT]):
 
     @property
     def outstanding(self) -> int:
-        """The draft tokens that have been granted and are still to be verified, drafted already or not."""
+        """The draft tokens that are still to be verified: what is here, and what has been granted and may yet come."""
 
     @property
     def drafting(self) -> tuple[StreamT, ...]:
@@ -42,8 +42,13 @@ class Rounds(Protocol[StreamT]):
     def owes(self, stream: StreamT) -> bool:
         """Whether a draft of the stream is awaited."""
 
-    def arrive(self, stream: StreamT, now: float) -> float:
+    def arrive(self, stream: StreamT, now: float, drafted: int | None = None) -> float:
         """The draft of `stream` is here.
+
+        Args:
+            stream: whose.
+            now: seconds.
+            drafted: how many tokens it holds; None: as many as were granted.
 
         Returns:
             How many seconds it took since it was asked for.

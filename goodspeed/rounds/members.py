@@ -29,7 +29,7 @@ class Members(Generic[StreamT]):
         self._overdue_s = overdue_s
         self._max_streams = max_streams
         self._drafting: dict[StreamT, Asked] = {}  # the one asked first comes first
-        self._ready: dict[StreamT, int] = {}  # with their budgets, in order of arrival
+        self._ready: dict[StreamT, int] = {}  # with what they bring, in order of arrival
         self._opened_at: float | None = None
 
     def __len__(self) -> int:
@@ -40,7 +40,7 @@ class Members(Generic[StreamT]):
 
     @property
     def outstanding(self) -> int:
-        """The draft tokens that have been granted and are still to be verified, drafted already or not."""
+        """The draft tokens that are still to be verified: what is here, and what has been granted and may yet come."""
         return sum(asked.budget for asked in self._drafting.values()) + sum(self._ready.values())
 
     @property
@@ -66,14 +66,14 @@ class Members(Generic[StreamT]):
         else:
             self._ready[stream] = 0
 
-    def arrive(self, stream: StreamT, now: float) -> float:
-        """The draft of `stream` is here; returns the seconds since it was asked for.
+    def arrive(self, stream: StreamT, now: float, drafted: int | None = None) -> float:
+        """The draft of `stream` is here, by default as long as was granted; returns the seconds since it was asked for.
 
         Raises:
             KeyError: no draft of this stream is awaited.
         """
         asked = self._drafting.pop(stream)
-        self._ready[stream] = asked.budget
+        self._ready[stream] = asked.budget if drafted is None else drafted
         return now - asked.since
 
     def leave(self, stream: StreamT) -> None:
@@ -86,7 +86,7 @@ class Members(Generic[StreamT]):
             stream, asked = next(iter(self._drafting.items()))
             if now - asked.since < self._overdue_s:
                 return
-            self.arrive(stream, now)
+            self.arrive(stream, now, drafted=0)
 
     def _take_batch(self, most: int | None = None) -> list[StreamT]:
         """Close the round over whoever is ready, or over the first few of them."""

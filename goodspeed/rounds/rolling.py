@@ -90,13 +90,13 @@ class Rolling(Members[StreamT]):
         else:
             self._is_ready(stream, 0.0)
 
-    def arrive(self, stream: StreamT, now: float) -> float:
-        """The draft of `stream` is here; returns the seconds since it was asked for.
+    def arrive(self, stream: StreamT, now: float, drafted: int | None = None) -> float:
+        """The draft of `stream` is here, by default as long as was granted; returns the seconds since it was asked for.
 
         Raises:
             KeyError: no draft of this stream is awaited.
         """
-        elapsed_s = super().arrive(stream, now)
+        elapsed_s = super().arrive(stream, now, drafted)
         self._forget_due(stream)
         self._is_ready(stream, elapsed_s)
         return elapsed_s

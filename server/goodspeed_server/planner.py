@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 
 from goodspeed.estimation import HitOrMiss, RatioMean, smooth_goodput
+from goodspeed.messages import Draft
 from goodspeed.probing import PROBE_EVERY_S, PROBE_GIVE_UP_S, PROBE_TOKENS, Probe
 from goodspeed.scheduling import Demand, Scheduler, Timing, checked_plan
 from goodspeed.stream import Commit
@@ -18,7 +19,7 @@ from goodspeed_server.settings import CAPACITY_PER_STREAM, RoundSettings
 __all__ = ["Planner"]
 
 _STRETCH = 2
-"""An agent that is told the price may draft so many times what the schedule expects of a draft of average quality."""
+"""An agent that heeds the price may draft so many times what the schedule expects of a draft of average quality."""
 
 
 class Planner:
@@ -37,6 +38,8 @@ class Planner:
         self._settings = settings
         self._coupled = rule == "coupled"
         self._probes = self._coupled and settings.rounds == "rolling"
+        self._limited_by_price = settings.rounds == "rolling" and settings.capacity is None
+        """Whether it is the price of the engine's time, and no number of tokens, that holds drafts back."""
 
     def estimator(self, prior_alpha: float) -> HitOrMiss | RatioMean:
         """For a new stream of an agent whose earlier ones had this acceptance rate."""
@@ -46,8 +49,7 @@ class Planner:
         """Draft tokens that may be granted to these streams, all that have a row, together."""
         if self._settings.capacity is not None:
             return self._settings.capacity
-        if self._settings.rounds == "rolling":
-            # The price of the engine's time is what holds drafts back.
+        if self._limited_by_price:
             return sum(stream.stream.max_draft for stream in live)
         return CAPACITY_PER_STREAM * sum(stream.stream.max_draft > 0 for stream in live)
 
@@ -59,7 +61,7 @@ class Planner:
         for live, budget, price in zip(streams, plan.budgets.tolist(), prices, strict=True):
             live.budget = live.expected = budget
             live.price_permille = price if budget else 0
-            if live.price_permille and self._settings.capacity is None:
+            if live.price_permille and live.account.heeds_price and self._limited_by_price:
                 live.budget = min(_STRETCH * budget, live.stream.draft_limit)
             if live.probe is not None and now - live.probe.asked_at > PROBE_GIVE_UP_S:
                 live.probe = None
@@ -67,9 +69,10 @@ class Planner:
             if size and live.probe is None and now >= live.probe_at:
                 live.probe = Probe(live.stream.length, now, size)
 
-    def drafted(self, live: LiveStream, tokens: int, elapsed_s: float, computed_s: float) -> None:
-        """A draft has come, so long after it was asked for, of which the agent says it computed so long."""
-        live.pace.observe(tokens, elapsed_s, computed_s)
+    def drafted(self, live: LiveStream, draft: Draft, elapsed_s: float) -> None:
+        """A draft has come, so long after it was asked for."""
+        live.pace.observe(len(draft.tokens), elapsed_s, draft.computed_us / 1e6)
+        live.account.heeds_price |= draft.priced_out
 
     def probed(self, live: LiveStream, tokens: Sequence[int], computed_s: float, now: float) -> None:
         """A draft on the side has come."""
@@ -83,7 +86,7 @@ class Planner:
         # A draft that is overdue says something of its agent's speed, and nothing of its guesses; that none was asked
         # for is worth noting only where nothing else is learnt meanwhile.
         if live.draft is not None or (live.budget == 0 and not self._probes):
-            live.estimator.observe(live.budget, judgement)
+            live.estimator.observe(_asked(live), judgement)
         live.goodput = smooth_goodput(live.goodput, commit.size, self._settings.beta)
         live.rate.observe(commit.size, now)
         if live.probe is not None:
@@ -116,3 +119,14 @@ class Planner:
                 engine=self.meter.load,
             ),
         )
+
+
+def _asked(live: LiveStream) -> int:
+    """How many tokens an estimator may hold the drafter to.
+
+    Behind the price nothing was drafted and nothing can be said, except where not even the first token was worth it:
+    such a draft is as good as a missed one to whoever decides whether to ask for another.
+    """
+    if live.draft is not None and live.draft.priced_out:
+        return max(1, len(live.draft.tokens))
+    return live.budget

@@ -1,8 +1,8 @@
 """The server's heart: `gather -> plan -> verify -> commit`, for ever.
 
 Everything here runs on the event loop and never blocks; the one blocking step, the forward pass, runs on the engine's
-own thread, so that links stay alive meanwhile. Decisions are taken by the pure objects of the core: `Barrier` says
-when a round closes, `ServedStream` what a judgement commits, the scheduler what everybody drafts next.
+own thread, so that links stay alive meanwhile. Decisions are taken by the pure objects of the core: `Rounds` say when
+a round closes, `ServedStream` what a judgement commits, the scheduler what everybody drafts next.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ class RoundLoop:
             return
         live.draft = message
         if self._rounds.owes(live):
-            self._arrive(live)
+            self.planner.drafted(live, message, self._arrive(live))
             self._changed.set()
 
     def close(self, outbox: Outbox, number: int) -> None:
@@ -369,16 +369,16 @@ class RoundLoop:
         """Take part in the rounds from now on; the draft may be here already."""
         self._expect(live, self._clock())
         if live.draft is not None:
+            # It came while the prompt was on its way, which says nothing of its agent's pace.
             self._arrive(live)
 
     def _expect(self, live: LiveStream, now: float) -> None:
         self._rounds.expect(live, live.budget, now, live.pace.expect(live.expected))
 
-    def _arrive(self, live: LiveStream) -> None:
+    def _arrive(self, live: LiveStream) -> float:
         assert live.draft is not None
         live.arrived_at = self._clock()
-        elapsed_s = self._rounds.arrive(live, live.arrived_at)
-        self.planner.drafted(live, len(live.draft.tokens), elapsed_s, live.draft.computed_us / 1e6)
+        return self._rounds.arrive(live, live.arrived_at, len(live.draft.tokens))
 
     def _end(self, live: LiveStream) -> None:
         """Forget a stream; its row is free at once, or when the pass it is in is over."""
