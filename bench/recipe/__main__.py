@@ -14,7 +14,7 @@ from bench.recipe.workshop import DRAFTS, TUNED, Workshop
 MODELS = Path(__file__).parents[2] / "goodspeed" / "models"
 TARGET_S = 9300.0
 DRAFT_CPU_S = {"pico-draft-s": 200.0, "pico-draft-l": 120.0}
-TUNE_CPU_S = {"pico-draft-m": 400.0, "pico-draft-l-tuned": 1000.0}
+TUNE_CPU_S = {"pico-draft-m": 400.0, "pico-draft-l-tuned": 3700.0}
 
 Work = Annotated[Path, typer.Option(help="Folder for everything on the way; a step resumes what it finds there.")]
 Threads = Annotated[int, typer.Option(help="CPU threads.")]
