@@ -26,6 +26,7 @@ VOCAB = 151_936
 BASE = 100_000
 STREAM = 1_000
 COMPUTED_US = 100_000
+PRICE_PERMILLE = 300
 """A tenth of a second of drafting, five bytes: most drafts are quicker, and take three."""
 AIM_BYTES = {"coupled": 16, "ratio": 256}
 app = typer.Typer(add_completion=False)
@@ -51,7 +52,7 @@ def _measure(rule: str, size: int) -> dict[str, str | float]:
         packed = pack_q([quantise(support, likely)] * size)
         unpack_q(packed, drafted, VOCAB)
     draft = Draft(STREAM, BASE, drafted, packed, COMPUTED_US)
-    verdict = Verdict(STREAM, BASE, size, [VOCAB - 1], size)
+    verdict = Verdict(STREAM, BASE, size, [VOCAB - 1], size, price_permille=PRICE_PERMILLE)
     up, down = encode(draft), encode(verdict)
     up_bytes, down_bytes = _on_the_wire(up, masked=True), _on_the_wire(down, masked=False)
     return {
