@@ -12,6 +12,8 @@ LOAD = EngineLoad(PassCost([PassSample(1, 1, PASS_S)]), PASS_S)
 
 
 class Rounds(RoundsMachine):
+    parts = True
+
     def make(self, max_streams: int | None) -> Rolling[int]:
         return Rolling(load=lambda: LOAD, overdue_s=OVERDUE_S, max_streams=max_streams)
 

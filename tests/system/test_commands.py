@@ -32,7 +32,8 @@ def get(url: str) -> tuple[int, str]:
 async def test_an_address_is_all_an_agent_needs(tmp_path: Path) -> None:
     prompts, output = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
     prompts.write_text("".join(json.dumps({"id": n, "prompt": PROMPT, "seed": n}) + "\n" for n in range(3)))
-    async with server() as address:
+    # A schedule that drafts whether it pays or not.
+    async with server("--scheduler=goodspeed") as address:
         result = await complete(address, "--prompt", PROMPT, "--max-new-tokens", "24")
         code, streamed, _ = await agent(
             "complete", "--server", address, "--draft", "suffix", "--prompt", PROMPT, "--max-new-tokens", "24"
