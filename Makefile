@@ -44,25 +44,25 @@ bench-quick: $(INSTALLED)  ## the same in small, into build/: under three minute
 	$(BIN)/python -m bench.edges --quick --folder build/edges
 
 bench-engine: $(INSTALLED)  ## ms per round: packed, padded, a loop over rows
-	$(BIN)/python -m bench.engine
+	$(BIN)/python -m bench.engine --json bench/results/engine.json
 
 bench-worth: $(INSTALLED)  ## tokens per second of server busy time, against plain decoding and generate
-	$(BIN)/python -m bench.worth
+	$(BIN)/python -m bench.worth --json bench/results/worth.json
 
 bench-capacity: $(INSTALLED)  ## streams that a server carries at 10 tokens a second each
-	$(BIN)/python -m bench.capacity
+	$(BIN)/python -m bench.capacity --json bench/results/capacity.json
 
 bench-overhead: $(INSTALLED)  ## what a round costs beside its forward pass
-	$(BIN)/python -m bench.overhead
+	$(BIN)/python -m bench.overhead --json bench/results/overhead.json
 
 bench-scheduler: $(INSTALLED)  ## budgets for 10,000 streams
-	$(BIN)/python -m bench.scheduler
+	$(BIN)/python -m bench.scheduler --json bench/results/scheduler.json
 
 bench-simulated: $(INSTALLED)  ## rounds, policies, never worse than plain decoding, 10,000 streams: a virtual clock
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.simulated all
 
 bench-wire: $(INSTALLED)  ## bytes per drafted token
-	$(BIN)/python -m bench.wire
+	$(BIN)/python -m bench.wire --json bench/results/wire.json
 
 models: $(INSTALLED)  ## train the bundled models again (hours)
 	$(BIN)/python -m bench.recipe all

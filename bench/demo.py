@@ -103,6 +103,8 @@ async def _demo(console: Console, max_new_tokens: int, timeout_s: float, record:
         watching.cancel()
         recording.cancel()
         await asyncio.wait([watching, recording])
+    if snapshot.drafted == 0:
+        raise GoodSpeedError("nobody has drafted anything")
     _show_texts(console, runs)
     _show_summary(console, runs, snapshot)
     texts = {run.results[0].tokens for run in runs}
@@ -113,9 +115,14 @@ async def _demo(console: Console, max_new_tokens: int, timeout_s: float, record:
 
 @contextlib.asynccontextmanager
 async def _server() -> AsyncIterator[str]:
-    """Start `goodspeed-server` and yield its address; it ends in order with the context."""
+    """Start `goodspeed-server` and yield its address; it ends in order with the context.
+
+    The default schedule would let few of them draft: agents that share two cores with the server are no help to it.
+    The paper's spends the capacity it has, so that there is something to see.
+    """
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "goodspeed_server", "run", "--port", "0", "--threads", "1",
+        "--scheduler", "goodspeed",
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:

@@ -26,8 +26,8 @@ VOCAB = 151_936
 BASE = 100_000
 STREAM = 1_000
 COMPUTED_US = 100_000
-PRICE_PERMILLE = 300
 """A tenth of a second of drafting, five bytes: most drafts are quicker, and take three."""
+PRICE_PERMILLE = 300
 AIM_BYTES = {"coupled": 16, "ratio": 256}
 app = typer.Typer(add_completion=False)
 
