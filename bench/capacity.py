@@ -30,6 +30,7 @@ from goodspeed.timing import EngineMeter, PassCost, PassSample
 from goodspeed_agent.lookahead import Calibration
 from goodspeed_server.calibration import measure_passes
 from goodspeed_server.engine import Engine, Segment
+from goodspeed_server.planner import STRETCH
 from goodspeed_server.verifier import Pass, Turn, Verifier
 
 __all__ = ["main"]
@@ -129,7 +130,7 @@ class Bench:
         plan = scheduler.plan(demand, MAX_DRAFT * len(streams))
         if plan.least_chance is None:
             return plan.budgets.tolist(), [0.0] * len(streams)
-        return np.minimum(2 * plan.budgets, demand.limit).tolist(), plan.least_chance.tolist()
+        return np.minimum(STRETCH * plan.budgets, demand.limit).tolist(), plan.least_chance.tolist()
 
     def _draft_all(
         self, streams: Sequence[Stream], budgets: Sequence[int], chances: Sequence[float], calibration: Calibration

@@ -174,11 +174,6 @@ class Opened(_Message, tag="o", frozen=True):
     budget: Length
     price_permille: Permille = 0
 
-    @property
-    def price(self) -> float:
-        """In [0, 1]."""
-        return self.price_permille / 1000
-
 
 class Verdict(_Message, tag="V", frozen=True):
     """What the target says.
@@ -198,11 +193,6 @@ class Verdict(_Message, tag="V", frozen=True):
     price_permille: Permille = 0
     """A token is worth its price while the chance that it is accepted, all before it included, is at least so many
     thousandths; an agent that can tell may stop short of its budget."""
-
-    @property
-    def price(self) -> float:
-        """In [0, 1]."""
-        return self.price_permille / 1000
 
 
 class Failure(_Message, tag="F", frozen=True):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import ClassVar
 
 import pytest
 from hypothesis import strategies as st
@@ -17,15 +18,14 @@ class RoundsMachine(RuleBasedStateMachine):
     """Who is where, kept beside the rounds under test; a subclass makes them, and says when they close."""
 
     rounds: Rounds[int]
+    make: ClassVar[Callable[..., Rounds[int]]]
+    """The rounds under test, given `max_streams`."""
     parts = False
     """Whether a round may leave some who are ready to the next one."""
 
-    def make(self, max_streams: int | None) -> Any:
-        raise NotImplementedError
-
     @initialize(max_streams=st.sampled_from([None, None, 1, 3]))
     def start(self, max_streams: int | None) -> None:
-        self.rounds = self.make(max_streams)
+        self.rounds = self.make(max_streams=max_streams)
         self.max_streams = max_streams
         self.now = 0.0
         self.asked: dict[int, tuple[float, int]] = {}  # drafting: since when, and how much

@@ -1,3 +1,5 @@
+from functools import partial
+
 from hypothesis import settings
 from hypothesis.stateful import rule
 
@@ -8,8 +10,7 @@ TIMEOUT_S = 10.0
 
 
 class Rounds(RoundsMachine):
-    def make(self, max_streams: int | None) -> Barrier[int]:
-        return Barrier(timeout_s=TIMEOUT_S, max_streams=max_streams)
+    make = staticmethod(partial(Barrier[int], timeout_s=TIMEOUT_S))
 
     @rule()
     def gather(self) -> None:

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 from hypothesis import settings
 from hypothesis.stateful import rule
@@ -14,8 +16,7 @@ LOAD = EngineLoad(PassCost([PassSample(1, 1, PASS_S)]), PASS_S)
 class Rounds(RoundsMachine):
     parts = True
 
-    def make(self, max_streams: int | None) -> Rolling[int]:
-        return Rolling(load=lambda: LOAD, overdue_s=OVERDUE_S, max_streams=max_streams)
+    make = staticmethod(partial(Rolling[int], load=lambda: LOAD, overdue_s=OVERDUE_S))
 
     @rule()
     def gather(self) -> None:

@@ -192,18 +192,18 @@ async def tokens_of(
                     await _wait_for_room(patience, refusal(failure))
                     await channel.send(generation.opening())
                     continue
-                case Opened(budget=budget, price=price):
+                case Opened(budget=budget, price_permille=price_permille):
                     probe = 0
                     queued.cancel()
                     patience.succeeded()
-                case Verdict(budget=budget, price=price, probe=probe) as verdict:
+                case Verdict(budget=budget, price_permille=price_permille, probe=probe) as verdict:
                     drafting.answered()
                     new = generation.commit(verdict)
                     if new:
                         yield new
             committed = list(generation.transcript.tokens)
             if generation.draft_due(budget):
-                drafted = await drafting.upon(committed, budget, price)
+                drafted = await drafting.upon(committed, budget, price_permille / 1000)
                 await channel.send(generation.draft(drafted.guesses, drafted.computed_s, priced_out=drafted.priced_out))
                 drafting.sent(budget, generation.room - len(drafted.guesses))
             elif probe and generation.transcript.finish is None:

@@ -16,9 +16,9 @@ from goodspeed.verification import Judgement, Rule
 from goodspeed_server.live import LiveStream
 from goodspeed_server.settings import CAPACITY_PER_STREAM, RoundSettings
 
-__all__ = ["Planner"]
+__all__ = ["STRETCH", "Planner"]
 
-_STRETCH = 2
+STRETCH = 2
 """An agent that heeds the price may draft so many times what the schedule expects of a draft of average quality."""
 
 
@@ -62,7 +62,7 @@ class Planner:
             live.budget = live.expected = budget
             live.price_permille = price if budget else 0
             if live.price_permille and live.account.heeds_price and self._limited_by_price:
-                live.budget = min(_STRETCH * budget, live.stream.draft_limit)
+                live.budget = min(STRETCH * budget, live.stream.draft_limit)
             if live.probe is not None and now - live.probe.asked_at > PROBE_GIVE_UP_S:
                 live.probe = None
             size = min(PROBE_TOKENS, live.stream.draft_limit) if self._probes and budget == 0 else 0
