@@ -37,6 +37,7 @@ __all__ = ["main"]
 
 STREAMS = 8
 PLAIN = "plain decoding (S = 0)"
+DEFAULT = "the default: seconds, rolling"
 GENERATE = "transformers generate, batched"
 
 
@@ -50,9 +51,10 @@ def main(
     """Print goodput per second of server busy time, by policy."""
     torch.set_num_threads(threads)
     prompts = [prompt.text for prompt in load_prompts()]
-    policies = {PLAIN: ("plain", 0)}
+    policies: dict[str, tuple[str, int | None]] = {PLAIN: ("plain", 0)}
     for budget in (2, 4, 6, 8):
         policies[f"GoodSpeed-Sched, C = {budget * STREAMS}"] = ("goodspeed", budget * STREAMS)
+    policies[DEFAULT] = ("auto", None)
     busy_s: dict[str, list[float]] = defaultdict(list)
     texts: dict[str, list[list[int]]] = {}
     drafter = Remembering(load_drafter(draft))
@@ -67,7 +69,7 @@ def main(
     _report(busy_s, texts, draft, new_tokens, threads, as_json)
 
 
-def _server(scheduler: str, capacity: int) -> VerificationServer:
+def _server(scheduler: str, capacity: int | None) -> VerificationServer:
     settings = ServerSettings(
         port=0,
         scheduler=scheduler,

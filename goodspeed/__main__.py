@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -18,7 +19,7 @@ app = typer.Typer(
 )
 
 
-_ROOM_FOR_DESCRIPTIONS = 110
+_ROOM_FOR_DESCRIPTIONS = 120
 """Characters a line; on a narrower terminal names and figures need all of it."""
 
 
@@ -45,15 +46,17 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="A JSON list, fo
 
 
 def _table(listed: list[BundledModel], *, described: bool) -> Table:
-    table = Table(title="Bundled models")
+    caption = "by temperature: accepted under the coupled/ratio rule"
+    table = Table(title="Bundled models", caption=caption, box=SIMPLE, collapse_padding=True, pad_edge=False)
     for heading in ("name", "role"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("parameters", "size", "accepted at T=0", "0.7", "1"):
+    for heading in ("params", "size", "T=0", "T=0.7", "T=1"):
         table.add_column(heading, justify="right")
     if described:
         table.add_column("what it is")
     for model in listed:
-        rates = [f"{rate:.2f}" for rate in model.acceptance.values()] if model.acceptance else ["", "", ""]
+        by_rule = (model.acceptance_coupled, model.acceptance)
+        rates = ["/".join(f"{rate[t]:.2f}" for rate in by_rule if rate) for t in ("0", "0.7", "1")]
         size = f"{model.bytes / 1e6:.1f} MB"
         figures = (model.name, model.role, f"{model.parameters / 1e6:.2f}M", size, *rates)
         table.add_row(*figures, *([model.description] if described else []))

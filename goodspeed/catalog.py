@@ -64,7 +64,9 @@ class BundledModel:
     parameters: int
     bytes: int
     acceptance: dict[str, float] | None
-    """Against the bundled target, by temperature; None for the target itself."""
+    """Against the bundled target under the ratio rule, by temperature; None for the target itself."""
+    acceptance_coupled: dict[str, float] | None
+    """The same under the coupled rule, by which a server verifies unless told otherwise."""
     description: str
 
 
@@ -73,7 +75,6 @@ def bundled() -> list[BundledModel]:
     models = []
     for path in _MODELS.glob("*/card.json"):
         card = json.loads(path.read_bytes())
-        acceptance = card["acceptance"]
         models.append(
             BundledModel(
                 name=card["name"],
@@ -81,11 +82,16 @@ def bundled() -> list[BundledModel]:
                 path=path.parent,
                 parameters=card["parameters"],
                 bytes=card["bytes"],
-                acceptance={t: acceptance[t] for t in ("0", "0.7", "1")} if acceptance else None,
+                acceptance=_by_temperature(card["acceptance"]),
+                acceptance_coupled=_by_temperature(card["acceptance_coupled"]),
                 description=card["description"],
             )
         )
     return sorted(models, key=lambda model: (model.role != "target", model.parameters, model.name))
+
+
+def _by_temperature(acceptance: dict[str, float] | None) -> dict[str, float] | None:
+    return acceptance and {temperature: acceptance[temperature] for temperature in ("0", "0.7", "1")}
 
 
 def resolve(name: str) -> str:

@@ -52,7 +52,8 @@ class ServerSnapshot(Struct, frozen=True, kw_only=True):
     scheduler: str
     rule: str
     layout: str
-    capacity: int
+    capacity: int | None
+    """Draft tokens one pass may verify; None where the price of the engine's time alone holds drafts back."""
     uptime_s: float
     rounds: int
     rounds_per_s: float

@@ -36,7 +36,7 @@ def test_a_model_without_torch_says_what_to_install(monkeypatch: pytest.MonkeyPa
 def test_the_default_is_the_bundled_draft_where_it_can_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pytest.TempPathFactory
 ) -> None:
-    model = catalog.BundledModel(catalog.DEFAULT_DRAFT, "draft", tmp_path, 1, 1, None, "")  # type: ignore[arg-type]
+    model = catalog.BundledModel(catalog.DEFAULT_DRAFT, "draft", tmp_path, 1, 1, None, None, "")  # type: ignore[arg-type]
     monkeypatch.setattr(catalog, "bundled", lambda: [model])
     assert default_draft() == catalog.DEFAULT_DRAFT
     monkeypatch.setattr(importlib.util, "find_spec", without_torch)

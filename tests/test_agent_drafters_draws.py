@@ -7,8 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from goodspeed.sampling import SamplingParams, position_keys
+from goodspeed.sampling import SamplingParams, noise, position_keys
 from goodspeed.sampling.warping import RowParams, log_probs, sample
 from goodspeed.verification import Rule, draw_drafted, unpack_q
 from goodspeed_agent.drafters.draws import likeliest, make_draw
@@ -52,6 +53,37 @@ def test_the_coupled_draw_is_the_targets_own(params: SamplingParams, seed: int, 
     expected = int(sample(logits(seed)[None], RowParams.of([params]), keys))
     guess = make_draw(params, "coupled")(logits(seed), position)
     assert (guess.token, guess.q) == (expected, b"")
+
+
+def noise_drawn(params: SamplingParams, row: torch.Tensor, position: int) -> list[int]:
+    """The tokens whose noise a coupled draw evaluates."""
+    hashed: list[int] = []
+    hash_ = noise._hash
+
+    def count(keys: NDArray[np.int32], tokens: NDArray[np.int32]) -> NDArray[np.int32]:
+        lanes = hash_(keys, tokens)
+        hashed.extend(np.broadcast_to(tokens, lanes.shape).tolist())
+        return lanes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(noise, "_hash", count)
+        make_draw(params, "coupled")(row, position)
+    return hashed
+
+
+@given(PARAMS, st.integers(0, 10**6), st.integers(0, 10**6))
+def test_the_coupled_noise_costs_an_agent_only_the_tokens_it_considers(
+    params: SamplingParams, seed: int, position: int
+) -> None:
+    row = logits(seed)
+    drawable = log_probs(row[None], RowParams.of([params]))[0].isfinite().nonzero()[:, 0].tolist()
+    assert sorted(noise_drawn(params, row, position)) == ([] if params.greedy else drawable)
+
+
+def test_of_a_large_vocabulary_the_noise_costs_an_agent_its_head_only() -> None:
+    row = logits(3, vocab=150_000)
+    assert len(noise_drawn(SamplingParams(temperature=1.0), row, 7)) == 1024
+    assert len(noise_drawn(SamplingParams(temperature=1.0, top_k=40), row, 7)) == 40
 
 
 @given(PARAMS, st.integers(0, 10**6), st.sampled_from(get_args(Rule)))

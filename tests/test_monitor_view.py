@@ -48,6 +48,7 @@ def test_the_picture_says_what_the_snapshot_says() -> None:
         *("2/16", "512/8.19k", "3 waiting"),
     ):
         assert part in text, part
+    assert "capacity by price" in "\n".join(drawn(msgspec.structs.replace(SNAPSHOT, capacity=None), 200))
     assert "draining" not in text
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 
 from goodspeed.messages import Draft, GetTokenizer, Goodbye, Open, Opened, Snapshot, Tokenizer, Verdict
 from goodspeed_server.telemetry import RoundRecord, Telemetry
+from goodspeed_server.verifier import Outcome, Pass, Verifier
 from tests.serving import GREEDY, linked, serving, tiny_settings
 from tests.test_server import PROMPT, target_text
 
@@ -95,6 +97,38 @@ async def test_a_draft_that_comes_when_it_is_overdue_is_stale() -> None:
             answer = await peer.expect(Verdict)
         assert answer.accepted == 0
         assert answer.tokens[:1] == first.tokens == target_text(PROMPT, 1)
+
+
+@pytest.mark.parametrize("rounds", ["barrier", "rolling"])
+async def test_a_draft_that_comes_while_the_pass_runs_without_it_teaches_nothing(
+    monkeypatch: pytest.MonkeyPatch, rounds: str
+) -> None:
+    loop, running, may_go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
+    verify = Verifier.run
+
+    def verify_when_allowed(self: Verifier, work: Pass) -> Outcome:
+        if work.turns:
+            loop.call_soon_threadsafe(running.set)
+            may_go_on.wait()
+        return verify(self, work)
+
+    monkeypatch.setattr(Verifier, "run", verify_when_allowed)
+    settings = tiny_settings(rounds={"rounds": rounds, "round_timeout_s": 0.02})
+    async with serving(settings) as (server, address), linked(address) as peer:
+        try:
+            opened = await peer.open(0, PROMPT)
+            (live,) = server._rounds.live
+            before = live.estimator.alpha
+            await running.wait()
+            await peer.send(Draft(0, opened.base, target_text(PROMPT, opened.budget)))
+            await peer.send(Draft(1, 0, []))
+            assert (await peer.failure()).code == "unknown_stream", "and the draft before it has been dealt with"
+        finally:
+            may_go_on.set()
+        verdict = await peer.expect(Verdict)
+        assert (verdict.base, verdict.accepted, verdict.tokens) == (opened.base, 0, target_text(PROMPT, 1))
+        assert live.estimator.alpha == before
+        assert server._rounds.planner.meter.load.wait_s == 0.0
 
 
 async def test_no_pass_carries_more_drafts_than_the_capacity(records: list[RoundRecord]) -> None:

@@ -95,6 +95,8 @@ async def test_a_draft_on_the_side_teaches_and_is_not_waited_for(good: bool) -> 
 class Priced:
     """Three tokens for everybody, at a price."""
 
+    needs_no_capacity = True
+
     def plan(self, demand: Demand, capacity: int) -> Plan:
         return Plan(np.minimum(demand.limit, 3), 0.0, np.full(len(demand), 0.4))
 

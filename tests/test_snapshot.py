@@ -26,7 +26,7 @@ snapshots = st.builds(
         max_size=3,
     ).map(tuple),
     goodput_history=st.lists(values, max_size=5).map(tuple),
-    **dict.fromkeys(("capacity", "rounds", "streams", "waiting", "rows", "free_rows", "kv_used_tokens"), numbers),
+    **dict.fromkeys(("rounds", "streams", "waiting", "rows", "free_rows", "kv_used_tokens"), numbers),
     **dict.fromkeys(("kv_tokens", "committed", "drafted", "accepted"), numbers),
     **dict.fromkeys(
         (
@@ -42,6 +42,7 @@ snapshots = st.builds(
         ),
         values,
     ),
+    capacity=st.none() | numbers,
     draining=st.booleans(),
 )
 

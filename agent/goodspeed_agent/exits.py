@@ -7,13 +7,14 @@ import enum
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import typer
 
 from goodspeed.errors import GoodSpeedError, InvalidRequest, LinkLost, ModelError, ProtocolError, Refused
+from goodspeed.event_loop import loop_factory
 
 __all__ = ["Exit", "exit_codes", "run"]
 
@@ -70,17 +71,8 @@ def run(main: Coroutine[None, None, T]) -> T:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         return await main
 
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(cancellable())
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """The event loop of uvloop, or None, asyncio's own, on platforms that uvloop does not run on."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop
 
 
 @contextmanager

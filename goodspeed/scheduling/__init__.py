@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from goodspeed.scheduling.baselines import FixedS, PlainDecoding, RandomS, ThroughputSched
 from goodspeed.scheduling.gradient import GoodSpeedSched
-from goodspeed.scheduling.interface import Demand, Plan, Scheduler, Timing, checked_plan
+from goodspeed.scheduling.interface import Demand, Plan, Scheduler, Timing, checked_plan, needs_no_capacity
 from goodspeed.scheduling.seconds import SecondsSched
 from goodspeed.utility import AlphaFair
 
@@ -24,6 +24,7 @@ __all__ = [
     "ThroughputSched",
     "Timing",
     "checked_plan",
+    "needs_no_capacity",
 ]
 
 SCHEDULERS: Mapping[str, Callable[[AlphaFair], Scheduler]] = {

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from goodspeed.errors import SchedulerFault
 from goodspeed.timing import EngineLoad
 
-__all__ = ["Demand", "Plan", "Scheduler", "Timing", "checked_plan"]
+__all__ = ["Demand", "Plan", "Scheduler", "Timing", "checked_plan", "needs_no_capacity"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -89,6 +89,14 @@ def checked_plan(scheduler: Scheduler, demand: Demand, capacity: int) -> Plan:
     if budgets.sum() > max(capacity, 0):
         raise SchedulerFault(f"{who} gave out {budgets.sum()} tokens: the capacity is {capacity}")
     return plan
+
+
+def needs_no_capacity(scheduler: Scheduler) -> bool:
+    """Whether a scheduler's budgets end by themselves where a token is no longer worth the engine's time.
+
+    All others spend whatever they are given. It says so by an attribute `needs_no_capacity = True`.
+    """
+    return bool(getattr(scheduler, "needs_no_capacity", False))
 
 
 class Scheduler(Protocol):

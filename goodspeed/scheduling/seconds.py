@@ -58,6 +58,8 @@ class SecondsSched:
         utility: whose sum the schedule maximises in the long run.
     """
 
+    needs_no_capacity = True
+
     def __init__(self, utility: AlphaFair | None = None) -> None:
         self._utility = utility or AlphaFair()
         self._price: float | None = None

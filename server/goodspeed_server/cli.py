@@ -6,21 +6,23 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
-import uvloop
 
 from goodspeed.catalog import DEFAULT_TARGET
 from goodspeed.errors import GoodSpeedError, InvalidRequest, ModelError
+from goodspeed.event_loop import loop_factory
 from goodspeed.scheduling import SCHEDULERS
 from goodspeed_server.monitor import run_monitor, top
 from goodspeed_server.settings import (
     AUTO_MAX_LENGTH,
     AUTO_MAX_STREAMS,
     CAPACITY_PER_STREAM,
+    MAX_PORT,
+    OVERDUE,
     LayoutName,
     RoundSettings,
     RoundsName,
@@ -52,7 +54,7 @@ def main() -> None:
 def run(
     model: Annotated[str, typer.Option(help="Target: bundled, a folder, or a Hugging Face name.")] = DEFAULT_TARGET,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8765,
+    port: Annotated[int, typer.Option(min=0, max=MAX_PORT, help="Port; 0 picks a free one.")] = 8765,
     capacity: Annotated[
         int | None,
         typer.Option(
@@ -84,7 +86,9 @@ def run(
         ),
     ] = None,
     max_waiting: Annotated[int, typer.Option(min=0, help="Streams that may wait for a row.")] = 64,
-    round_timeout_ms: Annotated[float, typer.Option(min=0, help="How long a round waits for drafts.")] = 500.0,
+    round_timeout_ms: Annotated[
+        float, typer.Option(min=0, help=f"How long the barrier waits; drafts {OVERDUE} times as late go unused.")
+    ] = 500.0,
     prefill_chunk: Annotated[int, typer.Option(min=1, help="Prompt tokens one pass may carry.")] = 512,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the forward pass.")] = None,
     monitor: Annotated[bool, typer.Option("--monitor", help="Draw the live monitor here.")] = False,
@@ -116,7 +120,7 @@ def run(
                 early_stop=early_stop,
             ),
         )
-        uvloop.run(_serve(settings, monitor=monitor))
+        _run(_serve(settings, monitor=monitor))
 
 
 @app.command("top")
@@ -127,7 +131,12 @@ def watch(
 ) -> None:
     """Watch a server from afar."""
     with _errors_named():
-        uvloop.run(top(url, once=once, as_json=as_json))
+        _run(top(url, once=once, as_json=as_json))
+
+
+def _run(main: Coroutine[None, None, None]) -> None:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(main)
 
 
 async def _serve(settings: ServerSettings, *, monitor: bool) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from goodspeed.estimation import HitOrMiss, RatioMean, smooth_goodput
 from goodspeed.messages import Draft
 from goodspeed.probing import PROBE_EVERY_S, PROBE_GIVE_UP_S, PROBE_TOKENS, Probe
-from goodspeed.scheduling import Demand, Scheduler, Timing, checked_plan
+from goodspeed.scheduling import Demand, Scheduler, Timing, checked_plan, needs_no_capacity
 from goodspeed.stream import Commit
 from goodspeed.timing import EngineMeter, PassSample
 from goodspeed.verification import Judgement, Rule
@@ -38,8 +38,12 @@ class Planner:
         self._settings = settings
         self._coupled = rule == "coupled"
         self._probes = self._coupled and settings.rounds == "rolling"
-        self._limited_by_price = settings.rounds == "rolling" and settings.capacity is None
+
+    @property
+    def limited_by_price(self) -> bool:
         """Whether it is the price of the engine's time, and no number of tokens, that holds drafts back."""
+        chosen = self._settings
+        return chosen.rounds == "rolling" and chosen.capacity is None and needs_no_capacity(self.scheduler)
 
     def estimator(self, prior_alpha: float) -> HitOrMiss | RatioMean:
         """For a new stream of an agent whose earlier ones had this acceptance rate."""
@@ -49,7 +53,7 @@ class Planner:
         """Draft tokens that may be granted to these streams, all that have a row, together."""
         if self._settings.capacity is not None:
             return self._settings.capacity
-        if self._limited_by_price:
+        if self.limited_by_price:
             return sum(stream.stream.max_draft for stream in live)
         return CAPACITY_PER_STREAM * sum(stream.stream.max_draft > 0 for stream in live)
 
@@ -61,7 +65,7 @@ class Planner:
         for live, budget, price in zip(streams, plan.budgets.tolist(), prices, strict=True):
             live.budget = live.expected = budget
             live.price_permille = price if budget else 0
-            if live.price_permille and live.account.heeds_price and self._limited_by_price:
+            if live.price_permille and live.account.heeds_price and self.limited_by_price:
                 live.budget = min(STRETCH * budget, live.stream.draft_limit)
             if live.probe is not None and now - live.probe.asked_at > PROBE_GIVE_UP_S:
                 live.probe = None
@@ -72,12 +76,12 @@ class Planner:
     def drafted(self, live: LiveStream, draft: Draft, elapsed_s: float) -> None:
         """A draft has come, so long after it was asked for."""
         live.pace.observe(len(draft.tokens), elapsed_s, draft.computed_us / 1e6)
-        live.account.heeds_price |= draft.priced_out
+        live.account.heeds_price |= draft.priced_out and live.price_permille > 0
 
     def probed(self, live: LiveStream, tokens: Sequence[int], computed_s: float, now: float) -> None:
         """A draft on the side has come."""
         assert live.probe is not None
-        live.probe.drafted = tokens[: live.probe.size]
+        live.probe.drafted = tokens
         live.pace.observe(len(tokens), now - live.probe.asked_at, computed_s)
         self._judge_probe(live, now)
 
@@ -127,6 +131,6 @@ def _asked(live: LiveStream) -> int:
     Behind the price nothing was drafted and nothing can be said, except where not even the first token was worth it:
     such a draft is as good as a missed one to whoever decides whether to ask for another.
     """
-    if live.draft is not None and live.draft.priced_out:
+    if live.draft is not None and live.draft.priced_out and live.price_permille:
         return max(1, len(live.draft.tokens))
     return live.budget

@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from goodspeed.errors import InvalidRequest
 from goodspeed.estimation import Goodput
@@ -19,28 +18,19 @@ from goodspeed.messages import Draft, Failure, Open, Opened, Verdict
 from goodspeed.rounds import Barrier, Rolling, Rounds
 from goodspeed.stream import Commit, ServedStream, check_draft
 from goodspeed.timing import PassSample
-from goodspeed.verification import Rule
+from goodspeed.verification import DraftDistribution, Rule
 from goodspeed_server.admission import Admission
 from goodspeed_server.engine import Engine
 from goodspeed_server.live import AgentAccount, LiveStream, Outbox
+from goodspeed_server.passes import PlannedPass, plan_pass
 from goodspeed_server.planner import Planner
 from goodspeed_server.settings import OVERDUE, RoundSettings
 from goodspeed_server.telemetry import RoundRecord, Telemetry
-from goodspeed_server.verifier import Chunk, Outcome, Pass, Turn, Verifier
+from goodspeed_server.verifier import Outcome, Verifier
 
 __all__ = ["RoundLoop"]
 
 StreamKey = tuple[Outbox, int]
-
-
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    """A pass, and whose it is."""
-
-    work: Pass
-    verified: Sequence[LiveStream]
-    prefilled: Sequence[tuple[LiveStream, int]]
-    """Streams with a prompt chunk in the pass, and how many tokens stand in the slab when it is over."""
 
 
 class RoundLoop:
@@ -146,8 +136,8 @@ class RoundLoop:
         """Take a draft.
 
         A draft that cannot be used is answered with a `Failure` and counts as an empty one, so that the stream goes
-        on. One that builds on less than what is committed is answered with the suffix its agent is missing, and a
-        repetition of one that is here already is dropped.
+        on. One that builds on less than what is committed is answered with the suffix its agent is missing, unless it
+        is the one asked for on the side, and a repetition of one that is here already is dropped.
 
         Raises:
             InvalidRequest: the stream is not open on this link.
@@ -157,25 +147,24 @@ class RoundLoop:
         if live is None:
             raise InvalidRequest(f"stream {message.stream} is not open on this link", code="unknown_stream")
         missing = live.stream.missing(message.base)
-        if live.probe is not None and live.probe.drafted is None and message.base == live.probe.base:
-            self.planner.probed(live, message.tokens, message.computed_us / 1e6, self._clock())
+        probe = live.probe if live.probe is not None and live.probe.base == message.base else None
+        if probe is not None and probe.drafted is None:
+            # Who owes a draft by now would take a complaint for one about that draft, and forget it.
+            draft, _ = self._usable(live, message, probe.size, tell=live.budget == 0)
+            self.planner.probed(live, draft.tokens, draft.computed_us / 1e6, self._clock())
             return
         if missing:
             outbox.post(Verdict(message.stream, message.base, 0, missing, live.budget, None, 0, live.price_permille))
             return
-        if live.draft is not None:
+        if live.draft is not None or probe is not None:
             return
-        try:
-            live.q = check_draft(message, live.budget, self._engine.vocab_size, self._rule)
-        except InvalidRequest as error:
-            live.account.bad_drafts += 1
-            outbox.post(Failure(error.code, str(error), message.stream))
-            message = Draft(message.stream, message.base, [])
-        if live.budget == 0:
-            return
-        live.draft = message
-        if self._rounds.owes(live):
-            self.planner.drafted(live, message, self._arrive(live))
+        draft, q = self._usable(live, message, live.budget)
+        owed = self._rounds.owes(live)
+        if live.budget == 0 or not (owed or live in self._prefilling):
+            return  # Nobody asked for it, or it is overdue and the stream is going on without it.
+        live.draft, live.q = draft, q
+        if owed:
+            self.planner.drafted(live, draft, self._arrive(live))
             self._changed.set()
 
     def close(self, outbox: Outbox, number: int) -> None:
@@ -210,7 +199,8 @@ class RoundLoop:
                 batch = await self._gather()
                 gathered = self._clock()
                 # Neighbouring rows in order are one block of the slab, which the padded layout reads without a copy.
-                planned = self._plan(sorted(batch, key=lambda live: live.row))
+                batch.sort(key=lambda live: live.row)
+                planned = plan_pass(batch, self._prefilling, self._settings.prefill_chunk)
                 if not planned.work.turns and not planned.work.chunks:
                     continue
                 verifying = self._clock()
@@ -253,31 +243,7 @@ class RoundLoop:
                 alarm.cancel()
         return []
 
-    def _plan(self, batch: Sequence[LiveStream]) -> _Planned:
-        """Lay out the pass: everybody's drafts, and as many prompt tokens as may ride along."""
-        turns = []
-        for live in batch:
-            live.in_pass = True
-            drafted = live.draft.tokens if live.draft else []
-            stream = live.stream
-            turns.append(Turn(live.row, stream.length, stream.tokens[-1], drafted, stream.params, live.q))
-        chunks, prefilled = [], []
-        room = self._settings.prefill_chunk
-        # Equal shares, the shortest first so that what they leave goes to the others: a short prompt is never stuck
-        # behind long ones.
-        waiting = sorted(self._prefilling, key=lambda live: live.stream.length - live.stream.cached)
-        for place, live in enumerate(waiting):
-            stream = live.stream
-            size = min(-(-room // (len(waiting) - place)), stream.length - 1 - stream.cached)
-            if size <= 0:
-                break
-            live.in_pass = True
-            chunks.append(Chunk(live.row, stream.cached, stream.tokens[stream.cached : stream.cached + size]))
-            prefilled.append((live, stream.cached + size))
-            room -= size
-        return _Planned(Pass(turns, chunks), batch, prefilled)
-
-    def _commit(self, planned: _Planned, outcome: Outcome) -> list[Commit]:
+    def _commit(self, planned: PlannedPass, outcome: Outcome) -> list[Commit]:
         """Extend transcripts, learn from what happened, choose the next budgets, and tell the agents."""
         now = self._clock()
         commits = []
@@ -303,7 +269,7 @@ class RoundLoop:
             self._tell(live, commit)
         return commits
 
-    def _learn_from_pass(self, planned: _Planned, began_at: float, ended_at: float) -> None:
+    def _learn_from_pass(self, planned: PlannedPass, began_at: float, ended_at: float) -> None:
         work = planned.work
         tokens = sum(len(turn.drafted) + 1 for turn in work.turns) + sum(len(chunk.tokens) for chunk in work.chunks)
         waits_s = [began_at - live.arrived_at for live in planned.verified if live.draft is not None]
@@ -330,6 +296,18 @@ class RoundLoop:
         self.planner.plan(streams, max(0, self.capacity - self._granted), now)
         for live in streams:
             self._expect(live, now)
+
+    def _usable(
+        self, live: LiveStream, message: Draft, most: int, *, tell: bool = True
+    ) -> tuple[Draft, list[DraftDistribution]]:
+        """A draft of at most so many tokens and what they were drawn from, or an empty one instead."""
+        try:
+            return message, check_draft(message, most, self._engine.vocab_size, self._rule)
+        except InvalidRequest as error:
+            live.account.bad_drafts += 1
+            if tell:
+                live.outbox.post(Failure(error.code, str(error), message.stream))
+            return Draft(message.stream, message.base, []), []
 
     def _tell(self, live: LiveStream, commit: Commit) -> None:
         asked = live.probe if live.probe is not None and live.probe.base == live.stream.length else None

@@ -169,7 +169,7 @@ class VerificationServer:
         return self._telemetry.snapshot(
             self._rounds.now(),
             self._rounds.live,
-            capacity=self._rounds.capacity,
+            capacity=None if self._rounds.planner.limited_by_price else self._rounds.capacity,
             waiting=self._rounds.waiting,
             prefilling=self._rounds.is_prefilling,
             draining=self._draining,

@@ -16,6 +16,7 @@ __all__ = [
     "AUTO_MAX_LENGTH",
     "AUTO_MAX_STREAMS",
     "CAPACITY_PER_STREAM",
+    "MAX_PORT",
     "OVERDUE",
     "LayoutName",
     "RoundSettings",
@@ -28,6 +29,7 @@ LayoutName: TypeAlias = Literal["auto", "packed", "padded"]
 RoundsName: TypeAlias = Literal["auto", "barrier", "rolling"]
 RuleName: TypeAlias = Literal["auto", "coupled", "ratio"]
 
+MAX_PORT = 65_535
 OVERDUE = 10
 """How many round timeouts a draft may be late."""
 AUTO_MAX_STREAMS = 64
@@ -63,7 +65,7 @@ class RoundSettings:
     def __post_init__(self) -> None:
         _choose("rounds", self.rounds, get_args(RoundsName))
         _check("capacity", self.capacity is None or self.capacity >= 0, "0 or above")
-        _check("round_timeout_s", 0 <= self.round_timeout_s < math.inf, "0 or above")
+        _check("round_timeout_s", 0 <= self.round_timeout_s < math.inf, "0 or above, and finite")
         _check("prefill_chunk", self.prefill_chunk >= 1, "1 or above")
         _check("max_waiting", self.max_waiting >= 0, "0 or above")
         _check("beta", 0 < self.beta <= 1, "above 0 and at most 1")
@@ -74,7 +76,7 @@ class ServerSettings:
     """One server's configuration; `auto` and None mean: choose for me.
 
     Raises:
-        InvalidRequest: a name that does not exist, with those that do.
+        InvalidRequest: a name that does not exist, with those that do, or a number that is out of range.
     """
 
     model: str = DEFAULT_TARGET
@@ -100,6 +102,12 @@ class ServerSettings:
         _choose("scheduler", self.scheduler, ("auto", *SCHEDULERS))
         _choose("rule", self.rule, get_args(RuleName))
         _choose("layout", self.layout, get_args(LayoutName))
+        _check("port", 0 <= self.port <= MAX_PORT, f"0 to {MAX_PORT}")
+        _check("max_streams", self.max_streams is None or self.max_streams >= 1, "1 or above")
+        _check(
+            "max_length", self.max_length is None or self.max_length >= 2, "2 or above: a prompt token, and one more"
+        )
+        _check("threads", self.threads is None or self.threads >= 1, "1 or above")
         AlphaFair(self.fairness)
 
 

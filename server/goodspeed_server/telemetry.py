@@ -169,7 +169,7 @@ class Telemetry:
         now: float,
         live: Sequence[LiveStream],
         *,
-        capacity: int,
+        capacity: int | None,
         waiting: int,
         prefilling: Callable[[LiveStream], bool],
         draining: bool,

@@ -7,13 +7,36 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import AsyncIterator
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-__all__ = ["address_of", "agent", "complete", "server", "start_server"]
+import msgspec
 
-_ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
+from tests.system.one_target import Policy
+
+__all__ = [
+    "ENVIRONMENT",
+    "REPOSITORY",
+    "address_of",
+    "agent",
+    "complete",
+    "get",
+    "one_target",
+    "reaped",
+    "server",
+    "start_agent",
+    "start_server",
+]
+
+REPOSITORY = Path(__file__).parents[2]
+"""What is no part of an install, such as the demo, is run from here."""
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
 Process = asyncio.subprocess.Process
 
 
@@ -21,7 +44,7 @@ async def start_server(*options: str, port: int = 0) -> Process:
     """Start `goodspeed-server run`; its output is ours to read."""
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "goodspeed_server", "run", "--port", str(port), "--threads", "1", *options,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=_ENVIRONMENT,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=ENVIRONMENT,
     )  # fmt: skip
 
 
@@ -37,25 +60,36 @@ async def address_of(process: Process) -> str:
 
 
 @contextlib.asynccontextmanager
-async def server(*options: str) -> AsyncIterator[str]:
-    """A server process; yields its address, and sees that it ends in order."""
-    process = await start_server(*options)
+async def reaped(process: Process) -> AsyncIterator[Process]:
+    """A process that does not outlive the block, however that ends."""
     try:
-        yield await address_of(process)
-        process.send_signal(signal.SIGTERM)
-        assert await process.wait() == 0
+        yield process
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
 
 
+@contextlib.asynccontextmanager
+async def server(*options: str, port: int = 0) -> AsyncIterator[str]:
+    """A server process; yields its address, and sees that it ends in order."""
+    async with reaped(await start_server(*options, port=port)) as process:
+        yield await address_of(process)
+        process.send_signal(signal.SIGTERM)
+        assert await process.wait() == 0
+
+
+async def start_agent(*options: str) -> Process:
+    """Start `goodspeed-agent`; its output is ours to read."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "goodspeed_agent", *options,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=ENVIRONMENT,
+    )  # fmt: skip
+
+
 async def agent(*options: str) -> tuple[int, str, str]:
     """Run `goodspeed-agent` to its end: exit code, standard output, standard error."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "goodspeed_agent", *options,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=_ENVIRONMENT,
-    )  # fmt: skip
+    process = await start_agent(*options)
     output, complaints = await process.communicate()
     assert process.returncode is not None
     return process.returncode, output.decode(), complaints.decode()
@@ -68,3 +102,35 @@ async def complete(address: str, *options: str) -> dict[str, Any]:
     result = json.loads(output)
     assert isinstance(result, dict)
     return result
+
+
+def get(url: str) -> tuple[int, str]:
+    """A plain GET: status and body, whatever the status is."""
+    try:
+        with urllib.request.urlopen(url) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+@contextlib.contextmanager
+def one_target() -> Iterator[Callable[[Policy], str]]:
+    """A process that serves the bundled target; what is yielded has it serve under a policy, and gives the address."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.system.one_target"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT, cwd=REPOSITORY,
+    ) as process:  # fmt: skip
+        assert process.stdin is not None
+        assert process.stdout is not None
+        policies, addresses = process.stdin, process.stdout
+
+        def serve(policy: Policy) -> str:
+            policies.write(msgspec.json.encode(policy) + b"\n")
+            policies.flush()
+            address = addresses.readline().decode().strip()
+            assert address, "the process ended; what it said is on standard error"
+            return address
+
+        yield serve
+    assert process.returncode == 0

@@ -9,24 +9,13 @@ import os
 import pty
 import signal
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
 
-from tests.system.processes import address_of, agent, complete, server, start_server
+from tests.system.processes import address_of, agent, complete, get, server, start_server
 
 PROMPT = "def read_json(path):\n"
-
-
-def get(url: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(url) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code, error.read().decode()
 
 
 async def test_an_address_is_all_an_agent_needs(tmp_path: Path) -> None:

@@ -1,29 +1,67 @@
-"""The text depends on target, prompt, parameters and seed: not on drafter, budget, company or a server's death."""
+"""The text depends on target, prompt, parameters and seed: not on drafter, policy, company or a server's death."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
 
+from bench.edges.target import PassTime
 from bench.workloads import load_prompts
-from goodspeed.catalog import DEFAULT_TARGET, bundled, load_model
-from goodspeed.sampling import SamplingParams
+from goodspeed.catalog import DEFAULT_TARGET, bundled, load_model, tokenizer_files
+from goodspeed.sampling import SamplingParams, gumbel, position_keys
+from goodspeed.scheduling import SCHEDULERS
 from goodspeed_agent.agent import Agent, TextRequest
+from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.drafters import Drafter, load_drafter
-from goodspeed_agent.tokenizer import TokenizerCache
-from tests.system.processes import address_of, server, start_server
+from goodspeed_agent.report import Completion
+from goodspeed_agent.tokenizer import TargetTokenizer, TokenizerCache
+from goodspeed_server.settings import LayoutName, RoundsName
+from tests.system.one_target import Policy
+from tests.system.processes import address_of, one_target, reaped, server, start_server
 
 PROMPTS = [prompt.text for prompt in load_prompts()]
 DRAFTERS = ["none", "suffix", *(model.name for model in bundled() if model.role == "draft")]
-WARM = SamplingParams(temperature=0.8, top_p=0.95, seed=11)
 COLD = SamplingParams()
-NEW_TOKENS = 32
+WARM = SamplingParams(temperature=0.8, top_p=0.95, seed=11)
+NEW_TOKENS = 16
+TEXTS = [
+    TextRequest(prompt, params, max_new_tokens=NEW_TOKENS)
+    for prompt, params in itertools.product(PROMPTS[:2], (COLD, WARM))
+]
+POLICIES = [
+    (scheduler, rounds, ("packed", "padded")[(i + j) % 2])
+    for i, scheduler in enumerate(SCHEDULERS)
+    for j, rounds in enumerate(("barrier", "rolling"))
+]
+"""Every scheduler with both kinds of rounds, and each of those with both layouts."""
+STREAMS = len(DRAFTERS) * len(TEXTS)
+PATIENT = Backoff(first_s=0.1, longest_s=0.1, give_up_after_s=300.0)
+SLOW = PassTime(fixed_ms=100.0, token_ms=1.0)
+"""The bundled target is so quick that a schedule in seconds lets nobody draft; with this one a draft pays."""
+
+
+class SharedNoise(LogitsProcessor):
+    """Has the greedy choice be the coupled rule's draw."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def __call__(self, tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        keys = torch.from_numpy(position_keys([self._seed], [tokens.shape[-1]]))
+        return scores + gumbel(keys, torch.arange(scores.shape[-1], dtype=torch.int32))
 
 
 @cache
@@ -36,83 +74,104 @@ def loaded(drafter: str) -> Drafter:
     return load_drafter(drafter)
 
 
-def target_alone(prompt: Sequence[int]) -> list[int]:
-    """transformers' own greedy text."""
+@cache
+def target_alone(prompt: str, params: SamplingParams) -> list[int]:
+    """What transformers itself writes: one text, one token at a time."""
+    ids = TargetTokenizer(tokenizer_files(DEFAULT_TARGET)).encode(prompt)
+    warpers: list[LogitsProcessor] = []
+    if not params.greedy:
+        warpers = [
+            TemperatureLogitsWarper(params.temperature),
+            TopPLogitsWarper(params.top_p),
+            SharedNoise(params.seed),
+        ]
     with torch.inference_mode():
-        output = target().generate(torch.tensor([list(prompt)]), max_new_tokens=NEW_TOKENS, do_sample=False)  # type: ignore[operator]
-    return output[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
-
-
-async def write(
-    address: str, cache: Path, drafter: str, params: SamplingParams, prompts: Sequence[str]
-) -> list[list[int]]:
-    """One agent writes to all prompts at once, and drafts ahead whether it pays or not."""
-    async with Agent(address, loaded(drafter), cache=TokenizerCache(cache), draft_ahead="on") as agent:
-        requests = [TextRequest(prompt, params, max_new_tokens=NEW_TOKENS) for prompt in prompts]
-        return [done.tokens for done in await asyncio.gather(*(agent.complete(request) for request in requests))]
-
-
-@pytest.mark.parametrize(
-    "schedule",
-    [
-        ("--scheduler=goodspeed", "--capacity=0"),
-        ("--scheduler=goodspeed", "--capacity=3"),
-        ("--scheduler=goodspeed", "--capacity=64"),
-        ("--scheduler=seconds",),
-    ],
-)
-async def test_every_drafter_writes_the_same_text(schedule: Sequence[str], tmp_path: Path) -> None:
-    prompts = PROMPTS[:2]
-    async with server(*schedule, "--dtype", "float32") as address:
-        for params in (COLD, WARM):
-            texts = [await write(address, tmp_path, drafter, params, prompts) for drafter in DRAFTERS]
-            assert texts == [texts[0]] * len(DRAFTERS)
-            if params is COLD:
-                async with Agent(address, load_drafter("none"), cache=TokenizerCache(tmp_path)) as agent:
-                    ids = [agent.tokenizer.encode(prompt) for prompt in prompts]
-                assert texts[0] == [target_alone(prompt) for prompt in ids]
-
-
-@pytest.mark.parametrize(
-    ("choices", "params"),
-    [
-        (("--scheduler=goodspeed", "--layout=packed"), COLD),
-        (("--scheduler=goodspeed", "--layout=padded"), WARM),
-        (("--scheduler=seconds",), WARM),
-    ],
-)
-async def test_company_does_not_change_a_text(choices: Sequence[str], params: SamplingParams, tmp_path: Path) -> None:
-    async with server(*choices, "--dtype", "float32") as address:
-        alone = await write(address, tmp_path, "none", params, PROMPTS[:1])
-        company = await asyncio.gather(
-            *(write(address, tmp_path, drafter, params, PROMPTS[:3]) for drafter in DRAFTERS)
+        text = target().generate(  # type: ignore[operator]
+            torch.tensor([ids]),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            logits_processor=LogitsProcessorList(warpers),
         )
-    assert all(texts[0] == alone[0] for texts in company)
-    assert all(texts == company[0] for texts in company)
+    return text[0, len(ids) :].tolist()  # type: ignore[no-any-return]
+
+
+def agent(address: str, drafter: str, cache: Path) -> Agent:
+    """It drafts ahead whether it pays or not."""
+    return Agent(address, loaded(drafter), cache=TokenizerCache(cache), draft_ahead="on")
+
+
+async def write_at_once(agent: Agent) -> list[Completion]:
+    async with agent:
+        return await asyncio.gather(*(agent.complete(text) for text in TEXTS))
+
+
+async def write_in_turn(agent: Agent) -> list[Completion]:
+    async with agent:
+        return [await agent.complete(text) for text in TEXTS]
+
+
+def drafted(texts: Sequence[Completion]) -> int:
+    return sum(text.speculation.num_draft_tokens for text in texts)
+
+
+@pytest.fixture(scope="module")
+def serve() -> Iterator[Callable[[Policy], str]]:
+    with one_target() as serve:
+        yield serve
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[list[int]]:
+    return [target_alone(text.prompt, text.params) for text in TEXTS]
+
+
+@pytest.mark.parametrize("capacity", [0, 3, 64])
+async def test_alone_every_drafter_writes_transformers_own_text(
+    capacity: int, serve: Callable[[Policy], str], expected: list[list[int]], tmp_path: Path
+) -> None:
+    address = serve(Policy("goodspeed", capacity=capacity))
+    for drafter in DRAFTERS:
+        texts = await write_in_turn(agent(address, drafter, tmp_path))
+        assert [text.tokens for text in texts] == expected, drafter
+        assert (drafted(texts) > 0) == (capacity > 0 and drafter != "none"), drafter
+
+
+@pytest.mark.parametrize(("scheduler", "rounds", "layout"), POLICIES)
+async def test_in_company_under_every_policy_every_text_is_the_same(
+    scheduler: str,
+    rounds: RoundsName,
+    layout: LayoutName,
+    serve: Callable[[Policy], str],
+    expected: list[list[int]],
+    tmp_path: Path,
+) -> None:
+    priced = scheduler == "seconds"
+    policy = Policy(scheduler, rounds, layout, None if priced else 2 * STREAMS, STREAMS, SLOW if priced else None)
+    address = serve(policy)
+    company = await asyncio.gather(*(write_at_once(agent(address, drafter, tmp_path)) for drafter in DRAFTERS))
+    for drafter, texts in zip(DRAFTERS, company, strict=True):
+        assert [text.tokens for text in texts] == expected, drafter
+    assert (sum(map(drafted, company)) > 0) == (scheduler != "plain")
 
 
 async def test_a_server_that_dies_costs_no_token(tmp_path: Path) -> None:
-    first = await start_server("--dtype", "float32")
-    address = await address_of(first)
-    port = int(address.rsplit(":", 1)[1])
-    async with Agent(address, load_drafter("suffix"), cache=TokenizerCache(tmp_path)) as agent:
-        begun = asyncio.Event()
+    options = ("--dtype", "float32", "--scheduler", "goodspeed", "--max-streams", "2")
+    request = TextRequest(PROMPTS[0], WARM, max_new_tokens=200, ignore_eos=True)
+    begun = asyncio.Event()
 
-        def heard(_text: str, tokens: list[int]) -> None:
-            if tokens:
-                begun.set()
+    def heard(_text: str, tokens: list[int]) -> None:
+        if tokens:
+            begun.set()
 
-        request = TextRequest(PROMPTS[0], WARM, max_new_tokens=200, ignore_eos=True)
-        writing = asyncio.create_task(agent.complete(request, heard))
-        await begun.wait()
-        first.kill()
-        await first.wait()
-        second = await start_server("--dtype", "float32", port=port)
-        try:
-            await address_of(second)
-            interrupted = await writing
-            assert agent.link.reconnections == 1
-            assert (await agent.complete(request)).tokens == interrupted.tokens
-        finally:
-            second.kill()
-            await second.wait()
+    async with reaped(await start_server(*options)) as first:
+        address = await address_of(first)
+        async with Agent(address, loaded("suffix"), cache=TokenizerCache(tmp_path), backoff=PATIENT) as agent:
+            writing = asyncio.create_task(agent.complete(request, heard))
+            await begun.wait()
+            first.kill()
+            await first.wait()
+            async with server(*options, port=int(address.rsplit(":", 1)[1])):
+                interrupted = await writing
+                assert agent.link.reconnections == 1
+                assert drafted([interrupted]) > 0
+                assert (await agent.complete(request)).tokens == interrupted.tokens

@@ -53,8 +53,10 @@ async def test_what_is_bundled_can_be_listed() -> None:
     assert code == 0
     listed = json.loads(output)
     assert [model["role"] for model in listed].count("target") == 1
-    assert set(listed[0]) >= {"name", "role", "path", "parameters", "bytes", "acceptance"}
-    assert all(set(model["acceptance"]) == {"0", "0.7", "1"} for model in listed if model["role"] == "draft")
+    assert set(listed[0]) >= {"name", "role", "path", "parameters", "bytes", "acceptance", "acceptance_coupled"}
+    drafts = [model for model in listed if model["role"] == "draft"]
+    for rule in ("acceptance", "acceptance_coupled"):
+        assert all(set(model[rule]) == {"0", "0.7", "1"} for model in drafts)
 
 
 @pytest.mark.parametrize("options", [("--help",), ("run", "--help"), ("top", "--help")])

@@ -113,7 +113,7 @@ def _choices(snapshot: ServerSnapshot) -> Line:
         "scheduler": snapshot.scheduler,
         "rule": snapshot.rule,
         "layout": snapshot.layout,
-        "capacity": str(snapshot.capacity),
+        "capacity": "by price" if snapshot.capacity is None else str(snapshot.capacity),
     }
     line: Line = []
     for name, value in chosen.items():

@@ -1,0 +1,52 @@
+"""What goes into the next pass: everybody's drafts, and as many prompt tokens as may ride along."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from goodspeed_server.live import LiveStream
+from goodspeed_server.verifier import Chunk, Pass, Turn
+
+__all__ = ["PlannedPass", "plan_pass"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPass:
+    """A pass, and whose it is."""
+
+    work: Pass
+    verified: Sequence[LiveStream]
+    prefilled: Sequence[tuple[LiveStream, int]]
+    """Streams with a prompt chunk in the pass, and how many tokens stand in the slab when it is over."""
+
+
+def plan_pass(batch: Sequence[LiveStream], prefilling: Collection[LiveStream], prefill_chunk: int) -> PlannedPass:
+    """Lay out a pass; its streams are `in_pass` from now on.
+
+    Args:
+        batch: the streams to verify.
+        prefilling: the streams whose prompts are on their way, in order of admission.
+        prefill_chunk: how many prompt tokens the pass may carry.
+    """
+    turns = []
+    for live in batch:
+        live.in_pass = True
+        drafted = live.draft.tokens if live.draft else []
+        stream = live.stream
+        turns.append(Turn(live.row, stream.length, stream.tokens[-1], drafted, stream.params, live.q))
+    chunks, prefilled = [], []
+    room = prefill_chunk
+    # Equal shares, the shortest first so that what they leave goes to the others: a short prompt is never stuck behind
+    # long ones.
+    waiting = sorted(prefilling, key=lambda live: live.stream.length - live.stream.cached)
+    for place, live in enumerate(waiting):
+        stream = live.stream
+        size = min(-(-room // (len(waiting) - place)), stream.length - 1 - stream.cached)
+        if size <= 0:
+            break
+        live.in_pass = True
+        chunks.append(Chunk(live.row, stream.cached, stream.tokens[stream.cached : stream.cached + size]))
+        prefilled.append((live, stream.cached + size))
+        room -= size
+    return PlannedPass(Pass(turns, chunks), batch, prefilled)

@@ -1,0 +1,86 @@
+"""A server's inside without a model: an engine whose passes cost what a test says, and agents that only listen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from goodspeed.estimation import PRIOR_ALPHA
+from goodspeed.messages import Open, ServerMessage
+from goodspeed.sampling import SamplingParams
+from goodspeed.scheduling import PlainDecoding, Scheduler
+from goodspeed.timing import EngineMeter, PassCost, PassSample
+from goodspeed.utility import AlphaFair
+from goodspeed.verification import Rule
+from goodspeed_server.engine import Engine, Segment
+from goodspeed_server.engine.slab import Slab
+from goodspeed_server.live import AgentAccount
+from goodspeed_server.planner import Planner
+from goodspeed_server.round_loop import RoundLoop
+from goodspeed_server.settings import RoundSettings
+from goodspeed_server.telemetry import ServerFacts, Telemetry
+
+__all__ = ["VOCAB", "Agent", "PlantedEngine", "make_planner", "make_rounds"]
+
+VOCAB = 10
+PASS_S = 0.01
+
+
+class PlantedEngine(Engine):
+    """Its rows and its checks are the engine's own; its passes advance its clock, and its text is zeros."""
+
+    def __init__(
+        self, rows: int, max_length: int = 64, *, cost: Callable[[int, int], float] = lambda _rows, _tokens: PASS_S
+    ) -> None:
+        self.rows, self.max_length, self.vocab_size = rows, max_length, VOCAB
+        self._slab = Slab(rows, max_length)
+        self._cost = cost
+        self._now = 0.0
+
+    @property
+    def busy_clock(self) -> Callable[[], float]:
+        return lambda: self._now
+
+    def _run(self, segments: Sequence[Segment]) -> torch.Tensor:
+        self._now += self._cost(len(segments), sum(segment.new for segment in segments))
+        return torch.zeros(sum(segment.logits for segment in segments), VOCAB)
+
+
+@dataclass(eq=False)
+class Agent:
+    """A link's two ends: what the server posts, and what it counts."""
+
+    posted: list[ServerMessage] = field(default_factory=list)
+    account: AgentAccount = field(default_factory=lambda: AgentAccount("agent", "none", PRIOR_ALPHA))
+
+    def post(self, message: ServerMessage) -> None:
+        self.posted.append(message)
+
+    def open(self, rounds: RoundLoop, stream: int, *, max_draft: int = 4) -> None:
+        """Open a stream whose prompt is one token, so that nothing has to be prefilled."""
+        rounds.open(self, self.account, Open(stream, [1], 1, SamplingParams(), 8, max_draft, True))
+
+
+def make_planner(scheduler: Scheduler, rule: Rule = "coupled", **rounds: Any) -> Planner:
+    """A planner upon an engine whose passes all take the same time."""
+    return Planner(scheduler, rule, _settings(rounds), EngineMeter(PassCost([PassSample(1, 1, PASS_S)])))
+
+
+def make_rounds(engine: Engine, scheduler: Scheduler | None = None, **rounds: Any) -> RoundLoop:
+    """The round loop upon an engine, and nobody linked to it yet."""
+    return RoundLoop(
+        engine,
+        rule="coupled",
+        planner=make_planner(scheduler or PlainDecoding(), **rounds),
+        eos_tokens=frozenset(),
+        settings=_settings(rounds),
+        telemetry=Telemetry(ServerFacts("m", "s", "r", "packed", 1, 64, AlphaFair(), lambda _rows: PASS_S), now=0.0),
+    )
+
+
+def _settings(rounds: dict[str, Any]) -> RoundSettings:
+    """Rolling rounds unless told otherwise."""
+    return RoundSettings(**{"rounds": "rolling", **rounds})
