@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -83,26 +83,12 @@ def main(
 
 
 async def _demo(console: Console, max_new_tokens: int, timeout_s: float, record: Path | None) -> None:
-    prompts = load_prompts()
-    common, others = prompts[0], prompts[1:]
     async with asyncio.timeout(timeout_s), _server() as address:
         console.print(f"the server is {address}; {len(DRAFTERS)} agents link up: {', '.join(DRAFTERS)}")
-        recording = asyncio.create_task(_busiest(address, record))
-        watching = asyncio.create_task(top(address, once=False, as_json=False, console=console))
-        with tempfile.TemporaryDirectory() as folder:
-            own = PROMPTS_PER_AGENT - 1
-            async with asyncio.TaskGroup() as tasks:
-                agents = []
-                for i, drafter in enumerate(DRAFTERS):
-                    if drafter == FIRST_LIGHT:
-                        await _linked(address, i)
-                    prompts = [common, *others[own * i : own * (i + 1)]]
-                    agents.append(tasks.create_task(_agent(address, drafter, prompts, Path(folder), max_new_tokens)))
-            runs = [agent.result() for agent in agents]
-        snapshot = await fetch_snapshot(address)
-        watching.cancel()
-        recording.cancel()
-        await asyncio.wait([watching, recording])
+        watching = top(address, once=False, as_json=False, console=console)
+        async with _beside(watching), _beside(_busiest(address, record)):
+            runs = await _run_agents(address, max_new_tokens)
+            snapshot = await fetch_snapshot(address)
     if snapshot.drafted == 0:
         raise GoodSpeedError("nobody has drafted anything")
     _show_texts(console, runs)
@@ -135,6 +121,37 @@ async def _server() -> AsyncIterator[str]:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
         await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Let something run that ends with the block, however that ends."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # a block that has failed says so itself
+
+
+async def _run_agents(address: str, max_new_tokens: int) -> list[AgentRun]:
+    """Start the agents, the light ones first, and wait for all their texts."""
+    common, *others = load_prompts()
+    own = PROMPTS_PER_AGENT - 1
+    agents: list[asyncio.Task[AgentRun]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        async with asyncio.TaskGroup() as tasks:
+            for i, drafter in enumerate(DRAFTERS):
+                if drafter == FIRST_LIGHT:
+                    # Agents that have written all they were asked for are gone, and nobody needs to wait for them.
+                    linked = tasks.create_task(_linked(address, i))
+                    await asyncio.wait([linked, *agents], return_when=asyncio.FIRST_COMPLETED)
+                    linked.cancel()
+                prompts = [common, *others[own * i : own * (i + 1)]]
+                agents.append(tasks.create_task(_agent(address, drafter, prompts, Path(folder), max_new_tokens)))
+    return [agent.result() for agent in agents]
 
 
 async def _linked(address: str, agents: int) -> None:

@@ -148,16 +148,20 @@ async def _serve(settings: ServerSettings, *, monitor: bool) -> None:
         raise ModelError(lacking) from None
 
     server = load_server(settings)
-    drawing = asyncio.create_task(run_monitor(server.snapshot)) if monitor else None
+    drawings: list[asyncio.Task[None]] = []
+
+    def draw() -> None:
+        drawings.append(asyncio.create_task(run_monitor(server.snapshot)))
+
     try:
-        await server.run()
+        await server.run(draw if monitor else None)
     finally:
-        if drawing is not None:
+        for drawing in drawings:
             drawing.cancel()
-            # A picture that failed is worth a message, but never a server.
-            for trouble in await asyncio.gather(drawing, return_exceptions=True):
-                if isinstance(trouble, Exception):
-                    logger.error("the monitor failed", exc_info=trouble)
+        # A picture that failed is worth a message, but never a server.
+        for trouble in await asyncio.gather(*drawings, return_exceptions=True):
+            if isinstance(trouble, Exception):
+                logger.error("the monitor failed", exc_info=trouble)
 
 
 def _log_to(file: Path | None, *, verbose: bool) -> None:

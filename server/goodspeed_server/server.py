@@ -201,8 +201,11 @@ class VerificationServer:
             await self._close(listener)
         self._running.result()
 
-    async def run(self) -> None:
+    async def run(self, on_listening: Callable[[], None] | None = None) -> None:
         """Print the address and serve until SIGTERM or SIGINT; a second signal ends the process at once.
+
+        Args:
+            on_listening: called once the address is printed.
 
         Raises:
             GoodSpeedError: the port is taken, or the address cannot be used.
@@ -214,6 +217,8 @@ class VerificationServer:
             loop.add_signal_handler(number, _on_signal, number, stop, loop)
         async with self.listen() as address:
             print(f"listening on {address}", flush=True)
+            if on_listening is not None:
+                on_listening()
             await self.until(stop)
 
     async def until(self, stop: asyncio.Event) -> None:

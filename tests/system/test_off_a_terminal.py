@@ -30,9 +30,10 @@ async def ended(process: asyncio.subprocess.Process, number: signal.Signals) -> 
 async def lines_until(output: asyncio.StreamReader, sign: str) -> list[str]:
     """Whole lines, up to the first in which there is this sign."""
     lines: list[str] = []
-    while not lines or sign not in lines[-1]:
-        lines.append((await output.readline()).decode())
-        assert lines[-1], lines
+    async with asyncio.timeout(120):  # A monitor that never says so fails the test rather than hold it up for ever.
+        while not lines or sign not in lines[-1]:
+            lines.append((await output.readline()).decode())
+            assert lines[-1], lines
     return lines
 
 
@@ -55,7 +56,7 @@ async def test_monitors_write_plain_lines_into_a_pipe() -> None:
 
 async def test_the_demo_shows_agents_texts_and_a_summary() -> None:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.demo", "--timeout-s", "300",
+        sys.executable, "-m", "bench.demo", "--max-new-tokens", "8", "--timeout-s", "300",
         stdout=PIPE, stderr=PIPE, env=ENVIRONMENT, cwd=REPOSITORY,
     )  # fmt: skip
     async with reaped(process):
