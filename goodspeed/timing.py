@@ -63,6 +63,7 @@ class PassCost:
         self._keep = math.exp(-1.0 / memory)
         self._factor_step = 1.0 - math.exp(-1.0 / factor_memory)
         self._log_factor = 0.0
+        self._observed = 0
         self._prior = _Moments()
         for sample in measured:
             self._prior.add(sample, prior_weight / len(measured))
@@ -75,7 +76,10 @@ class PassCost:
             return
         shape_s = float(self._shape @ (1.0, sample.rows, sample.tokens))
         if shape_s > 0:
-            self._log_factor += self._factor_step * (math.log(sample.seconds / shape_s) - self._log_factor)
+            # The first are averaged evenly. While the factor is not known yet, the shape would take its part.
+            self._observed += 1
+            step = max(self._factor_step, 1.0 / self._observed)
+            self._log_factor += step * (math.log(sample.seconds / shape_s) - self._log_factor)
         factor = math.exp(self._log_factor)
         self._seen.scale(self._keep)
         self._seen.add(PassSample(sample.rows, sample.tokens, sample.seconds / factor), 1.0)

@@ -77,7 +77,9 @@ def make_rounds(engine: Engine, scheduler: Scheduler | None = None, **rounds: An
         planner=make_planner(scheduler or PlainDecoding(), **rounds),
         eos_tokens=frozenset(),
         settings=_settings(rounds),
-        telemetry=Telemetry(ServerFacts("m", "s", "r", "packed", 1, 64, AlphaFair(), lambda _rows: PASS_S), now=0.0),
+        telemetry=Telemetry(
+            ServerFacts("m", "s", "r", "packed", 1, 64, AlphaFair(), [PassSample(1, 1, PASS_S)]), now=0.0
+        ),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 
 import numpy as np
@@ -10,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goodspeed.timing import PassCost, PassSample
-from goodspeed_server.calibration import measure_passes, plain_pass_s
+from goodspeed.timing import PassCost
+from goodspeed_server.calibration import measure_passes
 from tests.planted import PlantedEngine
 
 planted = st.tuples(st.floats(1e-3, 0.1), st.floats(0, 0.01), st.floats(0, 0.01))
@@ -65,25 +64,3 @@ def test_rows_are_given_back_when_a_pass_fails(failing: int) -> None:
     with pytest.raises(RuntimeError, match="out of memory"):
         measure_passes(engine)
     assert engine.free_rows == 5
-
-
-@given(planted, st.integers(1, 100))
-def test_a_plain_pass_between_those_measured_takes_what_lies_between(
-    cost: tuple[float, float, float], rows: int
-) -> None:
-    plain = plain_pass_s(measure_passes(PlantedEngine(rows, cost=lambda *size: seconds(cost, *size))))
-    for wanted in range(1, rows + 1):
-        assert plain(wanted) == pytest.approx(seconds(cost, wanted, wanted))
-
-
-@given(st.dictionaries(st.integers(1, 64), st.floats(1e-4, 1.0), min_size=1, max_size=8))
-def test_interpolation_never_leaves_what_was_measured(steps: dict[int, float]) -> None:
-    rows = sorted(steps)
-    verifications = [PassSample(count, 5 * count, 100.0) for count in rows]  # of no concern to plain decoding
-    plain = plain_pass_s([*(PassSample(count, count, steps[count]) for count in rows), *verifications])
-    assert [plain(count) for count in rows] == [steps[count] for count in rows]
-    for low, high in itertools.pairwise(rows):
-        between = [plain(count) for count in range(low, high + 1)]
-        assert between in (sorted(between), sorted(between, reverse=True))
-    assert plain(0) == steps[rows[0]], "an empty pass is taken for the smallest"
-    assert plain(10**6) == steps[rows[-1]], "more rows than the engine has are taken for all of them"

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
-
-import numpy as np
 
 from goodspeed.timing import PassSample
 from goodspeed_server.engine import Engine, Segment
 
-__all__ = ["measure_passes", "plain_pass_s"]
+__all__ = ["measure_passes"]
 
 _CONTEXT = 64
 _REPETITIONS = 5
@@ -44,10 +41,3 @@ def measure_passes(engine: Engine) -> list[PassSample]:
         for row in rows:
             engine.release(row)
     return measured
-
-
-def plain_pass_s(measured: Iterable[PassSample]) -> Callable[[int], float]:
-    """How long one plain decoding step over so many rows takes, interpolated."""
-    steps = [sample for sample in measured if sample.tokens == sample.rows]
-    rows, seconds = [sample.rows for sample in steps], [sample.seconds for sample in steps]
-    return lambda wanted: float(np.interp(wanted, rows, seconds))

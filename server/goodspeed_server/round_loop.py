@@ -218,6 +218,7 @@ class RoundLoop:
                         judge_s=outcome.judge_s,
                         commit_s=self._clock() - verified,
                         streams=len(commits),
+                        prompts=len(planned.work.chunks),
                         prefilled=sum(len(chunk.tokens) for chunk in planned.work.chunks),
                         drafted=sum(len(turn.drafted) for turn in planned.work.turns),
                         accepted=sum(commit.accepted for commit in commits),

@@ -28,7 +28,7 @@ from goodspeed.snapshot import ServerSnapshot
 from goodspeed.timing import EngineMeter, PassCost
 from goodspeed.utility import AlphaFair
 from goodspeed.verification import Rule
-from goodspeed_server.calibration import measure_passes, plain_pass_s
+from goodspeed_server.calibration import measure_passes
 from goodspeed_server.engine import Engine, Layout
 from goodspeed_server.link import SNAPSHOT_INTERVAL_S, Link, ServedModel
 from goodspeed_server.memory import free_bytes, kv_bytes_per_token, rows_that_fit
@@ -132,7 +132,7 @@ class VerificationServer:
                 rows=engine.rows,
                 max_length=engine.max_length,
                 utility=utility,
-                plain_pass_s=plain_pass_s(measured),
+                measured=measured,
             ),
             now,
             observer,

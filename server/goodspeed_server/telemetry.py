@@ -11,6 +11,7 @@ import numpy as np
 
 from goodspeed.snapshot import AgentRow, PhaseTimes, ServerSnapshot
 from goodspeed.stream import Commit
+from goodspeed.timing import PassCost, PassSample
 from goodspeed.utility import AlphaFair
 from goodspeed_server.live import AgentAccount, LiveStream
 
@@ -35,6 +36,8 @@ class RoundRecord:
     judge_s: float
     commit_s: float
     streams: int
+    prompts: int
+    """Prompts of which a chunk was in the pass."""
     prefilled: int
     """Prompt tokens in the pass."""
     drafted: int
@@ -99,8 +102,8 @@ class ServerFacts:
     rows: int
     max_length: int
     utility: AlphaFair
-    plain_pass_s: Callable[[int], float]
-    """How long one plain decoding pass over so many rows takes."""
+    measured: Sequence[PassSample]
+    """How long passes took at start-up."""
 
 
 class Telemetry:
@@ -123,7 +126,10 @@ class Telemetry:
         self._round_rate = Rate(now)
         self._meters: dict[AgentAccount, Rate] = {}
         self._committed = self._drafted = self._accepted = 0
-        self._busy_s = self._judge_s = self._plain_busy_s = 0.0
+        self._busy_s = self._judge_s = 0.0
+        self._cost = PassCost(facts.measured)
+        self._expected_s = self._plain_s = 0.0
+        """By the cost model: what the passes take, and what plain decoding of the same tokens would take."""
 
     def joined(self, account: AgentAccount, now: float) -> None:
         """An agent has linked up."""
@@ -149,9 +155,7 @@ class Telemetry:
             self._observer.round_over(record)
         self._busy_s += record.forward_s
         self._judge_s += record.judge_s
-        # Prompts cost plain decoding what they cost here.
-        tokens = record.prefilled + record.drafted + record.streams
-        self._plain_busy_s += record.forward_s * record.prefilled / max(1, tokens)
+        self._compare_with_plain(record)
         if record.streams == 0:
             return
         self._rounds += 1
@@ -161,8 +165,6 @@ class Telemetry:
         self._accepted += record.accepted
         self._goodput.add(record.committed, record.at)
         self._round_rate.add(1, record.at)
-        # Plain decoding commits one token a stream and pass, so the same tokens would have taken this many passes.
-        self._plain_busy_s += record.committed / record.streams * self._facts.plain_pass_s(record.streams)
 
     def snapshot(
         self,
@@ -199,7 +201,7 @@ class Telemetry:
             kv_tokens=facts.rows * facts.max_length,
             fairness=facts.utility.fairness,
             utility=self._utility([row.goodput / row.streams for row in agents for _ in range(row.streams)]),
-            plain_utility=self._utility([1.0 / facts.plain_pass_s(max(len(live), 1))] * len(live)),
+            plain_utility=self._utility([1.0 / self._plain_pass_s(len(live))] * len(live)),
             goodput=self._goodput.per_second(now),
             goodput_history=self._goodput.history(now),
             committed=self._committed,
@@ -207,9 +209,27 @@ class Telemetry:
             accepted=self._accepted,
             busy_s=self._busy_s,
             judge_s=self._judge_s,
-            plain_busy_s=self._plain_busy_s,
+            plain_busy_s=(self._busy_s + self._judge_s) * self._plain_s / max(self._expected_s, 1e-9),
             draining=draining,
         )
+
+    def _compare_with_plain(self, record: RoundRecord) -> None:
+        # One model says both how long the pass takes and how long a plain one would have: what the machine does to
+        # both, and what the model gets wrong of both, is no gain and no loss.
+        streams, rows = record.streams, record.streams + record.prompts
+        tokens = streams + record.drafted + record.prefilled
+        expected_s = self._cost.seconds(rows, tokens)
+        self._expected_s += expected_s
+        self._plain_s += expected_s
+        if streams:
+            # Plain decoding commits one token a stream and pass; prompts cost it what they cost here.
+            plain_s = record.committed / streams * self._plain_pass_s(streams)
+            self._plain_s += plain_s - self._cost.seconds(streams, streams + record.drafted)
+        self._cost.observe(PassSample(rows, tokens, record.forward_s + record.judge_s))
+
+    def _plain_pass_s(self, streams: int) -> float:
+        rows = max(streams, 1)
+        return self._cost.seconds(rows, rows)
 
     def _utility(self, goodputs: Sequence[float]) -> float:
         # A stream that has only just begun has no goodput yet, and would drown all others.
