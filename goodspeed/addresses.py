@@ -6,13 +6,25 @@ import importlib.util
 import ipaddress
 from urllib.parse import urlsplit
 
-from websockets.exceptions import InvalidProxy
+from websockets.exceptions import InvalidProxy, InvalidURI
 from websockets.proxy import get_proxy, parse_proxy
 from websockets.uri import parse_uri
 
 from goodspeed.errors import InvalidRequest
 
-__all__ = ["is_loopback", "proxy_for"]
+__all__ = ["check_url", "is_loopback", "proxy_for"]
+
+
+def check_url(url: str) -> None:
+    """Refuse what cannot be a server's address.
+
+    Raises:
+        InvalidRequest: with the form it should have.
+    """
+    try:
+        parse_uri(url)
+    except (InvalidURI, ValueError):
+        raise InvalidRequest(f"{url!r} is no server address: write ws://HOST:PORT or wss://HOST:PORT") from None
 
 
 def is_loopback(url: str) -> bool:

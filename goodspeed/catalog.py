@@ -132,14 +132,23 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> PreTr
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=local)
         refuse_recurrent(name, config)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=kind, local_files_only=local)
-    except (OSError, ValueError, SafetensorError) as error:
+        load = cast("Any", AutoModelForCausalLM.from_pretrained)
+        model, loading = load(source, dtype=kind, local_files_only=local, output_loading_info=True)
+    # A checkpoint whose shapes are not those of its configuration is a RuntimeError.
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         known = ", ".join(model.name for model in bundled())
         raise UnknownModel(
             f"cannot load a model named {name!r}: it is neither bundled ({known}), nor a folder with a causal language "
             f"model, nor a Hugging Face name that can be reached from here ({_reason(error)})"
         ) from None
-    placed = cast("Any", model).to(where).eval().requires_grad_(False)
+    lacking = sorted(loading["missing_keys"])
+    if lacking:
+        # The library would go on with random numbers in their place.
+        raise UnknownModel(
+            f"{name!r} is incomplete: {len(lacking)} of its weights are missing, {lacking[0]} among them; "
+            "copy it again, or see whether its config.json is that of these weights"
+        )
+    placed = model.to(where).eval().requires_grad_(False)
     return cast("PreTrainedModel", placed)
 
 
@@ -170,8 +179,8 @@ def _hub_answers(name: str) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of what a library says, or the kind of error where it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+    """What a library says, in one line and cut short, or the kind of error where it says nothing."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _device(device: str) -> torch.device:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from goodspeed.errors import InvalidRequest, ProtocolError
-from goodspeed.messages import Draft, Open, Verdict
+from goodspeed.messages import MAX_DRAFT_TOKENS, Draft, Open, Verdict
 from goodspeed.sampling import SamplingParams
 from goodspeed.verification import DraftDistribution, Judgement, Rule, unpack_q
 
@@ -123,8 +123,12 @@ class ServedStream:
         """Check an `Open` and make its stream."""
         message.params.validate()
         size = len(message.tokens)
-        if message.prompt_tokens == 0:
+        if message.prompt_tokens <= 0:
             raise InvalidRequest("the prompt is empty: send at least one token", code="empty_prompt")
+        if message.max_new_tokens <= 0:
+            raise InvalidRequest(f"max_new_tokens is {message.max_new_tokens}: it must be 1 or above")
+        if not 0 <= message.max_draft <= MAX_DRAFT_TOKENS:
+            raise InvalidRequest(f"max_draft is {message.max_draft}: it must be between 0 and {MAX_DRAFT_TOKENS}")
         if message.prompt_tokens > size:
             raise InvalidRequest(f"a prompt of {message.prompt_tokens} tokens was announced, and {size} tokens came")
         if size >= max_length:
@@ -133,11 +137,7 @@ class ServedStream:
                 f"shorten it to {max_length - 1} or less",
                 code="prompt_too_long",
             )
-        if max(message.tokens) >= vocab_size:
-            raise InvalidRequest(
-                f"token id {max(message.tokens)} is out of range: the vocabulary has {vocab_size} tokens",
-                code="token_out_of_range",
-            )
+        _check_ids(message.tokens, vocab_size, "token_out_of_range")
         if size - message.prompt_tokens >= message.max_new_tokens:
             raise InvalidRequest(
                 f"{size - message.prompt_tokens} tokens are generated already and max_new_tokens is "
@@ -220,9 +220,11 @@ def check_draft(message: Draft, budget: int, vocab_size: int, rule: Rule) -> lis
         raise InvalidRequest(
             f"{len(message.tokens)} tokens were drafted and the budget is {budget}", code="draft_too_long"
         )
-    if message.tokens and max(message.tokens) >= vocab_size:
-        raise InvalidRequest(
-            f"token id {max(message.tokens)} is out of range: the vocabulary has {vocab_size} tokens",
-            code="draft_out_of_range",
-        )
+    _check_ids(message.tokens, vocab_size, "draft_out_of_range")
     return [] if rule == "coupled" else unpack_q(message.q, message.tokens, vocab_size)
+
+
+def _check_ids(tokens: Sequence[int], vocab_size: int, code: str) -> None:
+    for token in (min(tokens, default=0), max(tokens, default=0)):
+        if not 0 <= token < vocab_size:
+            raise InvalidRequest(f"token id {token} is out of range: the vocabulary has {vocab_size} tokens", code=code)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Pace", "PassCost", "PassSample"]
+__all__ = ["EngineLoad", "EngineMeter", "Pace", "PassCost", "PassSample"]
 
 Floats = NDArray[np.float64]
 

@@ -7,6 +7,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
 
+from goodspeed.addresses import check_url
 from goodspeed.errors import (
     GoodSpeedError,
     InvalidRequest,
@@ -29,7 +30,7 @@ from goodspeed.messages import (
     encode,
 )
 from goodspeed_agent.backoff import Backoff
-from goodspeed_agent.link import Link, check_url
+from goodspeed_agent.link import Link
 from goodspeed_agent.tokenizer import TokenizerCache
 from tests.fake_server import FakeServer
 from tests.linking import HELLO, QUICK, linked, opening

@@ -34,7 +34,7 @@ def test_a_line_takes_the_defaults_and_overrides_them() -> None:
         (b"{", "line 2: Input data was truncated"),
         (b"[]", "line 2: Expected `object`"),
         (b'{"prompt": 3}', r"line 2: Expected `str \| null`, got `int` - at `\$.prompt`"),
-        (b'{"prompt": "a", "promt": "b"}', "line 2: .*unknown field `promt`"),
+        (b'{"prompt": "a", "promt": "b"}', r"line 2: .*unknown field `promt`.*may have prompt, messages, id"),
         (b'{"id": 1}', 'line 2: it needs either "prompt" or "messages"'),
         (b'{"prompt": "a", "messages": []}', 'line 2: it needs either "prompt" or "messages"'),
         (b'{"prompt": ""}', "line 2: the prompt is empty"),

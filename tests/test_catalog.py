@@ -60,6 +60,20 @@ def test_damaged_models_are_refused_in_a_sentence(folder: Path, damaged: str, co
         load_model(str(folder))
 
 
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [({"hidden_size": 96}, "cannot load a model named"), ({"num_hidden_layers": 3}, "is incomplete: [0-9]+ of its")],
+)
+def test_weights_that_are_not_those_of_the_configuration_are_refused(
+    folder: Path, other: dict[str, int], sentence: str
+) -> None:
+    config = json.loads((folder / "config.json").read_bytes())
+    assert not other.items() <= config.items()
+    (folder / "config.json").write_text(json.dumps(config | other))
+    with pytest.raises(UnknownModel, match=sentence):
+        load_model(str(folder))
+
+
 @pytest.mark.parametrize("damaged", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("content", [b"", b"{", b"[]"])
 def test_damaged_tokenizers_are_refused_by_file(folder: Path, damaged: str, content: bytes) -> None:

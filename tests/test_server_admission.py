@@ -55,7 +55,8 @@ def test_a_link_that_goes_takes_its_own_requests_out_of_the_queue() -> None:
 def test_a_full_queue_refuses_with_its_reason_and_keeps_what_it_has(max_waiting: int) -> None:
     names = [str(place) for place in range(max_waiting)]
     waiting = queue(*names, max_waiting=max_waiting)
-    with pytest.raises(Refused, match=f"{max_waiting} streams wait already.*2.5 s.*--max-waiting") as refused:
+    already = f"taken and {max_waiting} streams wait already" if max_waiting else "taken"
+    with pytest.raises(Refused, match=f"{already}: try again in 2.5 s.*--max-waiting") as refused:
         waiting.wait("one too many", 99)
     assert isinstance(refused.value, Overloaded)
     assert (refused.value.code, refused.value.retry_after_s) == ("overloaded", 2.5)

@@ -95,18 +95,24 @@ def opening(stream: int = 0, **changes: object) -> Open:
     return Open(**fields | changes)  # type: ignore[arg-type]
 
 
-STREAM_FAILURES: dict[str, Open | Draft] = {
-    "prompt_too_long": opening(tokens=[1] * CONTEXT, prompt_tokens=CONTEXT),
-    "empty_prompt": opening(tokens=[], prompt_tokens=0),
-    "token_out_of_range": opening(tokens=[1, VOCAB], prompt_tokens=2),
-    "invalid_request": opening(params=SamplingParams(temperature=-0.5)),
-    "unknown_stream": Draft(77, 3, [1]),
-}
+STREAM_FAILURES: list[tuple[str, Open | Draft]] = [
+    ("prompt_too_long", opening(tokens=[1] * CONTEXT, prompt_tokens=CONTEXT)),
+    ("empty_prompt", opening(tokens=[], prompt_tokens=0)),
+    ("empty_prompt", opening(prompt_tokens=-1)),
+    ("token_out_of_range", opening(tokens=[1, VOCAB], prompt_tokens=2)),
+    ("token_out_of_range", opening(tokens=[-1, 1], prompt_tokens=2)),
+    ("invalid_request", opening(params=SamplingParams(temperature=-0.5))),
+    ("invalid_request", opening(max_new_tokens=0)),
+    ("invalid_request", opening(max_draft=-1)),
+    ("invalid_request", opening(max_draft=MAX_DRAFT_TOKENS + 1)),
+    ("unknown_stream", Draft(77, 3, [1])),
+]
 
 
-@pytest.mark.parametrize("code", STREAM_FAILURES)
-async def test_a_bad_request_fails_its_stream_and_no_other(settings: MakeSettings, code: str) -> None:
-    message = STREAM_FAILURES[code]
+@pytest.mark.parametrize(("code", "message"), STREAM_FAILURES)
+async def test_a_bad_request_fails_its_stream_and_no_other(
+    settings: MakeSettings, code: str, message: Open | Draft
+) -> None:
     async with serving(settings()) as (_, address), undisturbed(address), linked(address) as peer:
         await peer.send(message)
         failure = await peer.failure()
@@ -125,7 +131,7 @@ async def test_a_second_open_of_a_stream_leaves_the_first_alone(settings: MakeSe
         assert verdict.tokens == target_text(PROMPT, 1)
 
 
-@pytest.mark.parametrize("drafted", [[5] * 5, [5] * 40, [5] * 200, [VOCAB + 5]])
+@pytest.mark.parametrize("drafted", [[5] * 5, [5] * 40, [5] * 200, [VOCAB + 5], [-1]])
 async def test_a_draft_that_cannot_be_used_counts_as_none(settings: MakeSettings, drafted: list[int]) -> None:
     async with serving(settings()) as (_, address), undisturbed(address), linked(address) as peer:
         opened = await peer.open(0, PROMPT)

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import goodspeed
 from goodspeed.errors import InvalidRequest, TokenizerMismatch
-from goodspeed.messages import MAX_DRAFT_TOKENS, PROTOCOL_VERSION, Hello
+from goodspeed.messages import MAX_DRAFT_TOKENS, MAX_TEXT, PROTOCOL_VERSION, Hello
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.ahead import Ahead, AheadMode
 from goodspeed_agent.backoff import Backoff
@@ -130,6 +130,8 @@ class Agent:
         draft_ahead: AheadMode = "auto",
     ) -> None:
         _check_text("the agent's name", name or "")
+        if len(name or "") > MAX_TEXT:
+            raise InvalidRequest(f"the agent's name has {len(name or '')} characters: {MAX_TEXT} at most")
         self._drafter = drafter
         self._backoff = backoff or Backoff()
         hello = Hello(

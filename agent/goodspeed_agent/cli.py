@@ -17,6 +17,7 @@ from typing import Annotated, Any, Optional, TextIO, TypeVar
 import typer
 from rich.console import Console
 
+from goodspeed.addresses import check_url
 from goodspeed.errors import InvalidRequest, TokenizerMismatch
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import Agent, TextRequest
@@ -25,7 +26,6 @@ from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.batch import work_through
 from goodspeed_agent.drafters import SuffixDrafter, default_draft, load_drafter
 from goodspeed_agent.exits import Exit, exit_codes, run
-from goodspeed_agent.link import check_url
 from goodspeed_agent.progress import ProgressDisplay
 from goodspeed_agent.prompts import PromptLine, read_prompts
 from goodspeed_agent.report import Completion
@@ -51,7 +51,8 @@ Draft = Annotated[
 ]
 Name = Annotated[str | None, typer.Option(help="What the server's operator sees; the host's name by default.")]
 ConnectTimeout = Annotated[
-    float, typer.Option(min=0.0, help="Give up when there was no link, or no room, for this many seconds.")
+    float,
+    typer.Option(min=0.0, max=86_400.0, help="Give up after so many seconds without a link, or without room."),
 ]
 Threads = Annotated[int, typer.Option(min=1, help="How many threads a draft model may use.")]
 MaxNewTokens = Annotated[int, typer.Option(help="The longest text, in tokens.")]

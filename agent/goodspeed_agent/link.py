@@ -16,12 +16,11 @@ from types import TracebackType
 from typing import Self, TypeAlias, TypeVar
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.frames import Close as CloseFrame
 from websockets.frames import CloseCode
-from websockets.uri import parse_uri
 
-from goodspeed.addresses import proxy_for
+from goodspeed.addresses import check_url, proxy_for
 from goodspeed.catalog import Files
 from goodspeed.errors import (
     GoodSpeedError,
@@ -60,6 +59,8 @@ _log = logging.getLogger(__name__)
 
 _ATTEMPT_S = 10.0
 """The longest that one attempt to connect and shake hands may take."""
+_LEAST_ATTEMPT_S = 1.0
+"""However little patience there is: a refusal takes a moment to come."""
 _TRANSFER_S = 300.0
 """The longest that a tokenizer may take: 11 MB through 0.3 Mbit/s."""
 _SOUND_S = 10.0
@@ -258,7 +259,7 @@ class Link:
         """Try until there is a link."""
         while True:
             try:
-                return await self._attempt(min(_ATTEMPT_S, self._backoff.give_up_after_s))
+                return await self._attempt(max(_LEAST_ATTEMPT_S, min(_ATTEMPT_S, self._backoff.give_up_after_s)))
             except Overloaded as error:
                 self._retry_after_s = error.retry_after_s
                 reason: Exception = error
@@ -332,18 +333,6 @@ class Link:
                 f"the server at {self.url} came back with another target or rule ({welcome.model}, {welcome.rule}): "
                 "what was generated so far cannot be continued there; start anew"
             )
-
-
-def check_url(url: str) -> None:
-    """Refuse what cannot be a server's address.
-
-    Raises:
-        InvalidRequest: with the form it should have.
-    """
-    try:
-        parse_uri(url)
-    except (InvalidURI, ValueError):
-        raise InvalidRequest(f"{url!r} is no server address: write ws://HOST:PORT or wss://HOST:PORT") from None
 
 
 def _too_big(close: CloseFrame | None) -> bool:

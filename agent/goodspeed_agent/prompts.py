@@ -53,7 +53,7 @@ def read_prompts(lines: Iterable[bytes], defaults: TextRequest) -> list[PromptLi
     Raises:
         InvalidRequest: naming every line that is wrong (the first few, if there are many), and why.
     """
-    prompts, wrong = [], []
+    prompts, wrong, fields_known = [], [], True
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -61,9 +61,11 @@ def read_prompts(lines: Iterable[bytes], defaults: TextRequest) -> list[PromptLi
             prompts.append(_read(number, line, defaults))
         except (msgspec.MsgspecError, InvalidRequest, UnicodeDecodeError) as error:
             wrong.append(f"line {number}: {error}")
+            fields_known &= "unknown field" not in str(error)
     if wrong:
         more = f"; and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-        raise InvalidRequest("; ".join(wrong[:_SHOWN]) + more)
+        known = "" if fields_known else f" (a line may have {', '.join(_Line.__struct_fields__)})"
+        raise InvalidRequest("; ".join(wrong[:_SHOWN]) + more + known)
     if not prompts:
         raise InvalidRequest('there are no prompts in it: write one {"prompt": "..."} a line')
     return prompts

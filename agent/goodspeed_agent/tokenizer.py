@@ -109,11 +109,6 @@ class TargetTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
-    @property
-    def has_chat_template(self) -> bool:
-        """Whether messages can be turned into a prompt."""
-        return self._config.get("chat_template") is not None
-
     def encode(self, text: str) -> list[int]:
         """Cut a prompt into token ids, with the special tokens the target wants at its start."""
         return self._tokenizer.encode(text).ids

@@ -40,9 +40,10 @@ class Admission(Generic[KeyT, RequestT]):
             Overloaded: the queue is full.
         """
         if len(self._waiting) >= self._max_waiting:
+            waiting = f" and {len(self._waiting)} streams wait already" if self._waiting else ""
             raise Overloaded(
-                f"every row is taken and {len(self._waiting)} streams wait already: try again in "
-                f"{self._retry_after_s:g} s, or raise --max-streams or --max-waiting on the server",
+                f"every row of the server is taken{waiting}: try again in {self._retry_after_s:g} s "
+                "(its operator can raise --max-streams or --max-waiting)",
                 retry_after_s=self._retry_after_s,
             )
         self._waiting[key] = request

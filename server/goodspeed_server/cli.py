@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
 """Something GoodSpeed knows how to name went wrong; the sentence is on stderr."""
+EXIT_USAGE = 2
+"""A value given here is wrong, likewise."""
 
 
 @app.callback()
@@ -185,6 +187,6 @@ def _errors_named() -> Iterator[None]:
         yield
     except GoodSpeedError as error:
         print(f"goodspeed-server: {error}", file=sys.stderr)
-        raise typer.Exit(EXIT_FAILED) from None
+        raise typer.Exit(EXIT_USAGE if isinstance(error, InvalidRequest) else EXIT_FAILED) from None
     except KeyboardInterrupt:
         raise typer.Exit(130) from None

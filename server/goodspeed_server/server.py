@@ -62,9 +62,8 @@ def load_server(settings: ServerSettings) -> VerificationServer:
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    files = tokenizer_files(settings.model)
     model = load_model(settings.model, device=settings.device, dtype=settings.dtype)
-    return VerificationServer(settings, model, files)
+    return VerificationServer(settings, model, tokenizer_files(settings.model))
 
 
 class VerificationServer:

@@ -14,11 +14,11 @@ from typing import TextIO
 
 from rich.console import Console
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 import goodspeed
-from goodspeed.addresses import proxy_for
-from goodspeed.errors import InvalidRequest, LinkLost, MalformedMessage, Refused
+from goodspeed.addresses import check_url, proxy_for
+from goodspeed.errors import LinkLost, MalformedMessage, Refused
 from goodspeed.messages import (
     MAX_SERVER_FRAME_BYTES,
     PROTOCOL_VERSION,
@@ -123,18 +123,15 @@ async def snapshots(url: str) -> AsyncGenerator[ServerSnapshot]:
 
 @contextlib.asynccontextmanager
 async def _connected(url: str) -> AsyncIterator[ClientConnection]:
+    check_url(url)
     try:
-        connecting = connect(
+        connection = await connect(
             url,
             compression=None,
             max_size=MAX_SERVER_FRAME_BYTES,
             open_timeout=_OPEN_TIMEOUT_S,
             proxy=proxy_for(url),
         )
-    except (InvalidURI, ValueError) as error:  # ValueError: a port that is no number.
-        raise InvalidRequest(f"{url!r} is no address of a server ({error}): give ws://HOST:PORT") from None
-    try:
-        connection = await connecting
     except InvalidHandshake as error:
         raise LinkLost(f"{url} answers, but not as a GoodSpeed server: {error}") from None
     except (OSError, TimeoutError) as error:
