@@ -128,9 +128,10 @@ class Bench:
             ),
         )
         plan = scheduler.plan(demand, MAX_DRAFT * len(streams))
-        if plan.least_chance is None:
+        if plan.worth_s is None:
             return plan.budgets.tolist(), [0.0] * len(streams)
-        return np.minimum(STRETCH * plan.budgets, demand.limit).tolist(), plan.least_chance.tolist()
+        chances = np.minimum(meter.load.cost.token_s / plan.worth_s, 1.0)
+        return np.minimum(STRETCH * plan.budgets, demand.limit).tolist(), chances.tolist()
 
     def _draft_all(
         self, streams: Sequence[Stream], budgets: Sequence[int], chances: Sequence[float], calibration: Calibration

@@ -1,12 +1,14 @@
 """What a drafted token costs on the wire, and how long messages take to encode and decode.
 
 Bytes include the WebSocket frame headers (RFC 6455, section 5.2; what an agent sends is masked), and are taken at
-their largest: the highest token ids of a vocabulary of 151,936, a long text, a high stream number.
+their largest: the highest token ids of a vocabulary of 151,936, a long text, a high stream number. A server that does
+not wait (rolling rounds) is sent the `offset` of a piece, and spells out what it accepts.
 `python -m bench.wire [--json FILE]`
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import timeit
 from collections.abc import Callable
@@ -43,7 +45,7 @@ def _microseconds(call: Callable[[], object]) -> float:
     return min(timer.repeat(5, number)) / number * 1e6
 
 
-def _measure(rule: str, size: int) -> dict[str, str | float]:
+def _measure(rule: str, size: int, waits: bool) -> dict[str, str | float]:
     drafted = [VOCAB - 1 - j for j in range(size)]
     packed = b""
     if rule == "ratio":
@@ -51,12 +53,17 @@ def _measure(rule: str, size: int) -> dict[str, str | float]:
         likely = np.linspace(0.5, 1.0, len(support), dtype=np.float32)
         packed = pack_q([quantise(support, likely)] * size)
         unpack_q(packed, drafted, VOCAB)
-    draft = Draft(STREAM, BASE, drafted, packed, COMPUTED_US)
-    verdict = Verdict(STREAM, BASE, size, [VOCAB - 1], size, price_permille=PRICE_PERMILLE)
+    if waits:
+        draft = Draft(STREAM, BASE, drafted, packed, COMPUTED_US)
+        verdict = Verdict(STREAM, BASE, size, [VOCAB - 1], size, price_permille=PRICE_PERMILLE)
+    else:
+        draft = Draft(STREAM, BASE, drafted, packed, COMPUTED_US, offset=size)
+        verdict = Verdict(STREAM, BASE, 0, [*drafted, VOCAB - 1], size, price_permille=PRICE_PERMILLE)
     up, down = encode(draft), encode(verdict)
     up_bytes, down_bytes = _on_the_wire(up, masked=True), _on_the_wire(down, masked=False)
     return {
         "rule": rule,
+        "waits": waits,
         "draft_tokens": size,
         "up_bytes": up_bytes,
         "down_bytes": down_bytes,
@@ -86,16 +93,16 @@ def main(as_json: Annotated[Path | None, typer.Option("--json", help="Write the 
     """Print bytes per drafted token, up and down, and microseconds per message."""
     print(f"vocabulary {VOCAB}, ratio rule with k = {RATIO_TOP_K}; times in microseconds")
     print(
-        f"{'rule':>8} {'draft':>6} {'up B':>6} {'down B':>7} {'B/token':>8} {'aim':>4} "
+        f"{'rule':>8} {'waits':>6} {'draft':>6} {'up B':>6} {'down B':>7} {'B/token':>8} {'aim':>4} "
         f"{'encode':>7} {'decode':>7} {'unpack q':>9} {'verdict':>8} {'read it':>8}"
     )
     figures = []
     for rule in AIM_BYTES:
-        for size in (8, 4):
-            figure = _measure(rule, size)
+        for waits, size in itertools.product((True, False), (8, 4)):
+            figure = _measure(rule, size, waits)
             figures.append(figure)
             print(
-                f"{rule:>8} {size:>6} {figure['up_bytes']:>6} {figure['down_bytes']:>7} "
+                f"{rule:>8} {'yes' if waits else 'no':>6} {size:>6} {figure['up_bytes']:>6} {figure['down_bytes']:>7} "
                 f"{figure['bytes_per_token']:>8.1f} {AIM_BYTES[rule]:>4} {figure['draft_encode_us']:>7.2f} "
                 f"{figure['draft_decode_us']:>7.2f} {figure['q_unpack_us']:>9.2f} "
                 f"{figure['verdict_encode_us']:>8.2f} {figure['verdict_decode_us']:>8.2f}"

@@ -130,6 +130,10 @@ class Draft(_Message, tag="D", frozen=True):
     """How many microseconds the drafter computed; the server believes no more than it saw pass."""
     priced_out: bool = False
     """Whether the draft ends where its next token was not worth the price, and not because there was no more to say."""
+    offset: Length = 0
+    """How many tokens upon the same `base` were sent before these; only where the server does not wait."""
+    ended: bool = False
+    """Whether the drafter has nothing more to say behind these."""
 
 
 class Close(_Message, tag="C", frozen=True):
@@ -161,6 +165,9 @@ class Welcome(_Message, tag="W", frozen=True):
     """Prompt and generated tokens together, per stream."""
     max_draft: Length
     eos_tokens: list[TokenId]
+    waits: bool = True
+    """Whether a stream is verified only once its draft is here, the budget being its length. A server that does not
+    wait decodes on; the budget is how far ahead of the committed tokens to guess, in pieces, whenever there is one."""
 
 
 class Tokenizer(_Message, tag="T", frozen=True):
@@ -183,7 +190,8 @@ class Verdict(_Message, tag="V", frozen=True):
     """What the target says.
 
     Upon a committed length of `base`, the first `accepted` tokens of the draft stand, and `tokens` follow them: the
-    recovered or bonus token, or, where the draft was stale, the suffix the agent is missing.
+    recovered or bonus token, or, where the draft was stale, the suffix the agent is missing. A server that does not
+    wait spells out all of them, and accepts nothing by number.
     """
 
     stream: StreamId
@@ -192,8 +200,6 @@ class Verdict(_Message, tag="V", frozen=True):
     tokens: list[TokenId]
     budget: Length
     finish: Literal["stop", "length"] | None = None
-    probe: Annotated[int, Meta(ge=0, le=MAX_DRAFT_TOKENS)] = 0
-    """So many tokens to draft on the side (`goodspeed.probing`): the server does not wait for them."""
     price_permille: Permille = 0
     """A token is worth its price while the chance that it is accepted, all before it included, is at least so many
     thousandths; an agent that can tell may stop short of its budget."""

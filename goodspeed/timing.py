@@ -155,6 +155,8 @@ class EngineLoad:
     """New tokens of a row in a pass: its budget and one."""
     busy: float = 1.0
     """The share of the time in which a pass runs, in [0, 1]."""
+    rows: float = 1.0
+    """How many rows a pass has."""
 
 
 class EngineMeter:
@@ -171,6 +173,7 @@ class EngineMeter:
         self._pass_s = cost.seconds(1, 1)
         self._wait_s = 0.0
         self._row_tokens = 1.0
+        self._rows = 1.0
         self._busy = 0.0
         self._ended_at: float | None = None
         self.load = self._at_present()
@@ -186,6 +189,7 @@ class EngineMeter:
         """
         self._cost.observe(sample)
         self._pass_s += self._step * (sample.seconds - self._pass_s)
+        self._rows += self._step * (sample.rows - self._rows)
         self._row_tokens += self._step * (sample.tokens / max(sample.rows, 1) - self._row_tokens)
         for wait_s in waits_s:
             self._wait_s += self._step * (wait_s - self._wait_s)
@@ -196,7 +200,7 @@ class EngineMeter:
         self.load = self._at_present()
 
     def _at_present(self) -> EngineLoad:
-        return EngineLoad(self._cost, self._pass_s, self._wait_s, self._row_tokens, self._busy)
+        return EngineLoad(self._cost, self._pass_s, self._wait_s, self._row_tokens, self._busy, self._rows)
 
 
 class Pace:
@@ -244,3 +248,7 @@ class Pace:
         if drafted:
             self.draft_s += step * (computed_s / drafted - self.draft_s)
         self.turnaround_s += step * (elapsed_s - computed_s - self.turnaround_s)
+
+    def observe_more(self, drafted: int, elapsed_s: float, computed_s: float) -> None:
+        """Learn from a further piece of a draft, so long after the one before; it says nothing about the turnaround."""
+        self.draft_s += self._step * (min(max(computed_s, 0.0), elapsed_s) / drafted - self.draft_s)

@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed
 
 from goodspeed import catalog
 from goodspeed.catalog import Files
+from goodspeed.guesses import Guesses
 from goodspeed.messages import (
     PROTOCOL_VERSION,
     AgentMessage,
@@ -84,6 +85,11 @@ class FakeServer:
     files: Files = field(default_factory=byte_tokenizer)
     weights: str = "counts"
     hook: Hook | None = None
+    waits: bool = True
+    beat: Callable[[FakeServer], Awaitable[None]] = lambda server: asyncio.sleep(0)
+    """Awaited before each pass of a server that does not wait."""
+    stale: int = 0
+    """Pieces that continued what was not held any more."""
     received: list[AgentMessage] = field(default_factory=list)
     links: int = 0
     url: str = ""
@@ -114,6 +120,7 @@ class FakeServer:
             self.max_length,
             self.max_draft,
             list(self.eos_tokens),
+            self.waits,
         )
 
     async def send(self, connection: ServerConnection, *messages: ServerMessage) -> None:
@@ -124,13 +131,47 @@ class FakeServer:
     async def _link(self, connection: ServerConnection) -> None:
         self.links += 1
         streams: dict[int, ServedStream] = {}
+        guesses: dict[int, Guesses] = {}
         with contextlib.suppress(ConnectionClosed):
-            async for frame in connection:
-                assert isinstance(frame, bytes)
-                message = decode_agent(frame)
-                self.received.append(message)
-                if self.hook is None or not await self.hook(self, connection, message):
-                    await self._answer(connection, streams, message)
+            async with asyncio.TaskGroup() as passes:
+                async for frame in connection:
+                    assert isinstance(frame, bytes)
+                    message = decode_agent(frame)
+                    self.received.append(message)
+                    if self.hook is not None and await self.hook(self, connection, message):
+                        continue
+                    if self.waits or not isinstance(message, Open | Draft):
+                        await self._answer(connection, streams, message)
+                    elif isinstance(message, Open):
+                        stream = streams[message.stream] = self._opened(message)
+                        held = guesses[message.stream] = Guesses()
+                        budget = min(self.budget, stream.draft_limit)
+                        await self.send(connection, Opened(message.stream, stream.length, budget))
+                        passes.create_task(self._decode_on(connection, streams, message.stream, held))
+                    else:
+                        self._take(guesses[message.stream], message)
+
+    def _opened(self, message: Open) -> ServedStream:
+        return ServedStream.opened(
+            message, vocab_size=self.vocab_size, max_length=self.max_length, eos_tokens=self.eos_tokens
+        )
+
+    def _take(self, held: Guesses, piece: Draft) -> None:
+        if held.continues(piece.base, piece.offset):
+            held.take(piece.base, piece.offset, piece.tokens, ended=piece.ended)
+        else:
+            self.stale += 1
+
+    async def _decode_on(
+        self, connection: ServerConnection, streams: dict[int, ServedStream], number: int, held: Guesses
+    ) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            while number in streams and streams[number].finish is None:
+                await self.beat(self)
+                stream = streams[number]
+                held.follow(stream.tokens)
+                drafted, _ = held.beyond(stream.length, min(self.budget, stream.draft_limit))
+                await self._round(connection, number, stream, drafted)
 
     async def _answer(
         self, connection: ServerConnection, streams: dict[int, ServedStream], message: AgentMessage
@@ -141,10 +182,7 @@ class FakeServer:
             case GetTokenizer():
                 await self.send(connection, Tokenizer(catalog.digest(self.files), self.files))
             case Open():
-                stream = ServedStream.opened(
-                    message, vocab_size=self.vocab_size, max_length=self.max_length, eos_tokens=self.eos_tokens
-                )
-                streams[message.stream] = stream
+                stream = streams[message.stream] = self._opened(message)
                 budget = min(self.budget, stream.draft_limit)
                 await self.send(connection, Opened(message.stream, stream.length, budget))
                 await self._decode_alone(connection, message.stream, stream, budget)
@@ -179,9 +217,9 @@ class FakeServer:
                 tokens.append(token)
         commit = stream.commit(drafted, judge_coupled(drafted, drawn))
         budget = 0 if stream.finish else min(self.budget, stream.draft_limit)
-        await self.send(
-            connection, Verdict(number, commit.base, commit.accepted, list(commit.appended), budget, commit.finish)
-        )
+        accepted = commit.accepted if self.waits else 0
+        appended = stream.tokens[commit.base + accepted :]
+        await self.send(connection, Verdict(number, commit.base, accepted, appended, budget, commit.finish))
         await asyncio.sleep(0)
         return budget
 

@@ -23,7 +23,7 @@ from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.settings import RoundSettings
 from goodspeed_server.telemetry import ServerFacts, Telemetry
 
-__all__ = ["VOCAB", "Agent", "PlantedEngine", "make_planner", "make_rounds"]
+__all__ = ["PASS_S", "VOCAB", "Agent", "PlantedEngine", "make_planner", "make_rounds"]
 
 VOCAB = 10
 PASS_S = 0.01

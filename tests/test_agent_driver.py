@@ -70,7 +70,7 @@ async def generate(
         taken = []
         desk, ahead = Desk(), Ahead(mode)
         drafting = Drafting(desk, Lookahead(session or Guesser(), server.rule, Calibration(), ahead), ahead)
-        stream = tokens_of(generation, channel, drafting, backoff)
+        stream = tokens_of(generation, channel, drafting, backoff, lambda: server.waits)
         try:
             async with aclosing(stream):
                 async for tokens in stream:
@@ -165,7 +165,9 @@ async def test_an_agent_that_is_told_the_price_stops_short(tmp_path: Path) -> No
     ):
         desk, ahead = Desk(), Ahead("off")
         drafting = Drafting(desk, Lookahead(Guesser(), server.rule, Calibration(), ahead), ahead)
-        writing = asyncio.create_task(anext(tokens_of(Generation(1, REQUEST), link.channel(), drafting, QUICK)))
+        writing = asyncio.create_task(
+            anext(tokens_of(Generation(1, REQUEST), link.channel(), drafting, QUICK, lambda: True))
+        )
         while not server.got(Draft):
             await asyncio.sleep(0.001)
         writing.cancel()

@@ -2,11 +2,7 @@ from goodspeed_agent.report import Completion, Speculation
 
 
 def test_the_figures_are_the_fields_own() -> None:
-    speculation = Speculation()
-    speculation.count(drafted=8, accepted=5)
-    speculation.count(drafted=4, accepted=0)
-    speculation.count(drafted=3, accepted=3)
-    assert speculation.to_json() == {
+    assert Speculation(3, 8 + 4 + 3, 5 + 0 + 3).to_json() == {
         "num_spec_steps": 3,
         "num_draft_tokens": 15,
         "num_accepted_tokens": 8,

@@ -38,6 +38,7 @@ VOCAB = 151_936
 MIB = 2**20
 
 numbers = st.integers(0, 2**31 - 1)
+permille = st.integers(0, 1000)
 token_lists = st.lists(st.integers(0, VOCAB - 1), max_size=40)
 texts = st.text(max_size=50)
 seconds = st.floats(0, 86_400)
@@ -63,7 +64,15 @@ AGENT: dict[type, st.SearchStrategy[AgentMessage]] = {
     Open: st.builds(
         Open, numbers, token_lists, numbers, params, st.integers(1, 2**31 - 1), st.integers(0, 64), st.booleans()
     ),
-    Draft: st.builds(Draft, numbers, numbers, token_lists, q=st.binary(max_size=400)),
+    Draft: st.builds(
+        Draft,
+        *(numbers, numbers, token_lists),
+        q=st.binary(max_size=400),
+        computed_us=numbers,
+        priced_out=st.booleans(),
+        offset=numbers,
+        ended=st.booleans(),
+    ),
     Close: st.builds(Close, numbers),
     GetTokenizer: st.builds(GetTokenizer),
 }
@@ -72,11 +81,15 @@ SERVER: dict[type, st.SearchStrategy[ServerMessage]] = {
         Welcome,
         *(versions, texts, texts, texts, texts, texts, st.sampled_from(["coupled", "ratio"])),
         *(numbers, numbers, numbers, token_lists),
+        waits=st.booleans(),
     ),
     Tokenizer: st.builds(Tokenizer, texts, st.dictionaries(texts, st.binary(max_size=100), max_size=4)),
-    Opened: st.builds(Opened, numbers, numbers, numbers),
+    Opened: st.builds(Opened, numbers, numbers, numbers, price_permille=permille),
     Verdict: st.builds(
-        Verdict, numbers, numbers, numbers, token_lists, numbers, finish=st.sampled_from([None, "stop", "length"])
+        Verdict,
+        *(numbers, numbers, numbers, token_lists, numbers),
+        finish=st.sampled_from([None, "stop", "length"]),
+        price_permille=permille,
     ),
     Failure: st.builds(Failure, texts, texts, st.none() | numbers, st.none() | seconds),
     Goodbye: st.builds(Goodbye, texts, st.none() | seconds),
@@ -102,8 +115,11 @@ def test_what_the_server_says_is_what_an_agent_hears(message: ServerMessage) -> 
 
 
 def test_the_wire_format_is_pinned() -> None:
-    assert encode(Draft(7, 300, [1, 151_935])) == bytes.fromhex("97 a144 07 cd012c 92 01 ce0002517f c400 00 c2")
-    assert encode(Verdict(7, 300, 2, [5], 4, "stop")) == bytes.fromhex("99 a156 07 cd012c 02 9105 04 a473746f70 00 00")
+    assert encode(Draft(7, 300, [1, 151_935])) == bytes.fromhex("99 a144 07 cd012c 92 01 ce0002517f c400 00 c2 00 c2")
+    piece = Draft(7, 300, [1], b"", 5, priced_out=True, offset=2, ended=True)
+    assert encode(piece) == bytes.fromhex("99 a144 07 cd012c 9101 c400 05 c3 02 c3")
+    verdict = Verdict(7, 300, 2, [5], 4, "stop", 300)
+    assert encode(verdict) == bytes.fromhex("98 a156 07 cd012c 02 9105 04 a473746f70 cd012c")
     tags = "".join(chr(encode(message)[2]) for message in (Close(1), GetTokenizer(), Opened(1, 2, 3), Snapshot(b"")))
     assert tags == "CKoS"
 
@@ -187,6 +203,11 @@ SAMPLING = [0.0, 1.0, 0, 0.0, 0]
         packed("D", 1, 5, [1], "text for bytes"),
         packed("O", 1, [1], 1, SAMPLING, 2**31, 0, False),
         packed("O", 1, [1], 1, SAMPLING, 1, "4", False),
+        packed("D", 1, 5, [1], b"", 0, 0),
+        packed("D", 1, 5, [1], b"", 0, False, -1),
+        packed("D", 1, 5, [1], b"", 0, False, 2**31),
+        packed("D", 1, 5, [1], b"", 0, False, 0, 1),
+        packed("D", 1, 5, [1], b"", 0, False, 0, False, False),
         packed("O", 1, [1], 1, [*SAMPLING, 0], 1, 0, False),
         packed("O", 1, [1], 1, {"temperature": 0}, 1, 0, False),
         packed("H", PROTOCOL_VERSION, "server", "box"),

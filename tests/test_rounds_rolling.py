@@ -1,46 +1,60 @@
+from __future__ import annotations
+
 from functools import partial
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
-from goodspeed.rounds import Rolling
+from goodspeed.rounds import Prospect, Rolling
 from goodspeed.timing import EngineLoad, PassCost, PassSample
 from tests.rounds_machine import RoundsMachine
 
 PASS_S = 1.0
-OVERDUE_S = 20.0
-LOAD = EngineLoad(PassCost([PassSample(1, 1, PASS_S)]), PASS_S)
+TOKEN_S = 0.05
+COST = PassCost([PassSample(n, m, 0.5 + m * TOKEN_S) for n, m in [(1, 1), (8, 8), (8, 40)]])
+LOAD = EngineLoad(COST, PASS_S)
+NEAR = Prospect(due_s=0.2, every_s=0.1, chance=0.9, worth_s=1.0)
 
 
 class Rounds(RoundsMachine):
-    parts = True
-
-    make = staticmethod(partial(Rolling[int], load=lambda: LOAD, overdue_s=OVERDUE_S))
+    make = staticmethod(partial(Rolling[int], load=lambda: LOAD))
+    waits = False
 
     @rule()
     def gather(self) -> None:
         """What the server does when it is free."""
         if self.verifying:
             return
-        for stream in [stream for stream, (since, _) in self.asked.items() if self.now - since >= OVERDUE_S]:
-            del self.asked[stream]
-            self.budget[stream] = 0
-            self.ready.append(stream)
         if not self.ready:
-            self.gathering_since = None
             assert self.rounds.close(self.now) == []
+            assert self.rounds.closes_at() is None
             return
         if self.gathering_since is None:
             self.gathering_since = self.now
         batch = self.rounds.close(self.now)
+        closes_at = self.rounds.closes_at()
         if batch:
+            assert closes_at is None
             self.take(batch)
         else:
-            closes_at = self.rounds.closes_at()
             assert closes_at is not None
-            assert self.asked
+            assert self.awaited
             assert self.now < closes_at <= self.gathering_since + PASS_S
+
+    @rule()
+    def keep_calling(self) -> None:
+        """However often it is asked, a round is over when the instant has come that it named last."""
+        if self.verifying or not self.ready:
+            return
+        for _ in range(200):
+            self.gather()
+            closes_at = self.rounds.closes_at()
+            if self.verifying or closes_at is None:
+                return
+            self.now = closes_at
+        raise AssertionError("the round stays open for ever")
 
 
 TestRounds = Rounds.TestCase
@@ -51,106 +65,161 @@ def rolling() -> Rolling[str]:
     return Rolling(load=lambda: LOAD)
 
 
-def test_a_round_closes_at_once_when_nobody_else_is_near() -> None:
+def waits_until(rounds: Rolling[str], now: float) -> float | None:
+    """Until when an open round waits; None if it closes."""
+    return None if rounds.close(now) else rounds.closes_at()
+
+
+def test_everybody_is_in_the_batch_with_or_without_guesses() -> None:
     rounds = rolling()
-    rounds.expect("far", 4, now=0.0, due_s=5.0)
-    rounds.expect("here", 4, now=0.0, due_s=0.1)
-    rounds.arrive("here", 0.1)
-    assert rounds.close(0.1) == ["here"]
-    assert rounds.closes_at() is None
+    rounds.expect("guesses here", 4, now=0.0)
+    rounds.expect("plain", 0, now=0.0)
+    rounds.expect("far", 4, now=0.0, prospect=NEAR._replace(due_s=5.0))
+    assert rounds.drafting == ()
+    assert rounds.close(0.0) == ["guesses here", "plain", "far"]
+    assert len(rounds) == 0
 
 
-def test_a_draft_that_is_about_to_come_is_waited_for() -> None:
+def test_the_longest_ready_are_the_first_of_the_batch() -> None:
     rounds = rolling()
-    rounds.expect("here", 4, now=0.0, due_s=0.1)
-    rounds.expect("near", 4, now=0.0, due_s=0.2)
-    rounds.arrive("here", 0.1)
-    assert rounds.close(0.1) == []
-    assert rounds.closes_at() == pytest.approx(0.25)
-    rounds.arrive("near", 0.2)
-    assert rounds.close(0.2) == ["here", "near"]
-
-
-def test_what_does_not_come_when_it_is_due_is_not_waited_for() -> None:
-    rounds = rolling()
-    rounds.expect("here", 4, now=0.0, due_s=0.1)
-    rounds.expect("stuck", 4, now=0.0, due_s=0.2)
-    rounds.arrive("here", 0.1)
-    assert rounds.close(0.1) == []
-    assert rounds.close(0.25) == ["here"]
-    rounds.expect("here", 4, now=1.0, due_s=0.1)
-    rounds.arrive("here", 1.1)
-    assert rounds.close(1.1) == ["here"]
-    rounds.arrive("stuck", 9.0)
-    assert rounds.close(9.0) == ["stuck"]
-
-
-def test_many_who_are_ready_do_not_wait_for_one_who_comes_late() -> None:
-    rounds = rolling()
-    for number in range(8):
-        rounds.expect(f"here {number}", 0, now=0.0)
-    rounds.expect("one", 4, now=0.0, due_s=0.5)
-    assert len(rounds.close(0.0)) == 8
-
-
-def test_one_who_is_ready_waits_for_many() -> None:
-    rounds = rolling()
-    rounds.expect("here", 4, now=0.0, due_s=0.1)
-    for number in range(8):
-        rounds.expect(f"soon {number}", 4, now=0.0, due_s=0.4 + number / 1000)
-    rounds.arrive("here", 0.1)
-    assert rounds.close(0.1) == []
-    closes_at = rounds.closes_at()
-    assert closes_at is not None
-    assert closes_at > 0.4
-
-
-def test_a_draft_that_is_overdue_is_gone_on_without() -> None:
-    rounds: Rolling[str] = Rolling(load=lambda: LOAD, overdue_s=OVERDUE_S)
-    rounds.expect("hung", 4, now=0.0, due_s=0.1)
-    assert rounds.close(1.0) == []
-    assert rounds.closes_at() == OVERDUE_S
-    assert rounds.close(OVERDUE_S) == ["hung"]
-
-
-def herd(count: int, away_s: float, *, token_s: float, fixed_s: float = 0.1, busy: float = 0.0) -> Rolling[int]:
-    """So many who are ready at once, each with a draft of nine, after their agents have been away so long."""
-    shapes = [(rows, rows * each) for rows in (1, 8) for each in (1, 10)]
-    cost = PassCost([PassSample(rows, tokens, fixed_s + tokens * token_s) for rows, tokens in shapes])
-    load = EngineLoad(cost, cost.seconds(count, 10 * count), busy=busy)
-    rounds: Rolling[int] = Rolling(load=lambda: load)
-    for stream in range(count):
-        rounds.expect(stream, 9, now=0.0, due_s=away_s)
-    for stream in range(count):
-        rounds.arrive(stream, away_s)
-    return rounds
-
-
-def test_a_herd_is_parted_and_the_rest_is_next() -> None:
-    rounds = herd(8, away_s=2.0, token_s=0.01)
-    first = rounds.close(2.0)
-    assert first == list(range(len(first)))
-    assert 0 < len(first) < 8
-    assert rounds.close(2.5)[0] == len(first)
-
-
-def test_a_herd_stays_together_where_passes_are_mostly_their_fixed_part() -> None:
-    assert len(herd(8, away_s=2.0, token_s=0.001).close(2.0)) == 8
-
-
-def test_a_herd_stays_together_whose_agents_are_back_before_the_engine_is_free() -> None:
-    assert len(herd(8, away_s=0.05, token_s=0.01).close(0.05)) == 8
-    rounds = herd(8, away_s=0.0, token_s=0.01)
-    for stream in range(8):
+    for stream in "abc":
         rounds.expect(stream, 0, now=0.0)
-    assert len(rounds.close(0.0)) == 8
+    rounds.expect("a", 0, now=1.0)
+    assert rounds.close(1.0) == ["b", "c", "a"]
 
 
-def test_a_busy_engine_does_not_part_a_batch_at_the_cost_of_those_who_draft() -> None:
-    lengths = []
-    for busy in (0.0, 1.0):
-        rounds = herd(4, away_s=1.0, token_s=0.006, busy=busy)
-        for stream in range(10, 20):
-            rounds.expect(stream, 9, now=1.0, due_s=1.0)
-        lengths.append(len(rounds.close(1.0)))
-    assert lengths == [2, 4]
+def test_a_stream_without_a_prospect_is_not_waited_for() -> None:
+    rounds = rolling()
+    rounds.expect("here", 4, now=0.0)
+    assert not rounds.arrive("here", 0.0, 2, more=True)
+    assert rounds.close(0.0) == ["here"]
+
+
+def test_a_prospect_of_nothing_is_not_waited_for() -> None:
+    rounds = rolling()
+    rounds.expect("plain", 0, now=0.0, prospect=NEAR)
+    assert rounds.close(0.0) == ["plain"]
+
+
+def test_guesses_that_are_worth_it_are_waited_for_and_the_next_ones_as_well() -> None:
+    rounds = rolling()
+    rounds.expect("near", 4, now=0.0, prospect=NEAR)
+    assert waits_until(rounds, 0.0) == pytest.approx(0.5), "all four"
+    assert rounds.arrive("near", 0.2, 1, more=True)
+    assert waits_until(rounds, 0.2) == pytest.approx(0.5)
+    assert rounds.arrive("near", 0.4, 2, more=True)
+    assert waits_until(rounds, 0.4) == pytest.approx(0.5)
+    assert rounds.arrive("near", 0.5, 1, more=True)
+    assert rounds.close(0.5) == ["near"]
+
+
+def test_an_agent_that_has_said_all_is_not_waited_for() -> None:
+    rounds = rolling()
+    rounds.expect("near", 4, now=0.0, prospect=NEAR)
+    assert rounds.close(0.0) == []
+    assert rounds.arrive("near", 0.2, 1)
+    assert rounds.close(0.2) == ["near"]
+
+
+def test_further_guesses_are_worth_less_and_less() -> None:
+    rounds = rolling()
+    rounds.expect("near", 9, now=0.0, prospect=NEAR._replace(chance=0.5))
+    # 0.5, 0.25, 0.125 seconds, of which each costs a token's time; the next would cost more than it brings.
+    assert waits_until(rounds, 0.0) == pytest.approx(0.3)
+    rounds.arrive("near", 0.3, 2, more=True)
+    assert rounds.close(0.3) == ["near"]
+
+
+def test_what_does_not_come_when_it_is_due_is_waited_for_a_little_longer() -> None:
+    rounds = rolling()
+    rounds.expect("stuck", 1, now=0.0, prospect=NEAR)
+    assert waits_until(rounds, 0.0) == pytest.approx(0.2)
+    assert waits_until(rounds, 0.2) == pytest.approx(0.225)
+    assert rounds.close(0.26) == ["stuck"]
+
+
+def test_no_round_is_open_for_longer_than_one_pass() -> None:
+    rounds = rolling()
+    rounds.expect("slow", 64, now=0.0, prospect=Prospect(0.1, 0.1, 1.0, 100.0))
+    closes_at = waits_until(rounds, 0.0)
+    assert closes_at is not None
+    assert 0.9 < closes_at <= PASS_S
+    for number in range(1, 9):
+        rounds.arrive("slow", number / 10, 1, more=True)
+        assert rounds.close(number / 10) == []
+    rounds.expect("joins late", 4, now=0.9, prospect=NEAR._replace(worth_s=100.0))
+    assert rounds.close(PASS_S) == ["slow", "joins late"]
+
+
+def test_a_round_is_open_from_when_the_engine_is_free_again() -> None:
+    rounds = rolling()
+    rounds.expect("near", 1, now=0.0)
+    assert rounds.close(0.0) == ["near"]
+    rounds.expect("near", 1, now=5.0, prospect=NEAR)
+    assert waits_until(rounds, 5.0) == pytest.approx(5.2)
+
+
+def test_a_crowd_waits_for_nobody() -> None:
+    rounds = rolling()
+    rounds.expect("near", 4, now=0.0, prospect=NEAR._replace(worth_s=100.0))
+    for number in range(63):
+        rounds.expect(f"plain {number}", 0, now=0.0)
+    assert rounds.close(0.0) == []
+    rounds.expect("one more", 0, now=0.0)
+    assert len(rounds.close(0.0)) == 65
+
+
+def test_whoever_leaves_is_not_waited_for() -> None:
+    rounds = rolling()
+    rounds.expect("stays", 0, now=0.0)
+    rounds.expect("goes", 4, now=0.0, prospect=NEAR)
+    assert rounds.close(0.0) == []
+    rounds.leave("goes")
+    rounds.leave("never here")
+    assert rounds.close(0.0) == ["stays"]
+
+
+def test_one_who_is_near_is_waited_for_together_with_another_only() -> None:
+    alone, both = rolling(), rolling()
+    apart = Prospect(due_s=0.4, every_s=0.1, chance=0.9, worth_s=0.4)
+    alone.expect("a", 1, now=0.0, prospect=apart)
+    assert alone.close(0.0) == ["a"]
+    both.expect("a", 1, now=0.0, prospect=apart)
+    both.expect("b", 1, now=0.0, prospect=apart)
+    assert waits_until(both, 0.0) == pytest.approx(0.4)
+
+
+some_prospects = st.builds(
+    Prospect,
+    due_s=st.floats(0.01, 1.5),
+    every_s=st.floats(0.01, 0.6),
+    chance=st.floats(0, 1),
+    worth_s=st.floats(0, 2),
+)
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), some_prospects), min_size=1, max_size=4), st.floats(0, 0.9))
+def test_no_other_instant_is_better(due: list[tuple[int, Prospect]], opened_at: float) -> None:
+    """Against the documented objective, at every instant at which a guess is due."""
+    rounds: Rolling[int] = Rolling(load=lambda: LOAD)
+    for stream, (budget, prospect) in enumerate(due):
+        rounds.expect(stream, budget, opened_at, prospect)
+    guesses = [
+        (opened_at + one.due_s + number * one.every_s, one.worth_s * one.chance ** (number + 1))
+        for budget, one in due
+        for number in range(budget)
+    ]
+
+    def objective(until: float) -> float:
+        gains = [max(0.0, worth_s - COST.token_s) for at, worth_s in guesses if at <= until + 1e-12]
+        return sum(gains) - (until - opened_at)
+
+    instants = [at for at, _ in guesses if at <= opened_at + PASS_S]
+    best = max([0.0, *map(objective, instants)])
+    if rounds.close(opened_at):
+        assert best == pytest.approx(0.0, abs=1e-9)
+    else:
+        closes_at = rounds.closes_at()
+        assert closes_at is not None
+        assert objective(closes_at) == pytest.approx(best, abs=1e-9)
+        assert best > 0

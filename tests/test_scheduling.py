@@ -181,6 +181,9 @@ def test_weight_buys_budget_and_goodput_gives_way() -> None:
 def test_max_min_is_approached_without_overflow(fairness: float) -> None:
     plan = GoodSpeedSched(AlphaFair(fairness)).plan(demand([0.5, 0.99], goodput=[1e-9, 1e6], limit=8), 9)
     assert plan.budgets.tolist() == [8, 1]
+    plan = GoodSpeedSched(AlphaFair(fairness)).plan(demand([0.5, 0.99], goodput=[1e-9, 1e6], limit=8), 5)
+    assert plan.budgets.tolist() == [5, 0]
+    assert np.isfinite(plan.price)
 
 
 @pytest.mark.parametrize(("capacity", "streams"), [(28, 4), (20, 8), (10, 4), (3, 8), (1, 5), (100, 7)])
@@ -250,11 +253,12 @@ def test_every_scheduler_on_offer_can_be_made(name: str) -> None:
 class Answering:
     """A scheduler of somebody's own."""
 
-    def __init__(self, budgets: object) -> None:
+    def __init__(self, budgets: object, worth_s: list[float] | None = None) -> None:
         self._budgets = np.asarray(budgets)
+        self._worth_s = None if worth_s is None else np.array(worth_s)
 
     def plan(self, demand: Demand, capacity: int) -> Plan:
-        return Plan(self._budgets)
+        return Plan(self._budgets, worth_s=self._worth_s)
 
 
 @pytest.mark.parametrize(
@@ -274,3 +278,16 @@ def test_a_plan_that_cannot_be_is_named(budgets: object, sentence: str) -> None:
 
 def test_a_plan_that_can_be_is_handed_on() -> None:
     assert checked_plan(Answering([2, 4]), demand([0.5, 0.5], limit=4), 6).budgets.tolist() == [2, 4]
+
+
+@pytest.mark.parametrize("worth_s", [[0.1], [0.1, -0.1], [0.1, float("nan")]])
+def test_a_worth_that_cannot_be_is_named(worth_s: list[float]) -> None:
+    with pytest.raises(SchedulerFault, match=r"Answering .*0 seconds or more, one a stream"):
+        checked_plan(Answering([2, 4], worth_s), demand([0.5, 0.5], limit=4), 6)
+
+
+def test_schedules_that_count_rounds_do_not_say_what_a_token_is_worth() -> None:
+    plan = checked_plan(Answering([2, 4], [0.0, 0.1]), demand([0.5, 0.5], limit=4), 6)
+    assert plan.worth_s is not None
+    for scheduler in SCHEDULES:
+        assert scheduler.plan(demand([0.5, 0.9], limit=4), 6).worth_s is None

@@ -18,16 +18,17 @@ from goodspeed.messages import (
     PROTOCOL_VERSION,
     AgentMessage,
     Draft,
+    Failure,
     Hello,
     Open,
     Opened,
     Verdict,
 )
 from goodspeed.sampling import SamplingParams
-from goodspeed.timing import EngineLoad, PassCost, PassSample
 from goodspeed_server.server import VerificationServer
 from goodspeed_server.settings import ServerSettings
 from tests.serving import GREEDY, Peer, linked, serving, tiny_settings, tiny_tokenizer
+from tests.stepping import SlowEngine
 from tests.test_server import PROMPT, target_text
 from tests.tiny_models import CONTEXT, VOCAB, tiny_llama
 
@@ -35,21 +36,9 @@ SIZE = 24
 MakeSettings = Callable[..., ServerSettings]
 
 
-class SlowEngine:
-    """What a scheduler in seconds is told of the engine: drafting pays, however fast the tests' models are."""
-
-    load = EngineLoad(PassCost([PassSample(rows, rows * n, 60.0) for rows in (1, 4) for n in (1, 5)]), pass_s=60.0)
-
-    def __init__(self, _: PassCost) -> None:
-        pass
-
-    def observe(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture(params=["barrier", "auto"], ids=["paper", "default"])
 def settings(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> MakeSettings:
-    """The paper's rounds and schedule, and those a server has by default; a stream that may draft owes a draft."""
+    """The paper's rounds and schedule, and those a server has by default; a stream that may draft is told to."""
     monkeypatch.setattr("goodspeed_server.server.EngineMeter", SlowEngine)
 
     def make(*, rounds: Mapping[str, Any] | None = None, **changes: Any) -> ServerSettings:
@@ -95,6 +84,15 @@ def opening(stream: int = 0, **changes: object) -> Open:
     return Open(**fields | changes)  # type: ignore[arg-type]
 
 
+async def refused(peer: Peer) -> tuple[Failure, list[int]]:
+    """What a peer with one stream is told, and the tokens that came before it: not every server waits for a draft."""
+    tokens: list[int] = []
+    while isinstance(message := await peer.receive(), Verdict):
+        tokens += message.tokens
+    assert isinstance(message, Failure)
+    return message, tokens
+
+
 STREAM_FAILURES: list[tuple[str, Open | Draft]] = [
     ("prompt_too_long", opening(tokens=[1] * CONTEXT, prompt_tokens=CONTEXT)),
     ("empty_prompt", opening(tokens=[], prompt_tokens=0)),
@@ -124,24 +122,27 @@ async def test_a_second_open_of_a_stream_leaves_the_first_alone(settings: MakeSe
     async with serving(settings()) as (_, address), undisturbed(address), linked(address) as peer:
         opened = await peer.open(3, PROMPT)
         await peer.send(opening(3, tokens=[1, 2], prompt_tokens=2))
-        failure = await peer.failure()
+        failure, tokens = await refused(peer)
         assert (failure.code, failure.stream) == ("duplicate_stream", 3)
-        await peer.send(Draft(3, opened.base, []))
-        verdict = await peer.expect(Verdict)
-        assert verdict.tokens == target_text(PROMPT, 1)
+        if not tokens:
+            await peer.send(Draft(3, opened.base, []))
+        tokens += (await peer.expect(Verdict)).tokens
+        assert tokens == target_text(PROMPT, len(tokens))
 
 
-@pytest.mark.parametrize("drafted", [[5] * 5, [5] * 40, [5] * 200, [VOCAB + 5], [-1]])
+@pytest.mark.parametrize("drafted", [[5] * 16, [5] * 40, [5] * 200, [VOCAB + 5], [-1]])
 async def test_a_draft_that_cannot_be_used_counts_as_none(settings: MakeSettings, drafted: list[int]) -> None:
     async with serving(settings()) as (_, address), undisturbed(address), linked(address) as peer:
         opened = await peer.open(0, PROMPT)
         assert 1 <= opened.budget <= 4
         await peer.send(Draft(0, opened.base, drafted))
-        failure = await peer.failure()
+        failure, tokens = await refused(peer)
         assert failure.code == ("draft_too_long" if len(drafted) > 1 else "draft_out_of_range")
         assert failure.stream == 0
         verdict = await peer.expect(Verdict)
-        assert (verdict.accepted, verdict.tokens) == (0, target_text(PROMPT, 1))
+        assert verdict.accepted == 0
+        tokens += verdict.tokens
+        assert tokens == target_text(PROMPT, len(tokens))
 
 
 async def test_a_claim_about_q_that_cannot_be_true_counts_as_no_draft(settings: MakeSettings) -> None:
@@ -152,8 +153,10 @@ async def test_a_claim_about_q_that_cannot_be_true_counts_as_no_draft(settings: 
     ):
         opened = await peer.open(0, PROMPT)
         await peer.send(Draft(0, opened.base, [5], b"\x01nonsense"))
-        assert (await peer.failure()).code == "invalid_q"
-        assert (await peer.expect(Verdict)).tokens == target_text(PROMPT, 1)
+        failure, tokens = await refused(peer)
+        assert failure.code == "invalid_q"
+        tokens += (await peer.expect(Verdict)).tokens
+        assert tokens == target_text(PROMPT, len(tokens))
 
 
 async def send_hello(peer: Peer, **changes: object) -> None:
@@ -200,7 +203,7 @@ async def test_what_cannot_be_trusted_behind_a_good_handshake_ends_the_links_str
     async with serving(settings(max_streams=2)) as (_, address), undisturbed(address), linked(address) as peer:
         await peer.open(0, PROMPT)
         await peer.send(message)
-        failure = await peer.failure()
+        failure, _ = await refused(peer)
         assert (failure.code, failure.stream) == (code, None)
         await peer.connection.wait_closed()
         # Its row is free again: beside the bystander there is room for one more.

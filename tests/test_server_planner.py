@@ -1,4 +1,4 @@
-"""The planner: what it grants, what it asks on the side, and what it learns from what comes back."""
+"""The planner: what it grants, how far ahead it has agents guess, and what it learns from what comes back."""
 
 from __future__ import annotations
 
@@ -11,32 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goodspeed.estimation import PRIOR_ALPHA, Goodput, HitOrMiss
+from goodspeed.leads import PROBE_EVERY_S, PROBE_GIVE_UP_S, PROBE_TOKENS
 from goodspeed.messages import Draft
-from goodspeed.probing import PROBE_EVERY_S, PROBE_GIVE_UP_S, PROBE_TOKENS
 from goodspeed.sampling import SamplingParams
-from goodspeed.scheduling import Demand, PlainDecoding, Plan
+from goodspeed.scheduling import PlainDecoding
 from goodspeed.stream import ServedStream
 from goodspeed.timing import Pace
 from goodspeed.verification import Judgement, Rule
 from goodspeed_server.live import LiveStream
 from goodspeed_server.planner import STRETCH, Planner
 from goodspeed_server.settings import CAPACITY_PER_STREAM
-from tests.planted import Agent, PlantedEngine, make_planner, make_rounds
-
-
-class Grants:
-    """So many tokens for everybody, as far as they may, at a price; remembers what it was asked."""
-
-    def __init__(self, budget: int = 0, least_chance: float | None = None, *, needs_no_capacity: bool = False) -> None:
-        self.needs_no_capacity = needs_no_capacity
-        self._budget = budget
-        self._least_chance = least_chance
-        self.asked: list[Demand] = []
-
-    def plan(self, demand: Demand, capacity: int) -> Plan:
-        self.asked.append(demand)
-        chance = None if self._least_chance is None else np.full(len(demand), self._least_chance)
-        return Plan(np.minimum(demand.limit, self._budget), 0.0, chance)
+from tests.planted import PASS_S, Agent, PlantedEngine, make_planner, make_rounds
+from tests.stepping import Grants
 
 
 class Observations(HitOrMiss):
@@ -51,10 +37,14 @@ class Observations(HitOrMiss):
         self.seen.append((budget, judgement.accepted))
 
 
-def stream(*, max_draft: int = 8, max_new_tokens: int = 100) -> LiveStream:
+QUICK = Pace(draft_s=0.1 * PASS_S, turnaround_s=0.1 * PASS_S)
+"""Only its first guess is overtaken."""
+
+
+def stream(*, max_draft: int = 8, max_new_tokens: int = 100, pace: Pace = QUICK) -> LiveStream:
     agent = Agent()
     served = ServedStream([1, 2], 2, SamplingParams(), max_new_tokens, max_draft, 1000, eos_tokens=())
-    return LiveStream(0, agent, agent.account, served, 0, Observations(), Goodput(0.0, 10.0), Pace())
+    return LiveStream(0, agent, agent.account, served, 0, Observations(), Goodput(0.0, 10.0), pace.copy())
 
 
 def seen(live: LiveStream) -> list[tuple[int, int]]:
@@ -66,7 +56,13 @@ def decode(planner: Planner, live: LiveStream, tokens: Sequence[int], now: float
     """The server commits tokens one by one, none of them drafted."""
     for token in tokens:
         judgement = Judgement(0, token)
-        planner.committed(live, judgement, live.stream.commit([], judgement), now)
+        planner.committed(live, [], judgement, live.stream.commit([], judgement), now)
+
+
+def guess(planner: Planner, live: LiveStream, draft: Draft, now: float) -> None:
+    """Guesses come that nobody waited for."""
+    live.guesses.take(draft.base, draft.offset, draft.tokens, ended=draft.ended)
+    planner.guessed(live, draft, now)
 
 
 @pytest.mark.parametrize(
@@ -92,28 +88,67 @@ def test_what_may_be_granted_to_all_streams_together(by_price: bool, rounds: dic
         (True, True, {}, True),
         (False, True, {}, False),
         (True, False, {}, False),
-        (True, True, {"rounds": "barrier"}, False),
         (True, True, {"capacity": 100}, False),
         (True, True, {"early_stop": False}, False),
     ],
 )
-@given(st.integers(0, 12), st.none() | st.floats(0, 1), st.integers(0, 12))
-def test_only_who_heeds_a_price_drafts_beyond_the_schedule_and_only_where_nothing_else_limits_it(
+@given(st.integers(1, 12), st.none() | st.floats(0, 0.1), st.integers(2, 12))
+def test_only_who_heeds_a_price_guesses_beyond_the_schedule_and_only_where_nothing_else_limits_it(
     heeds_price: bool,
     by_price: bool,
     rounds: dict[str, Any],
     free: bool,
-    budget: int,
-    least_chance: float | None,
+    granted: int,
+    worth_s: float | None,
     max_draft: int,
 ) -> None:
     live = stream(max_draft=max_draft)
     live.account.heeds_price = heeds_price
-    make_planner(Grants(budget, least_chance, needs_no_capacity=by_price), **rounds).plan([live], 100, now=0.0)
-    assert live.expected == min(budget, max_draft)
-    told = int(1000 * (least_chance or 0.0)) if rounds.get("early_stop", True) and live.expected else 0
-    assert live.price_permille == told
-    assert live.budget == (min(STRETCH * live.expected, max_draft) if free and told else live.expected)
+    planner = make_planner(Grants(granted, worth_s, needs_no_capacity=by_price), **rounds)
+    planner.plan([live], 100, now=0.0)
+    token_s = planner.meter.load.cost.token_s
+    if worth_s and rounds.get("early_stop", True):
+        assert live.price_permille == int(1000 * (min(1.0, token_s / worth_s) * PRIOR_ALPHA))
+    else:
+        assert live.price_permille == 0
+    expected = min(granted, max_draft)
+    assert live.budget == (min(STRETCH * expected, max_draft) if free and live.price_permille else expected)
+    assert live.lead == min(1 + live.budget, max_draft)
+
+
+@pytest.mark.parametrize("budget", [1, 3])
+@pytest.mark.parametrize("turnaround", [0.03, 0.53, 1.07, 3.33])
+@pytest.mark.parametrize("draft", [0.1, 0.5, 0.8])
+def test_a_lead_is_what_will_be_overtaken_and_the_budget_and_the_price_is_seen_from_behind_it(
+    turnaround: float, draft: float, budget: int
+) -> None:
+    live = stream(max_draft=64, pace=Pace(draft * PASS_S, turnaround * PASS_S))
+    live.estimator = HitOrMiss(0.97)
+    # As many passes go by as begin before the guess behind those that they overtake is here.
+    behind = next(passed for passed in range(1, 50) if turnaround + (passed + 1) * draft <= passed)
+    planner = make_planner(Grants(budget, worth_s=1.0))
+    planner.plan([live], 100, now=0.0)
+    assert (live.budget, live.lead) == (budget, behind + budget)
+    assert live.price_permille == int(1000 * planner.meter.load.cost.token_s * 0.97**behind)
+
+
+@pytest.mark.parametrize(
+    ("pace", "alpha"), [(Pace(PASS_S, 0.0), 0.97), (Pace(0.1 * PASS_S, 6 * PASS_S), 0.6), (QUICK, 0.2)]
+)
+def test_who_is_too_slow_or_hardly_ever_right_is_asked_only_to_be_known(pace: Pace, alpha: float) -> None:
+    for rule in get_args(Rule):
+        live, planner = stream(pace=pace), make_planner(Grants(3, worth_s=1.0), rule)
+        live.estimator = HitOrMiss(alpha, prior_weight=1000.0)
+        planner.plan([live], 100, now=0.0)
+        lead = PROBE_TOKENS if rule == "coupled" else 0
+        assert (live.budget, live.lead, live.price_permille) == (0, lead, 0)
+
+
+def test_behind_the_barrier_a_lead_is_the_budget_and_nothing_has_a_price() -> None:
+    live = stream(pace=Pace(100.0, 100.0))
+    live.account.heeds_price = True
+    make_planner(Grants(3, worth_s=1.0, needs_no_capacity=True), rounds="barrier").plan([live], 100, now=0.0)
+    assert (live.budget, live.lead, live.price_permille) == (3, 3, 0)
 
 
 def test_the_schedule_is_given_the_highest_plausible_rate_where_no_probes_keep_the_estimate_fresh() -> None:
@@ -136,80 +171,114 @@ def test_an_estimate_starts_from_the_agents_earlier_ones(rule: Rule) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "rounds", "budget", "max_draft", "asked"),
+    ("rule", "rounds", "max_draft", "asked"),
     [
-        ("coupled", "rolling", 0, 8, PROBE_TOKENS),
-        ("coupled", "rolling", 0, 2, 2),
-        ("coupled", "rolling", 0, 0, None),  # it has no drafter
-        ("coupled", "rolling", 1, 8, None),  # its draft says as much
-        ("coupled", "barrier", 0, 8, None),
-        ("ratio", "rolling", 0, 8, None),  # the target's distributions will be gone
+        ("coupled", "rolling", 8, PROBE_TOKENS),
+        ("coupled", "rolling", 2, 2),
+        ("coupled", "rolling", 0, 0),  # it has no drafter
+        ("coupled", "barrier", 8, 0),
+        ("ratio", "rolling", 8, 0),  # the target's distributions will be gone
     ],
 )
-def test_who_is_asked_for_a_draft_on_the_side(
-    rule: Rule, rounds: str, budget: int, max_draft: int, asked: int | None
-) -> None:
+def test_who_is_asked_for_guesses_that_are_not_verified(rule: Rule, rounds: str, max_draft: int, asked: int) -> None:
     live = stream(max_draft=max_draft)
-    make_planner(Grants(budget), rule, rounds=rounds).plan([live], 100, now=0.0)
-    assert (live.probe.size if live.probe else None) == asked
+    make_planner(Grants(), rule, rounds=rounds).plan([live], 100, now=0.0)
+    assert (live.budget, live.lead) == (0, asked)
 
 
 def test_near_its_end_a_stream_is_asked_for_no_more_than_it_can_use() -> None:
     live = stream(max_new_tokens=3)
     make_planner(Grants()).plan([live], 100, now=0.0)
-    assert live.probe is not None
-    assert live.probe.size == 2
+    assert live.lead == 2
 
 
-def test_drafts_on_the_side_are_asked_for_at_intervals_from_when_the_last_was_decided() -> None:
+@pytest.mark.parametrize("early", [False, True])
+def test_they_are_asked_for_at_intervals_from_when_the_last_were_decided(early: bool) -> None:
     planner, live = make_planner(Grants()), stream()
     step_s = PROBE_EVERY_S / 4
-    asked_at = []
+    asked_at, asked = [], False
     for now in step_s * np.arange(13):
-        if live.probe is not None:
-            planner.probed(live, [9], 0.0, now)
-            decode(planner, live, [5], now)
+        base = live.stream.length
+        if asked:
+            if early:
+                guess(planner, live, Draft(0, base, [9]), now)
+                decode(planner, live, [5], now)
+            else:
+                decode(planner, live, [5], now)
+                guess(planner, live, Draft(0, base, [9]), now)
         planner.plan([live], 100, now)
-        if live.probe is not None:
+        asked = live.lead > 0
+        if asked:
             asked_at.append(now)
     assert asked_at == [0.0, step_s + PROBE_EVERY_S, 2 * (step_s + PROBE_EVERY_S)]
 
 
-def test_a_draft_on_the_side_that_never_comes_is_given_up_and_teaches_nothing() -> None:
+def test_those_that_never_come_are_given_up_for_a_while_and_teach_nothing() -> None:
     planner, live = make_planner(Grants()), stream()
-    planner.plan([live], 100, now=0.0)
-    first = live.probe
-    for now in (1.0, PROBE_GIVE_UP_S):
-        decode(planner, live, [5] * 10, now)
+    leads = []
+    for now in (0.0, PROBE_GIVE_UP_S, PROBE_GIVE_UP_S + 0.1, PROBE_GIVE_UP_S + 0.2 + PROBE_EVERY_S):
         planner.plan([live], 100, now)
-        assert live.probe is first
-    planner.plan([live], 100, now=PROBE_GIVE_UP_S + 1.0)
-    assert live.probe is not None
-    assert (live.probe.base, live.probe.asked_at) == (live.stream.length, PROBE_GIVE_UP_S + 1.0)
+        leads.append(live.lead)
+        decode(planner, live, [5] * 10, now)
+    assert leads == [PROBE_TOKENS, PROBE_TOKENS, 0, PROBE_TOKENS]
     assert seen(live) == []
 
 
 @pytest.mark.parametrize(
-    ("drafted", "right"),
+    ("draft", "right", "missed"),
     [
-        ([5, 6, 7, 8], 4),
-        ([5, 6, 1, 8], 2),
-        ([5, 6], 2),  # shorter than it was to be: what it had no guess for, it missed
-        ([], 0),
+        (Draft(0, 2, [5, 6, 7, 8]), 4, 0),
+        (Draft(0, 2, [5, 6, 1, 8]), 2, 1),
+        (Draft(0, 2, [5, 6]), 2, 0),
+        (Draft(0, 2, [5, 6], ended=True), 2, 1),  # what it has no guess for, it misses
+        (Draft(0, 2, [], ended=True), 0, 1),
+        (Draft(0, 2, []), 0, 0),
+        (Draft(0, 2, [1]), 0, 1),
     ],
 )
 @pytest.mark.parametrize("early", [0, 2, 5])
-def test_a_draft_on_the_side_is_held_against_the_text_once_however_late_it_comes(
-    drafted: list[int], right: int, early: int
+@pytest.mark.parametrize("budget", [0, 3])
+def test_guesses_are_held_against_the_text_once_however_late_they_come(
+    draft: Draft, right: int, missed: int, early: int, budget: int
 ) -> None:
-    planner, live = make_planner(Grants()), stream()
+    planner, live = make_planner(Grants(budget)), stream()
     planner.plan([live], 100, now=0.0)
     text = [5, 6, 7, 8, 9]
     decode(planner, live, text[:early], now=0.1)
-    planner.probed(live, drafted, 0.0, now=0.1)
+    guess(planner, live, draft, now=0.1)
     decode(planner, live, [*text[early:], 3, 3], now=0.2)
-    assert live.probe is None
-    assert seen(live) == [(PROBE_TOKENS, right)]
+    assert sum(accepted for _, accepted in seen(live)) == right
+    assert sum(asked for asked, _ in seen(live)) == right + missed
+
+
+def test_what_was_verified_counts_no_more_than_what_was_overtaken() -> None:
+    planner, live = make_planner(Grants(3)), stream()
+    planner.plan([live], 100, now=0.0)
+    guess(planner, live, Draft(0, 2, [5, 6, 1, 8]), now=0.1)
+    drafted, _ = live.to_verify()
+    judgement = Judgement(2, 7)
+    planner.committed(live, drafted, judgement, live.stream.commit(drafted, judgement), now=0.2)
+    assert seen(live) == [(3, 2)]
+    assert live.to_verify() == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("budget", "drafted", "ratios", "taught"),
+    [
+        (4, [5, 6], (1.0, 0.5), [(2, 1)]),
+        (4, [], (), []),  # nothing was here in time: that says nothing of its guesses
+        (0, [], (), [(0, 0)]),  # nobody was asked, so that it is tried again some day
+    ],
+)
+def test_under_the_ratio_rule_only_what_was_verified_teaches(
+    budget: int, drafted: list[int], ratios: tuple[float, ...], taught: list[tuple[int, int]]
+) -> None:
+    planner, live = make_planner(Grants(), "ratio"), stream()
+    live.budget = budget
+    guess(planner, live, Draft(0, 2, [5, 1]), now=0.1)
+    judgement = Judgement(min(1, len(drafted)), 9, ratios)
+    planner.committed(live, drafted, judgement, live.stream.commit(drafted, judgement), now=0.2)
+    assert seen(live) == taught
 
 
 @pytest.mark.parametrize(
@@ -217,27 +286,18 @@ def test_a_draft_on_the_side_is_held_against_the_text_once_however_late_it_comes
     [
         (4, Draft(0, 2, [5, 6, 7, 8]), 3, [(4, 3)]),
         (4, Draft(0, 2, [5, 6]), 2, [(4, 2)]),  # nothing more to say: a miss
-        (4, Draft(0, 2, [5, 6], priced_out=True), 2, [(2, 2)]),  # it stopped because of the price: no miss
-        (4, Draft(0, 2, [], priced_out=True), 0, [(1, 0)]),  # not one token was worth it: as good as a miss
         (4, Draft(0, 2, []), 0, [(4, 0)]),
         (4, None, 0, []),  # overdue: that says nothing of its guesses
+        (0, None, 0, [(0, 0)]),
     ],
 )
-@pytest.mark.parametrize("rounds", ["rolling", "barrier"])
-def test_what_a_draft_teaches(
-    rounds: str, budget: int, draft: Draft | None, accepted: int, taught: list[tuple[int, int]]
+def test_what_a_draft_teaches_that_was_waited_for(
+    budget: int, draft: Draft | None, accepted: int, taught: list[tuple[int, int]]
 ) -> None:
-    planner, live = make_planner(Grants(), rounds=rounds), stream()
-    live.budget, live.draft, live.price_permille = budget, draft, 300
-    judgement = Judgement(accepted, 9)
-    planner.committed(live, judgement, live.stream.commit(draft.tokens if draft else [], judgement), now=0.1)
-    assert seen(live) == taught
-
-
-@pytest.mark.parametrize(("rounds", "taught"), [("rolling", []), ("barrier", [(0, 0)])])
-def test_that_no_draft_was_asked_for_is_noted_where_no_probes_are(rounds: str, taught: list[tuple[int, int]]) -> None:
-    planner, live = make_planner(Grants(), rounds=rounds), stream()
-    decode(planner, live, [5], now=0.1)
+    planner, live = make_planner(Grants(), rounds="barrier"), stream()
+    live.budget, live.draft = budget, draft
+    drafted, judgement = draft.tokens if draft else [], Judgement(accepted, 9)
+    planner.committed(live, drafted, judgement, live.stream.commit(drafted, judgement), now=0.1)
     assert seen(live) == taught
 
 
@@ -270,11 +330,22 @@ def test_streams_of_one_agent_that_are_open_together_learn_apart() -> None:
     assert other.pace.expect(4) == agent.account.pace.expect(4) == Pace().expect(4)
 
 
-def test_no_price_ends_a_draft_where_none_was_told() -> None:
-    planner, live = make_planner(Grants(), rounds="rolling"), stream()
-    live.budget, live.draft = 4, Draft(0, 2, [5], priced_out=True)
-    judgement = Judgement(1, 9)
-    planner.committed(live, judgement, live.stream.commit([5], judgement), now=0.1)
-    planner.drafted(live, live.draft, 0.1)
-    assert seen(live) == [(4, 1)]
-    assert not live.account.heeds_price
+@pytest.mark.parametrize("price_permille", [0, 300])
+def test_no_price_ends_guesses_where_none_was_told(price_permille: int) -> None:
+    planner, live = make_planner(Grants()), stream()
+    live.price_permille = price_permille
+    guess(planner, live, Draft(0, 2, [5], priced_out=True), now=0.1)
+    assert live.account.heeds_price == (price_permille > 0)
+
+
+def test_an_agents_pace_is_seen_from_when_it_was_told_of_what_it_guesses_upon() -> None:
+    planner, live = make_planner(Grants()), stream(pace=Pace())
+    live.told += [(2, 10.0), (3, 20.0)]
+    guess(planner, live, Draft(0, 2, [5, 6], computed_us=1_000_000), now=13.0)
+    assert (live.pace.draft_s, live.pace.turnaround_s) == pytest.approx((0.5, 2.0))
+    turnaround_s = live.pace.turnaround_s
+    for piece in range(100):
+        now = 14.0 + piece
+        guess(planner, live, Draft(0, 2, [5], offset=2 + piece, computed_us=300_000), now)
+    assert live.pace.draft_s == pytest.approx(0.3, abs=0.01)
+    assert live.pace.turnaround_s == turnaround_s

@@ -99,9 +99,8 @@ async def test_a_draft_that_comes_when_it_is_overdue_is_stale() -> None:
         assert answer.tokens[:1] == first.tokens == target_text(PROMPT, 1)
 
 
-@pytest.mark.parametrize("rounds", ["barrier", "rolling"])
 async def test_a_draft_that_comes_while_the_pass_runs_without_it_teaches_nothing(
-    monkeypatch: pytest.MonkeyPatch, rounds: str
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     loop, running, may_go_on = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
     verify = Verifier.run
@@ -113,7 +112,7 @@ async def test_a_draft_that_comes_while_the_pass_runs_without_it_teaches_nothing
         return verify(self, work)
 
     monkeypatch.setattr(Verifier, "run", verify_when_allowed)
-    settings = tiny_settings(rounds={"rounds": rounds, "round_timeout_s": 0.02})
+    settings = tiny_settings(rounds={"round_timeout_s": 0.02})
     async with serving(settings) as (server, address), linked(address) as peer:
         try:
             opened = await peer.open(0, PROMPT)

@@ -1,66 +1,84 @@
-"""Rolling rounds in the server: nobody waits for a stream that is decoded alone, and a draft on the side counts."""
+"""Rolling rounds in the server: it decodes on while agents guess, and what they guessed in time is verified."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
-import numpy as np
 import pytest
 
-from goodspeed.messages import Draft, Verdict
-from goodspeed.probing import PROBE_TOKENS
+from goodspeed.messages import Draft, Failure, Open, Opened, Verdict
 from goodspeed.rounds import Barrier, Rolling
-from goodspeed.scheduling import Demand, Plan
-from goodspeed_server.live import LiveStream
+from goodspeed.timing import EngineLoad, PassCost, PassSample
 from goodspeed_server.server import VerificationServer
-from goodspeed_server.settings import ServerSettings
-from tests.serving import Peer, linked, serving, tiny_settings
+from goodspeed_server.settings import CAPACITY_PER_STREAM
+from goodspeed_server.telemetry import RoundRecord, Telemetry
+from tests.serving import GREEDY, Peer, linked, serving, tiny_settings
+from tests.stepping import TEXT, WRONG, Grants, SlowEngine, stepped
 from tests.test_server import PROMPT, target_text
+from tests.tiny_models import VOCAB
 
+START = len(PROMPT)
 LONG = 60
 
 
-def rolling(**changes: object) -> ServerSettings:
-    return tiny_settings(scheduler="seconds", rounds={"rounds": "rolling"}, **changes)
+async def guess_along(peer: Peer, guess: Sequence[int], streams: int = 1, *, limit: int = LONG) -> list[list[int]]:
+    """Guess from `guess` whenever a lead is told; returns the texts."""
+    texts: list[list[int]] = [[] for _ in range(streams)]
+    for number in range(streams):
+        await peer.send(Open(number, PROMPT, START, GREEDY, limit, 8, True))
+    while min(map(len, texts)) < limit:
+        message = await peer.receive()
+        if isinstance(message, Failure):
+            assert message.code == "unknown_stream", "a guess may cross the end of its stream"
+            continue
+        assert isinstance(message, Opened | Verdict)
+        assert message.base == START + len(texts[message.stream])
+        if isinstance(message, Verdict):
+            assert message.accepted == 0
+            texts[message.stream] += message.tokens
+        done = len(texts[message.stream])
+        if message.budget:
+            drafted = list(guess[done : done + message.budget])
+            await peer.send(Draft(message.stream, START + done, drafted, b"", 10))
+    return texts
 
 
-def only_stream(server: VerificationServer) -> LiveStream:
-    (live,) = server._rounds.live
-    return live
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guesses pay."""
+    monkeypatch.setattr("goodspeed_server.server.EngineMeter", SlowEngine)
 
 
-async def answer_everything(peer: Peer, guess: list[int], prompt: list[int], limit: int) -> list[int]:
-    """Draft from `guess` whenever a verdict asks, be it on the side; returns the text."""
-    opened = await peer.open(0, prompt, max_new_tokens=limit)
-    text: list[int] = []
-    drafted: list[int] = []
-    budget, probe = opened.budget, 0
-    while len(text) < limit:
-        wanted = budget or probe
-        if wanted:
-            drafted = guess[len(text) : len(text) + wanted]
-            await peer.send(Draft(0, len(prompt) + len(text), drafted, b"", 10))
-        verdict = await peer.expect(Verdict)
-        assert verdict.base == len(prompt) + len(text)
-        text += [*drafted[: verdict.accepted], *verdict.tokens]
-        budget, probe = verdict.budget, verdict.probe
-        if not budget:
-            drafted = []
-    return text
+@pytest.fixture
+def records(monkeypatch: pytest.MonkeyPatch) -> list[RoundRecord]:
+    """Every round the server runs."""
+    seen: list[RoundRecord] = []
+    note = Telemetry.round_over
+
+    def round_over(self: Telemetry, record: RoundRecord) -> None:
+        seen.append(record)
+        note(self, record)
+
+    monkeypatch.setattr(Telemetry, "round_over", round_over)
+    return seen
 
 
-async def test_the_text_is_the_targets_whoever_drafts() -> None:
+@pytest.mark.parametrize("scheduler", ["seconds", "goodspeed", "plain"])
+@pytest.mark.usefixtures("slow")
+async def test_the_text_is_the_targets_whoever_guesses(scheduler: str) -> None:
     right = target_text(PROMPT, LONG)
-    wrong = [(token + 1) % 50 for token in right]
-    async with serving(rolling()) as (_, address):
-        for guess in (right, wrong, []):
+    wrong = [(token + 1) % VOCAB for token in right]
+    mixed = [token if index % 3 else (token + 1) % VOCAB for index, token in enumerate(right)]
+    async with serving(tiny_settings(scheduler=scheduler, rounds={"rounds": "rolling"})) as (_, address):
+        for guess in (right, wrong, mixed, []):
             async with linked(address) as peer:
-                assert await answer_everything(peer, guess, PROMPT, LONG) == right
+                assert await guess_along(peer, guess) == [right]
 
 
-async def test_an_agent_that_says_nothing_is_decoded_alone_and_holds_nobody_up() -> None:
-    async with serving(rolling()) as (_, address), linked(address) as silent, linked(address) as other:
-        await silent.open(0, PROMPT, max_new_tokens=4, max_draft=0)
+async def test_an_agent_that_says_nothing_holds_nobody_up() -> None:
+    settings = tiny_settings(scheduler="seconds", rounds={"rounds": "rolling"})
+    async with serving(settings) as (_, address), linked(address) as silent, linked(address) as other:
+        await silent.open(0, PROMPT, max_new_tokens=4)
         assert await other.generate(0, PROMPT) == target_text(PROMPT, 8)
         heard: list[int] = []
         while len(heard) < 4:
@@ -68,93 +86,248 @@ async def test_an_agent_that_says_nothing_is_decoded_alone_and_holds_nobody_up()
         assert heard == target_text(PROMPT, 4)
 
 
-@pytest.mark.parametrize("good", [True, False])
-async def test_a_draft_on_the_side_teaches_and_is_not_waited_for(good: bool) -> None:
-    right = target_text(PROMPT, LONG)
-    guess = right if good else [(token + 1) % 50 for token in right]
-    # Under plain decoding nothing else can teach the server anything.
-    settings = tiny_settings(scheduler="plain", rounds={"rounds": "rolling"})
-    async with serving(settings) as (server, address), linked(address) as peer:
-        await peer.open(0, PROMPT, max_new_tokens=LONG)
-        live = only_stream(server)
-        before, probes = live.estimator.alpha, 0
-        text: list[int] = []
-        while len(text) < LONG:
-            verdict = await peer.expect(Verdict)
-            assert (verdict.base, verdict.accepted, verdict.budget) == (len(PROMPT) + len(text), 0, 0)
-            text += verdict.tokens
-            if verdict.probe and len(text) < LONG - 2 * PROBE_TOKENS:
-                probes += 1
-                on_the_side = guess[len(text) : len(text) + verdict.probe]
-                await peer.send(Draft(0, len(PROMPT) + len(text), on_the_side, b"", 10))
-        assert probes
-        assert text == right
-    assert (live.estimator.alpha > before) == good
+async def test_a_stream_is_decoded_on_while_its_agent_says_nothing() -> None:
+    async with stepped() as stream:
+        live = stream.live
+        assert stream.lead > 0
+        before = live.estimator.alpha
+        await stream.step_to_the_end()
+        assert stream.passes == len(TEXT)
+        assert live.estimator.alpha == before
+        assert live.account.drafted == 0
 
 
-class Priced:
-    """Three tokens for everybody, at a price."""
-
-    needs_no_capacity = True
-
-    def plan(self, demand: Demand, capacity: int) -> Plan:
-        return Plan(np.minimum(demand.limit, 3), 0.0, np.full(len(demand), 0.4))
-
-
-@pytest.mark.parametrize(
-    ("rounds", "told", "stretched"),
-    [
-        ({"rounds": "rolling"}, 400, 6),
-        ({"rounds": "rolling", "capacity": 8}, 400, 3),
-        ({"rounds": "barrier", "capacity": 8}, 400, 3),
-        ({"rounds": "rolling", "early_stop": False}, 0, 3),
-    ],
-)
-async def test_who_heeds_the_price_may_go_further(rounds: dict[str, Any], told: int, stretched: int) -> None:
-    """Twice as far as the schedule counts on, where it is the price alone that holds drafts back."""
-    right = target_text(PROMPT, LONG)
-    async with serving(tiny_settings(rounds=rounds)) as (server, address), linked(address) as peer:
-        server._rounds.planner.scheduler = Priced()
-        opened = await peer.open(0, PROMPT, max_new_tokens=LONG, max_draft=8)
-        budgets, text = [opened.budget], list[int]()
-        for priced_out in (False, True, False):
-            draft = right[len(text) :][:2]
-            await peer.send(Draft(0, len(PROMPT) + len(text), draft, b"", 10, priced_out))
-            verdict = await peer.expect(Verdict)
-            assert (verdict.accepted, verdict.price_permille) == (2, told)
-            text += [*draft, *verdict.tokens]
-            budgets.append(verdict.budget)
-            assert only_stream(server).expected == 3
-    assert budgets == [3, 3, stretched, stretched]
+async def test_right_guesses_that_come_late_save_passes() -> None:
+    async with stepped() as stream:
+        live = stream.live
+        before = live.estimator.alpha
+        assert await stream.steps(2) == [1, 1]
+        await stream.guess(TEXT[:8], START)
+        # Two are overtaken; of the six behind them three are verified at a time, and the pass brings a token itself.
+        assert await stream.steps(3) == [4, 3, 1]
+        await stream.step_to_the_end()
+        assert stream.passes == len(TEXT) - 5
+        assert live.estimator.alpha > before
+        assert (live.account.drafted, live.account.accepted) == (5, 5)
 
 
-async def test_a_draft_that_the_price_ended_shows_no_miss() -> None:
-    right = target_text(PROMPT, LONG)
+async def test_guesses_that_were_all_overtaken_save_nothing_and_still_count() -> None:
+    async with stepped() as stream:
+        live = stream.live
+        before = live.estimator.alpha
+        await stream.steps(4)
+        await stream.guess(TEXT[:3], START)
+        assert live.estimator.alpha > before
+        assert await stream.steps(2) == [1, 1]
+        # Those behind them need not start anew.
+        await stream.guess(TEXT[3:8], START, offset=3)
+        assert await stream.steps(1) == [3]
+
+
+@pytest.mark.parametrize("overtaken", [0, 1, 3])
+async def test_wrong_guesses_cost_no_pass_and_count_as_one_miss(overtaken: int) -> None:
+    async with stepped() as stream:
+        live = stream.live
+        before = live.estimator.alpha
+        await stream.steps(overtaken)
+        await stream.guess(WRONG[:8], START)
+        assert await stream.steps(2) == [1, 1]
+        assert live.estimator.alpha < before
+        assert live.account.drafted == (0 if overtaken else 3), "what is known to be wrong is not verified"
+        await stream.guess(TEXT[len(stream.text) :][:3])
+        assert await stream.steps(1) == [4], "the next are none the worse for it"
+
+
+async def test_what_follows_a_wrong_guess_is_not_verified_even_if_it_fits() -> None:
+    async with stepped() as stream:
+        await stream.steps(2)
+        await stream.guess([TEXT[0], WRONG[1], *TEXT[2:8]], START)
+        assert await stream.steps(1) == [1]
+        assert stream.live.account.drafted == 0
+
+
+async def test_pieces_are_put_together_whenever_they_come() -> None:
+    async with stepped() as stream:
+        await stream.guess(TEXT[:1])
+        await stream.guess(TEXT[1:2], offset=1)
+        assert await stream.steps(1) == [3]
+        await stream.guess(TEXT[2:4], START, offset=2)
+        await stream.guess([], START, offset=4)
+        await stream.guess(TEXT[4:6], START, offset=4)
+        assert await stream.steps(1) == [4], "one was overtaken, and three are verified"
+
+
+async def test_a_piece_that_leaves_a_gap_or_comes_again_is_dropped() -> None:
+    async with stepped() as stream:
+        await stream.guess(TEXT[1:3], offset=1)
+        await stream.guess(TEXT[:1])
+        await stream.guess(TEXT[:1], offset=2)
+        await stream.guess(TEXT[1:2], offset=1)
+        await stream.guess(TEXT[1:2], offset=1)
+        assert await stream.steps(2) == [3, 1]
+
+
+async def test_pieces_that_continue_what_turned_out_wrong_are_dropped() -> None:
+    async with stepped() as stream:
+        live = stream.live
+        await stream.guess(WRONG[:1])
+        await stream.step()
+        after = live.estimator.alpha
+        for offset in (1, 2):
+            await stream.guess(TEXT[offset : offset + 1], START, offset=offset)
+        assert (await stream.steps(1), live.estimator.alpha, live.account.bad_drafts) == ([1], after, 0)
+        await stream.guess(TEXT[2:5])
+        assert await stream.steps(1) == [4]
+
+
+async def test_whoever_begins_anew_is_held_to_the_new_guesses_only() -> None:
+    async with stepped() as stream:
+        before = stream.live.estimator.alpha
+        await stream.guess(WRONG[:4])
+        await stream.guess(TEXT[:3])
+        assert await stream.steps(1) == [4]
+        assert stream.live.estimator.alpha > before
+
+
+@pytest.mark.parametrize("said", [0, 1, 2])
+async def test_nothing_more_to_say_is_a_miss_where_the_next_token_would_be(said: int) -> None:
     alphas = {}
-    for priced_out in (False, True):
-        async with serving(tiny_settings(rounds={"rounds": "rolling"})) as (server, address), linked(address) as peer:
-            server._rounds.planner.scheduler = Priced()
-            await peer.open(0, PROMPT, max_new_tokens=LONG)
-            text: list[int] = []
-            for _ in range(8):
-                draft = right[len(text) :][:2]
-                await peer.send(Draft(0, len(PROMPT) + len(text), draft, b"", 10, priced_out))
-                text += [*draft, *(await peer.expect(Verdict)).tokens]
-            alphas[priced_out] = only_stream(server).estimator.alpha
-    assert alphas[True] > 0.9
-    assert alphas[False] == pytest.approx(2 / 3, abs=0.05), "two hits and, behind them, nothing to say"
+    for ended in (False, True):
+        async with stepped() as stream:
+            await stream.guess(TEXT[:said], ended=ended)
+            assert await stream.steps(2) == [1 + said, 1]
+            alphas[ended] = stream.live.estimator.alpha
+    assert alphas[True] < alphas[False]
+
+
+async def test_who_is_told_how_far_to_guess_is_told_of_what_will_be_overtaken_too() -> None:
+    async with stepped() as stream:
+        leads = [stream.lead]
+        while len(stream.text) < len(TEXT):
+            await stream.step()
+            leads.append(stream.lead)
+    # One is overtaken and three are verified, as long as there is room behind them for a token of the target's own.
+    assert leads == [4] * 20 + [3, 2, 1, 0, 0]
+
+
+@pytest.mark.parametrize(("max_draft", "lead"), [(0, 0), (2, 2), (4, 4), (8, 4)])
+async def test_nobody_is_told_to_guess_more_than_it_can(max_draft: int, lead: int) -> None:
+    async with stepped(max_draft=max_draft) as stream:
+        assert stream.lead == lead
+
+
+@pytest.mark.parametrize("capacity", [1, 8])
+@pytest.mark.usefixtures("slow")
+async def test_no_pass_verifies_more_than_the_capacity(records: list[RoundRecord], capacity: int) -> None:
+    right = target_text(PROMPT, LONG)
+    settings = tiny_settings(max_streams=5, rounds={"rounds": "rolling", "capacity": capacity})
+    async with serving(settings) as (_, address), linked(address) as peer:
+        assert await guess_along(peer, right, streams=8) == [right] * 8
+    assert 0 < max(record.drafted for record in records) <= capacity
+
+
+def at_a_price(server: VerificationServer, token_s: float) -> None:
+    """Have the engine's passes cost so much a token."""
+    samples = [PassSample(rows, rows * n, 1.0 + rows * n * token_s) for rows in (1, 4) for n in (1, 5)]
+    server._rounds.planner.meter.load = EngineLoad(PassCost(samples), pass_s=60.0)
+
+
+@pytest.mark.parametrize("worth_s", [0.0011, 0.004, 1.0])
+async def test_the_price_is_the_chance_at_which_a_token_is_worth_its_time_seen_from_the_first_in_use(
+    worth_s: float,
+) -> None:
+    async with stepped(Grants(3, worth_s)) as stream:
+        at_a_price(stream.server, 0.001)
+        for _ in range(3):
+            verdict = await stream.step()
+            # One guess is overtaken: it has to be right as well.
+            pays = 1000 * 0.001 / worth_s * stream.live.estimator.alpha
+            assert verdict.price_permille == pytest.approx(pays, abs=1.01)
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "rounds", "expected"),
+    ("rounds", "by_price", "leads"),
     [
-        ("auto", "auto", ("seconds", Rolling)),
-        ("auto", "barrier", ("goodspeed", Barrier)),
-        ("auto", "rolling", ("seconds", Rolling)),
-        ("goodspeed", "auto", ("goodspeed", Barrier)),
-        ("seconds", "barrier", ("seconds", Barrier)),
+        ({}, True, (1 + 3, 1 + 6)),
+        ({"capacity": 8}, True, (1 + 3, 1 + 3)),
+        ({}, False, (1 + CAPACITY_PER_STREAM, 1 + CAPACITY_PER_STREAM)),
+        ({"early_stop": False}, True, (1 + 3, 1 + 3)),
     ],
 )
-async def test_what_auto_stands_for(scheduler: str, rounds: str, expected: tuple[str, type]) -> None:
-    async with serving(tiny_settings(scheduler=scheduler, rounds={"rounds": rounds})) as (server, _):
-        assert (server.snapshot().scheduler, type(server._rounds._rounds)) == expected
+async def test_who_heeds_the_price_may_go_further(
+    rounds: dict[str, object], by_price: bool, leads: tuple[int, int]
+) -> None:
+    """Twice as far as the schedule counts on, where it is the price alone that holds guesses back."""
+    async with stepped(Grants(3, 0.002, needs_no_capacity=by_price), max_draft=12, rounds=rounds) as stream:
+        at_a_price(stream.server, 0.001)
+        await stream.step()
+        assert stream.lead == leads[0]
+        await stream.guess(TEXT[1:2], priced_out=True)
+        await stream.step()
+        assert stream.lead == leads[1]
+        await stream.guess(TEXT[len(stream.text) :][:8])
+        assert await stream.steps(1) == [leads[1]], "as many as are verified, and the target's own"
+
+
+async def test_guesses_that_the_price_ended_show_no_miss() -> None:
+    async with stepped(Grants(3, 0.002)) as stream:
+        at_a_price(stream.server, 0.001)
+        alphas = [stream.live.estimator.alpha]
+        await stream.step()
+        for _ in range(3):
+            await stream.guess(TEXT[len(stream.text) :][:2], priced_out=True)
+            await stream.step()
+            alphas.append(stream.live.estimator.alpha)
+        assert alphas == sorted(set(alphas))
+
+
+@pytest.mark.parametrize(
+    ("guesses", "why", "told"),
+    [
+        (0, {"priced_out": True}, [(0, False)]),
+        (0, {"ended": True}, [(0, False)]),
+        (2, {"ended": True}, [(2, False)]),
+        (2, {}, [(2, True)]),
+        (0, {}, []),
+    ],
+)
+async def test_the_rounds_are_told_what_is_here_and_whether_more_comes(
+    guesses: int, why: dict[str, bool], told: list[tuple[int, bool]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So nobody waits for an agent that has said that it will say nothing."""
+    heard: list[tuple[int, bool]] = []
+
+    def arrive(_: object, __: float, drafted: int, *, more: bool) -> bool:
+        heard.append((drafted, more))
+        return False
+
+    async with stepped() as stream:
+        monkeypatch.setattr(stream.server._rounds._rounds, "arrive", arrive)
+        await stream.guess(TEXT[:guesses], **why)
+        assert heard == told
+
+
+async def test_whoever_keeps_guessing_right_has_its_text_in_a_quarter_of_the_passes() -> None:
+    async with stepped() as stream:
+        while len(stream.text) < len(TEXT):
+            await stream.guess(TEXT[len(stream.text) :][:3])
+            await stream.step()
+        assert stream.passes == len(TEXT) / 4
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "rounds", "stands_for", "waits"),
+    [
+        ("auto", "auto", "seconds", False),
+        ("auto", "barrier", "goodspeed", True),
+        ("auto", "rolling", "seconds", False),
+        ("goodspeed", "auto", "goodspeed", True),
+        ("seconds", "barrier", "seconds", True),
+    ],
+)
+async def test_what_auto_stands_for(scheduler: str, rounds: str, stands_for: str, waits: bool) -> None:
+    async with serving(tiny_settings(scheduler=scheduler, rounds={"rounds": rounds})) as (server, address):
+        assert server.snapshot().scheduler == stands_for
+        assert isinstance(server._rounds._rounds, Barrier if waits else Rolling)
+        async with linked(address, greet=False) as peer:
+            assert (await peer.greet()).waits is waits

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goodspeed.timing import Pace, PassCost, PassSample
+from goodspeed.timing import EngineMeter, Pace, PassCost, PassSample
 
 SHAPES = [(1, 1), (2, 2), (8, 8), (1, 9), (8, 40), (32, 32), (32, 160)]
 seconds = st.floats(0, 0.1, allow_subnormal=False)
@@ -65,3 +65,32 @@ def test_a_claim_cannot_change_the_whole(drafted: int, elapsed: float, claimed: 
     assert pace.draft_s >= 0
     assert pace.turnaround_s >= 0
     assert pace.turnaround_s + pace.draft_s * drafted == pytest.approx(elapsed, abs=1e-9)
+
+
+@given(st.integers(1, 16), st.floats(0, 10), st.floats(-5, 50))
+def test_a_further_piece_says_nothing_of_the_turnaround_and_no_claim_exceeds_what_passed(
+    drafted: int, elapsed: float, claimed: float
+) -> None:
+    pace = Pace(draft_s=0.01, turnaround_s=0.05)
+    for _ in range(200):
+        pace.observe_more(drafted, elapsed, claimed)
+    assert pace.turnaround_s == 0.05
+    assert pace.draft_s == pytest.approx(min(max(claimed, 0.0), elapsed) / drafted, abs=1e-6)
+
+
+def test_a_draft_in_pieces_teaches_the_same_as_one_in_a_whole() -> None:
+    whole, pieces = Pace(), Pace()
+    for _ in range(100):
+        whole.observe(4, elapsed_s=0.05 + 4 * 0.02, computed_s=4 * 0.02)
+        pieces.observe(1, elapsed_s=0.05 + 0.02, computed_s=0.02)
+        pieces.observe_more(3, elapsed_s=3 * 0.02, computed_s=3 * 0.02)
+    assert (pieces.draft_s, pieces.turnaround_s) == pytest.approx((whole.draft_s, whole.turnaround_s), rel=0.01)
+
+
+def test_an_engine_says_how_many_rows_its_passes_have() -> None:
+    meter = EngineMeter(PassCost(samples(0.02, 0.001, 0.002)))
+    assert meter.load.rows == 1
+    for number in range(200):
+        meter.observe(PassSample(8, 24, 0.076), began_at=number * 0.1, waits_s=())
+    assert meter.load.rows == pytest.approx(8, rel=0.01)
+    assert meter.load.row_tokens == pytest.approx(3, rel=0.01)

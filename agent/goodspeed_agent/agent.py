@@ -211,7 +211,7 @@ class Agent:
 
         lookahead = Lookahead(session, welcome.rule, self._calibrations[_climate(request.params)], self._ahead)
         drafting = Drafting(self._desk, lookahead, self._ahead)
-        verified = tokens_of(generation, channel, drafting, self._backoff, on_queued)
+        verified = tokens_of(generation, channel, drafting, self._backoff, lambda: self.link.welcome.waits, on_queued)
         async with aclosing(verified):
             async for tokens in verified:
                 taken = len(text.tokens)

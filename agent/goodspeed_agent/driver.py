@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from goodspeed.errors import GoodSpeedError, Overloaded
 from goodspeed.messages import Close, Failure, Opened, Verdict
@@ -17,7 +18,7 @@ from goodspeed_agent.desk import Desk
 from goodspeed_agent.drafters.interface import Guess
 from goodspeed_agent.generation import Generation
 from goodspeed_agent.link import Channel, Relinked, refusal
-from goodspeed_agent.lookahead import Lookahead
+from goodspeed_agent.lookahead import Lookahead, Stop
 
 __all__ = ["Drafted", "Drafting", "tokens_of"]
 
@@ -25,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 _QUEUED_S = 2.0
 """A stream that has not been opened after so long is waiting for others to end."""
+_PIECE_S = 0.004
+"""Guesses that take less than this are sent together."""
 _BAD_DRAFT = frozenset({"draft_out_of_range", "draft_too_long", "invalid_q"})
 """What the server calls a draft that it takes for an empty one; the stream goes on."""
 
@@ -40,7 +43,7 @@ class Drafted:
 
 
 class Drafting:
-    """One stream's drafting: upon a verdict, ahead of the next, and on the side.
+    """One stream's drafting: upon a verdict and ahead of the next, or along with a server that does not wait.
 
     Args:
         desk: where the agent drafts.
@@ -53,8 +56,14 @@ class Drafting:
         self._lookahead = lookahead
         self._ahead = ahead
         self._guessing: asyncio.Task[None] | None = None
-        self._on_the_side: asyncio.Task[None] | None = None
+        self._under_way: set[asyncio.Task[None]] = set()
+        """That task, and cancelled ones whose last guess is still being computed."""
+        self._error: BaseException | None = None
         self._sent_s: float | None = None
+        self._chain = -1
+        """Which `Lookahead.follow` the pieces that were sent belong to."""
+        self._computed_s = 0.0
+        """What the guesses of the next piece have taken so far, those included that a verdict interrupted."""
 
     async def upon(self, tokens: list[int], budget: int, price: float) -> Drafted:
         """A draft upon the committed tokens.
@@ -65,25 +74,32 @@ class Drafting:
             price: as `Lookahead.draft`.
 
         Raises:
-            Exception: whatever the drafter raised, now, ahead or on the side.
+            Exception: whatever the drafter raised, now or ahead.
         """
-        for task in (self._guessing, self._on_the_side):
-            _cancel(task)
+        _cancel(self._guessing)
         drafted = await self._desk.at_once(lambda: self._timed(tokens, budget, price))
         await self._settle()
         return drafted
 
-    def on_the_side(self, tokens: list[int], size: int, send: Callable[[Drafted], Awaitable[None]]) -> None:
-        """Draft upon the committed tokens when there is nothing better to do, and send it: nobody waits for it."""
-        _cancel(self._on_the_side)
-        self._on_the_side = asyncio.create_task(self._in_pieces(tokens, size, send))
+    def along(self, generation: Generation, channel: Channel, lead: int, price: float) -> None:
+        """Guess on, upon what is committed now, and send every guess: the server decodes on meanwhile.
+
+        Raises:
+            Exception: whatever the drafter raised since the last call.
+        """
+        self.lost()
+        if self._error is not None:
+            raise self._error
+        if lead:
+            tokens = list(generation.transcript.tokens)
+            self._start(self._send_along(tokens, generation, channel, lead, price))
 
     def sent(self, budget: int, room: int) -> None:
         """A draft is on its way: go on guessing, as far as that pays; see `Ahead.tokens`."""
         self._sent_s = time.perf_counter()
         count = self._ahead.tokens(budget, room) - self._lookahead.spare
         if count > 0:
-            self._guessing = asyncio.create_task(self._guess_on(count, self._sent_s))
+            self._start(self._guess_on(count, self._sent_s))
 
     def answered(self) -> None:
         """The verdict is here, and what is guessed ahead has to make way."""
@@ -98,22 +114,28 @@ class Drafting:
 
     async def close(self) -> None:
         """The text is complete, or nobody wants it any more."""
-        for task in (self._guessing, self._on_the_side):
-            _cancel(task)
+        _cancel(self._guessing)
         try:
             await self._settle()
         except Exception:
             _log.exception("the drafter failed beside a text that did not need it any more")
 
+    def _start(self, guessing: Coroutine[Any, Any, None]) -> None:
+        self._guessing = asyncio.create_task(guessing)
+        self._under_way.add(self._guessing)
+        self._guessing.add_done_callback(self._over)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            self._error = self._error or task.exception()
+
     async def _settle(self) -> None:
-        """Wait until nothing is guessed ahead or on the side any more; raise what the drafter raised."""
-        tasks = [task for task in (self._guessing, self._on_the_side) if task is not None]
-        self._guessing = self._on_the_side = None
-        if tasks:
-            await asyncio.wait(tasks)
-        for task in tasks:
-            if not task.cancelled():
-                task.result()
+        """Wait until nothing is guessed any more; raise what the drafter raised."""
+        while self._under_way:
+            await asyncio.wait(self._under_way)
+        if self._error is not None:
+            raise self._error
 
     async def _guess_on(self, count: int, since_s: float) -> None:
         def guess() -> bool:
@@ -126,14 +148,40 @@ class Drafting:
             if not self._ahead.starts(time.perf_counter() - since_s) or not await self._desk.in_between(guess):
                 return
 
-    async def _in_pieces(self, tokens: list[int], size: int, send: Callable[[Drafted], Awaitable[None]]) -> None:
-        computed_s = 0.0
-        for count in range(1, size + 1):
-            drafted = await self._desk.in_between(partial(self._timed, tokens, count, 0.0))
-            computed_s += drafted.computed_s
-            if len(drafted.guesses) < count:
-                break
-        await send(replace(drafted, computed_s=computed_s))
+    async def _send_along(
+        self, tokens: list[int], generation: Generation, channel: Channel, asked: int, price: float
+    ) -> None:
+        chain = await self._desk.in_between(partial(self._lookahead.follow, tokens, asked))
+        if chain != self._chain or generation.sent_ahead < 0:
+            generation.begin_guessing()
+            self._chain, self._computed_s = chain, 0.0
+        useful = generation.room - 1
+        lead = min(asked + self._ahead.tokens(asked, useful - asked), useful, generation.request.max_draft)
+        piece: list[Guess] = []
+        while True:
+            guess = await self._further(generation.sent_ahead + len(piece), lead, price)
+            if isinstance(guess, Guess):
+                piece.append(guess)
+                if self._computed_s < _PIECE_S:
+                    continue
+            # A server that has nothing of this stream may be waiting for it: it is told that nothing comes.
+            nothing_there = guess is Stop.PRICED_OUT and generation.sent_ahead == 0
+            if piece or nothing_there or guess is Stop.NOTHING_TO_SAY:
+                message = generation.piece(
+                    piece, self._computed_s, priced_out=guess is Stop.PRICED_OUT, ended=guess is Stop.NOTHING_TO_SAY
+                )
+                # It counts as sent from here on, so a verdict that comes meanwhile must not stop it.
+                await asyncio.shield(channel.send(message))
+            piece, self._computed_s = [], 0.0
+            if isinstance(guess, Stop):
+                return
+
+    async def _further(self, sent: int, lead: int, price: float) -> Guess | Stop:
+        began_s = time.perf_counter()
+        try:
+            return await self._desk.in_between(partial(self._lookahead.further, sent, lead, price))
+        finally:
+            self._computed_s += time.perf_counter() - began_s
 
     def _timed(self, tokens: list[int], budget: int, price: float) -> Drafted:
         began_s = time.perf_counter()
@@ -151,6 +199,7 @@ async def tokens_of(
     channel: Channel,
     drafting: Drafting,
     backoff: Backoff,
+    waits: Callable[[], bool],
     on_queued: Callable[[], None] | None = None,
 ) -> AsyncGenerator[list[int], None]:
     """Generate: yield newly committed tokens as verdicts bring them, then end.
@@ -162,6 +211,7 @@ async def tokens_of(
         channel: the stream's end of the link.
         drafting: of this stream.
         backoff: how patiently an overloaded server is asked again.
+        waits: whether the server waits for drafts; see `messages.Welcome`.
         on_queued: called once if the server has no row for the stream yet.
 
     Raises:
@@ -182,6 +232,7 @@ async def tokens_of(
                     await channel.send(generation.opening())
                     continue
                 case Failure(code=code) as failure if code in _BAD_DRAFT:
+                    drafting.lost()
                     generation.draft_refused()
                     if not warned:
                         _log.warning("the server cannot use this drafter's drafts: %s", failure.message)
@@ -193,31 +244,27 @@ async def tokens_of(
                     await channel.send(generation.opening())
                     continue
                 case Opened(budget=budget, price_permille=price_permille):
-                    probe = 0
                     queued.cancel()
                     patience.succeeded()
-                case Verdict(budget=budget, price_permille=price_permille, probe=probe) as verdict:
+                case Verdict(budget=budget, price_permille=price_permille) as verdict:
                     drafting.answered()
                     new = generation.commit(verdict)
                     if new:
                         yield new
-            committed = list(generation.transcript.tokens)
-            if generation.draft_due(budget):
+            if not waits():
+                if generation.transcript.finish is None:
+                    drafting.along(generation, channel, budget, price_permille / 1000)
+            elif generation.draft_due(budget):
+                committed = list(generation.transcript.tokens)
                 drafted = await drafting.upon(committed, budget, price_permille / 1000)
                 await channel.send(generation.draft(drafted.guesses, drafted.computed_s, priced_out=drafted.priced_out))
                 drafting.sent(budget, generation.room - len(drafted.guesses))
-            elif probe and generation.transcript.finish is None:
-                drafting.on_the_side(committed, probe, partial(_send_probe, generation, channel, len(committed)))
     finally:
         queued.cancel()
         channel.close()
         await drafting.close()
         if generation.transcript.finish is None:
             await channel.send(Close(generation.stream))
-
-
-async def _send_probe(generation: Generation, channel: Channel, base: int, drafted: Drafted) -> None:
-    await channel.send(generation.probe(base, drafted.guesses, drafted.computed_s))
 
 
 async def _wait_for_room(patience: Patience, error: GoodSpeedError) -> None:

@@ -74,15 +74,40 @@ class Generation:
         """The message that sends a draft upon the committed length; see `messages.Draft`."""
         message = self._message(self.transcript.length, guesses, computed_s, priced_out)
         self._drafted, self._drafted_upon = message.tokens, message.base
+        self.speculation.num_draft_tokens += len(message.tokens)
         return message
 
-    def probe(self, base: int, guesses: Sequence[Guess], computed_s: float) -> Draft:
-        """The message that sends a draft on the side, which no verdict will answer, upon the length it was asked on."""
-        return self._message(base, guesses, computed_s, priced_out=False)
+    @property
+    def sent_ahead(self) -> int:
+        """How many guesses beyond the committed length were sent; below 0 if the server has overtaken all of them."""
+        return self._drafted_upon + len(self._drafted) - self.transcript.length
 
-    def _message(self, base: int, guesses: Sequence[Guess], computed_s: float, priced_out: bool) -> Draft:
+    def begin_guessing(self) -> None:
+        """What was guessed before is wrong, or there is none: the next piece builds on the committed length."""
+        self._drafted, self._drafted_upon = [], self.transcript.length
+
+    def piece(
+        self, guesses: Sequence[Guess], computed_s: float, *, priced_out: bool = False, ended: bool = False
+    ) -> Draft:
+        """The message that sends what was guessed behind all that was sent before."""
+        offset = len(self._drafted)
+        message = self._message(self._drafted_upon, guesses, computed_s, priced_out, offset, ended)
+        self._drafted += message.tokens
+        self.speculation.num_draft_tokens += len(message.tokens)
+        return message
+
+    def _message(
+        self,
+        base: int,
+        guesses: Sequence[Guess],
+        computed_s: float,
+        priced_out: bool,
+        offset: int = 0,
+        ended: bool = False,
+    ) -> Draft:
         tokens, q = [guess.token for guess in guesses], b"".join(guess.q for guess in guesses)
-        return Draft(self.stream, base, tokens, q, min(int(computed_s * 1e6), 2**31 - 1), priced_out)
+        computed_us = min(int(computed_s * 1e6), 2**31 - 1)
+        return Draft(self.stream, base, tokens, q, computed_us, priced_out, offset, ended)
 
     @property
     def room(self) -> int:
@@ -91,6 +116,7 @@ class Generation:
 
     def draft_refused(self) -> None:
         """The draft under way counts as an empty one; its verdict is still to come."""
+        self.speculation.num_draft_tokens -= len(self._drafted)
         self._drafted = []
 
     def commit(self, verdict: Verdict) -> list[int]:
@@ -102,11 +128,12 @@ class Generation:
         Raises:
             ProtocolError: it does not fit what was drafted and committed.
         """
-        answers_draft = verdict.base == self.transcript.length == self._drafted_upon
-        drafted = self._drafted if answers_draft else []
+        drafted = self._drafted[verdict.base - self._drafted_upon :] if 0 <= self._drafted_upon <= verdict.base else []
         new = self.transcript.apply(verdict, drafted)
         if drafted and new:
-            self.speculation.count(len(drafted), verdict.accepted)
+            self.speculation.num_spec_steps += 1
+            # A server that does not wait spells out what it accepted.
+            self.speculation.num_accepted_tokens += verdict.accepted or len(new) - 1
         return new
 
     def draft_due(self, budget: int) -> bool:

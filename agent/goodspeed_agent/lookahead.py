@@ -12,13 +12,15 @@ the coupled rule is whatever is sent.
 
 from __future__ import annotations
 
+import enum
+import math
 from collections.abc import Iterator, Sequence
 
 from goodspeed.verification import Rule
 from goodspeed_agent.ahead import Ahead
 from goodspeed_agent.drafters.interface import DraftSession, Guess
 
-__all__ = ["Calibration", "Lookahead"]
+__all__ = ["Calibration", "Lookahead", "Stop"]
 
 _BINS = 10
 
@@ -52,6 +54,14 @@ def _bin(confidence: float) -> int:
     return min(int(confidence * _BINS), _BINS - 1)
 
 
+class Stop(enum.Enum):
+    """Why there is nothing more to send for now."""
+
+    FAR_ENOUGH = enum.auto()
+    NOTHING_TO_SAY = enum.auto()
+    PRICED_OUT = enum.auto()
+
+
 class Lookahead:
     """The guesses of one stream. Blocks for as long as the drafter computes.
 
@@ -73,14 +83,18 @@ class Lookahead:
         """The committed length that they build upon."""
         self._sent = 0
         """How many of them the last draft held."""
+        self._asked = 0
+        """How many of them a server that does not wait has asked for."""
+        self._begun = 0
+        """How often they have begun anew."""
         self._more: Iterator[Guess] = iter(())
         self._ended = True
         """Whether the drafter has nothing more to say from where it began."""
 
     @property
     def spare(self) -> int:
-        """How many tokens are guessed beyond the last draft."""
-        return len(self._guesses) - self._sent
+        """How many tokens are guessed beyond the last draft, or beyond what the server asked for."""
+        return max(0, len(self._guesses) - max(self._sent, self._asked))
 
     def draft(self, tokens: Sequence[int], budget: int, price: float = 0.0) -> tuple[list[Guess], bool]:
         """Guess what follows the transcript.
@@ -111,6 +125,38 @@ class Lookahead:
             self._sent += 1
         return self._guesses[: self._sent], False
 
+    def follow(self, tokens: Sequence[int], lead: int) -> int:
+        """Where the server does not wait: hold the guesses against the transcript, and keep those that still stand.
+
+        Args:
+            tokens: the transcript.
+            lead: how far ahead of it the server asks for guesses.
+
+        Returns:
+            How often the guesses have begun anew: while that stays the same, more can be said behind them.
+        """
+        self._follow(tokens)
+        self._asked = lead
+        return self._begun
+
+    def further(self, sent: int, lead: int, price: float) -> Guess | Stop:
+        """Where the server does not wait: the next guess to send, or why there is none.
+
+        Args:
+            sent: how many beyond the transcript were sent.
+            lead: how far ahead of the transcript to guess, tokens.
+            price: as in `draft`.
+        """
+        if sent >= lead:
+            return Stop.FAR_ENOUGH
+        if sent == len(self._guesses) and not self.extend():
+            return Stop.NOTHING_TO_SAY
+        guess = self._guesses[sent]
+        chance = math.prod(self._calibration.chance(guess.confidence) for guess in self._guesses[: sent + 1])
+        if chance < price and (self._coupled or sent):
+            return Stop.PRICED_OUT
+        return guess
+
     def extend(self) -> bool:
         """Guess one more token; False if the drafter has nothing more to say."""
         guess = next(self._more, None)
@@ -124,6 +170,7 @@ class Lookahead:
         """Let the drafter go on from the transcript and what is guessed already."""
         text = [*tokens, *(guess.token for guess in self._guesses)]
         self._more, self._ended = self._session.guesses(text), False
+        self._begun += 1
 
     def _follow(self, tokens: Sequence[int]) -> None:
         """Hold the guesses against the tokens that were committed meanwhile, and keep those that still stand."""
@@ -131,9 +178,9 @@ class Lookahead:
         self._base = len(tokens)
         right = self._judge(committed)
         # A stream that the server decoded alone for a while has left everything behind, whatever it was worth.
-        if 0 < len(committed) <= self._sent + 1 and self.spare:
+        if 0 < len(committed) <= max(self._sent, self._asked) + 1 and self.spare:
             self._ahead.observe(stood=right)
-        self._sent = 0
+        self._sent = self._asked = 0
         if right and not self._ended:
             del self._guesses[: len(committed)]
         else:

@@ -19,12 +19,6 @@ class Speculation:
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
 
-    def count(self, drafted: int, accepted: int) -> None:
-        """Take note of one verified draft."""
-        self.num_spec_steps += 1
-        self.num_draft_tokens += drafted
-        self.num_accepted_tokens += accepted
-
     def add(self, other: Speculation) -> None:
         """Sum up over generations."""
         self.num_spec_steps += other.num_spec_steps

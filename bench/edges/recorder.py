@@ -57,7 +57,7 @@ class Recorder:
         # What was believed before this verdict was learnt from: else the estimate would know what it is to foretell.
         alpha = self._alpha.get(live, live.account.prior_alpha)
         self._alpha[live] = live.estimator.alpha
-        budget, name = live.expected, live.account.name
+        budget, name = live.budget, live.account.name
         expected = expected_tokens(alpha, budget)
         self.verdicts.append(Seen(now - self.began_at, name, budget, alpha, expected, commit.size))
         if commit.finish:

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
-__all__ = ["Rounds"]
+__all__ = ["Prospect", "Rounds"]
 
 StreamT = TypeVar("StreamT", bound=Hashable)
+
+
+class Prospect(NamedTuple):
+    """What may be expected of an agent that was told to draft, and has sent nothing yet."""
+
+    due_s: float
+    """In how many seconds its first token is likely to be here."""
+    every_s: float
+    """And then each further one."""
+    chance: float
+    """That one is accepted, if all before it are."""
+    worth_s: float
+    """For how many seconds it would pay to hold up a pass for one more token of the stream."""
 
 
 class Rounds(Protocol[StreamT]):
@@ -23,38 +36,33 @@ class Rounds(Protocol[StreamT]):
 
     @property
     def drafting(self) -> tuple[StreamT, ...]:
-        """Who owes a draft."""
+        """Who owes a draft, and is not verified without it."""
 
     @property
     def ready(self) -> tuple[StreamT, ...]:
         """Who can be verified, the longest ready first."""
 
-    def expect(self, stream: StreamT, budget: int, now: float, due_s: float = 0.0) -> None:
+    def expect(self, stream: StreamT, budget: int, now: float, prospect: Prospect | None = None) -> None:
         """The agent of `stream` has been told to draft; with a budget of 0 there is nothing to wait for.
 
         Args:
             stream: whose draft it will be; nothing else of it is expected any more.
             budget: how many tokens it may have.
             now: seconds.
-            due_s: in how many seconds the draft is likely to be here.
+            prospect: when what is likely to be here; None if that is not known, or something is here already.
         """
 
-    def owes(self, stream: StreamT) -> bool:
-        """Whether a draft of the stream is awaited."""
-
-    def arrive(self, stream: StreamT, now: float, drafted: int | None = None) -> float:
-        """The draft of `stream` is here.
+    def arrive(self, stream: StreamT, now: float, drafted: int, *, more: bool = False) -> bool:
+        """A draft of the stream is here, or the beginning of one.
 
         Args:
             stream: whose.
             now: seconds.
-            drafted: how many tokens it holds; None: as many as were granted.
+            drafted: how many tokens it has.
+            more: whether more of it may come.
 
         Returns:
-            How many seconds it took since it was asked for.
-
-        Raises:
-            KeyError: no draft of this stream is awaited.
+            Whether it was waited for.
         """
 
     def leave(self, stream: StreamT) -> None:

@@ -16,13 +16,15 @@ from numpy.typing import NDArray
 from goodspeed.scheduling.interface import Demand, Plan
 from goodspeed.utility import AlphaFair
 
-__all__ = ["GoodSpeedSched"]
+__all__ = ["GoodSpeedSched", "allocate"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _NEAR_ZERO = 1e-12
 _BISECTIONS = 40
+LARGE = 600.0
+"""The logarithm of the highest price that is told; with a utility near max-min there is none too high."""
 
 
 class GoodSpeedSched:
@@ -45,10 +47,10 @@ class GoodSpeedSched:
             return Plan(limit)
         log_gradient = np.log(np.where(useful, demand.weight, 1.0)) + self._utility.log_gradient(demand.goodput)
         log_alpha = np.minimum(np.log(np.clip(demand.alpha, _NEAR_ZERO, 1.0)), -_NEAR_ZERO)
-        return _allocate(log_gradient, log_alpha, limit, capacity)
+        return allocate(log_gradient, log_alpha, limit, capacity)
 
 
-def _allocate(log_gradient: Floats, log_alpha: Floats, limit: Ints, capacity: int) -> Plan:
+def allocate(log_gradient: Floats, log_alpha: Floats, limit: Ints, capacity: int) -> Plan:
     """Take the `capacity` largest of the values `gradient_i alpha_i^k`, `1 <= k <= limit_i`."""
 
     def above(log_price: float) -> Ints:
@@ -77,5 +79,5 @@ def _allocate(log_gradient: Floats, log_alpha: Floats, limit: Ints, capacity: in
     order = np.argsort(-value, kind="stable")
     left = capacity - int(few.sum())
     budgets = few + np.bincount(stream[order[:left]], minlength=len(limit))
-    price = float(np.exp(value[order[left]])) if left < len(order) else 0.0
+    price = float(np.exp(min(value[order[left]], LARGE))) if left < len(order) else 0.0
     return Plan(budgets.astype(np.int64), price)

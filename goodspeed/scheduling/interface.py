@@ -57,12 +57,14 @@ class Plan:
     """The answer."""
 
     budgets: Ints
-    """How many tokens each stream shall draft, [streams]; 0 <= budget <= limit, summing to at most the capacity."""
+    """How many drafted tokens of each stream the next pass may verify, [streams]; 0 <= budget <= limit, summing to at
+    most the capacity."""
     price: float = 0.0
-    """What one more token of capacity would add to the objective: the dual price of `C`."""
-    least_chance: Floats | None = None
-    """From which chance on that it is accepted, all before it included, one more drafted token is worth what it costs
-    the stream and the others, [streams], in [0, 1]; None where a schedule has no opinion."""
+    """What a token has to add to the objective to be verified: the dual price of `C`, or of the engine's time, where a
+    schedule counts that and it is dearer."""
+    worth_s: Floats | None = None
+    """For how many seconds it would pay to hold up a pass for one more token of a stream, [streams]; a drafted token
+    is worth that times the chance that it is accepted. None where a schedule has no opinion."""
 
 
 def checked_plan(scheduler: Scheduler, demand: Demand, capacity: int) -> Plan:
@@ -83,9 +85,9 @@ def checked_plan(scheduler: Scheduler, demand: Demand, capacity: int) -> Plan:
         raise SchedulerFault(
             f"{who} gave a stream a budget of {budgets[wrong[0]]}: it must be 0 to {demand.limit[wrong[0]]}"
         )
-    chance = plan.least_chance
-    if chance is not None and not (chance.shape == budgets.shape and ((chance >= 0) & (chance <= 1)).all()):
-        raise SchedulerFault(f"{who} priced a drafted token wrongly: its least chances must be 0 to 1, one a stream")
+    worth_s = plan.worth_s
+    if worth_s is not None and not (worth_s.shape == budgets.shape and (worth_s >= 0).all()):
+        raise SchedulerFault(f"{who} says wrongly what a token is worth: it must be 0 seconds or more, one a stream")
     if budgets.sum() > max(capacity, 0):
         raise SchedulerFault(f"{who} gave out {budgets.sum()} tokens: the capacity is {capacity}")
     return plan

@@ -6,16 +6,17 @@ import heapq
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from goodspeed.estimation import Goodput, HitOrMiss, RatioMean, smooth_goodput
-from goodspeed.probing import PROBE_EVERY_S, PROBE_TOKENS
-from goodspeed.rounds import Barrier, Rolling, Rounds
+from goodspeed.leads import PROBE_TOKENS, Probing, overtaken
+from goodspeed.rounds import Barrier, Prospect, Rolling, Rounds
 from goodspeed.scheduling import Demand, Scheduler, Timing
 from goodspeed.simulation.acceptance import hits_in_a_row, judge_by_ratio
+from goodspeed.simulation.guessing import Guessing
 from goodspeed.simulation.outcome import Record, Result
 from goodspeed.simulation.scenery import Agent, Engine
 from goodspeed.timing import EngineMeter, Pace, PassCost, PassSample
@@ -24,7 +25,7 @@ from goodspeed.verification import Judgement, Rule
 __all__ = ["RoundsKind", "simulate"]
 
 RoundsKind: TypeAlias = Literal["barrier", "rolling"]
-_Kind: TypeAlias = Literal["join", "leave", "draft", "probe", "verified", "alarm"]
+_Kind: TypeAlias = Literal["join", "leave", "draft", "verified", "alarm"]
 
 _UNBOUNDED = 2**31
 
@@ -40,10 +41,11 @@ class _Stream:
     budget: int = 0
     arrived_at: float = 0.0
     head_start_s: float = 0.0
-    """For how long its agent has drafted ahead on a guess that came true."""
+    """For how long its agent has drafted ahead on a guess that came true; behind the barrier."""
     computed_s: float = 0.0
-    probe_at: float = 0.0
-    """When a stream that the server decodes alone is asked for a draft on the side again."""
+    guessing: Guessing = field(default_factory=Guessing)
+    """In rolling rounds."""
+    probing: Probing = field(default_factory=Probing)
 
 
 def simulate(
@@ -66,8 +68,8 @@ def simulate(
         agents: one stream each.
         engine: the truth about passes.
         scheduler: chooses the budgets.
-        rounds: `barrier`, without a deadline as the paper has it, or `rolling`.
-        rule: of verification; `ratio` shows what equation (3) averages, and nothing can be drafted ahead or probed.
+        rounds: `barrier`, without a deadline as the paper has it, or `rolling`, under the coupled rule.
+        rule: of verification; `ratio` shows what equation (3) averages, and nothing can be drafted ahead.
         capacity: draft tokens a pass may verify; None is without a limit.
         beta: the step of equation (4).
         duration_s: virtual seconds.
@@ -75,6 +77,7 @@ def simulate(
         seed: of everything random.
         keep_records: whether to keep a record of every pass.
     """
+    assert rounds == "barrier" or rule == "coupled"
     world = _World(agents, engine, scheduler, rounds, rule, capacity, beta, warm_up_s, seed, keep_records)
     return world.run(duration_s)
 
@@ -102,15 +105,17 @@ class _World:
         self._warm_up_s = warm_up_s
         self._random = np.random.default_rng(seed)
         self._keep_records = keep_records
-        self._probing = rounds == "rolling" and self._coupled
+        self._rolling = rounds == "rolling"
         self._meter = EngineMeter(PassCost(engine.samples()))
         self._rounds: Rounds[_Stream] = (
-            Barrier(timeout_s=math.inf) if rounds == "barrier" else Rolling(load=lambda: self._meter.load)
+            Rolling(load=lambda: self._meter.load) if self._rolling else Barrier(timeout_s=math.inf)
         )
         self._events: list[tuple[float, int, _Kind, _Stream | None]] = []
         self._numbers = itertools.count()
         self._joining: list[_Stream] = []
         self._running: list[_Stream] | None = None
+        self._carried: list[int] = []
+        """What the pass that runs verifies of each of its streams."""
         self._began_at = 0.0
         self._alarm_at = math.inf
         self._gone: set[int] = set()
@@ -164,15 +169,14 @@ class _World:
             case "leave":
                 self._gone.add(stream.number)
                 self._rounds.leave(stream)
-            case "draft" if self._rounds.owes(stream):
-                stream.arrived_at = now
-                stream.pace.observe(stream.budget, self._rounds.arrive(stream, now), stream.computed_s)
-            case "probe":
-                stream.probe_at = now + PROBE_EVERY_S
-                hits = int(hits_in_a_row(stream.agent.alpha_at(now), self._random))
-                stream.estimator.observe(PROBE_TOKENS, Judgement(min(hits, PROBE_TOKENS), 0))
-                computed_s = PROBE_TOKENS * stream.agent.draft_s
-                stream.pace.observe(PROBE_TOKENS, computed_s + 2 * stream.agent.latency_s, computed_s)
+            case "draft" if self._rolling:
+                here = stream.guessing.beyond(stream.budget, now)
+                waiting = self._rounds.arrive(stream, now, here, more=True)
+                if waiting and here < stream.budget and self._running is None:
+                    self._at(now + stream.agent.draft_s, "draft", stream)
+            case "draft" if self._rounds.arrive(stream, now, stream.budget):
+                elapsed_s, stream.arrived_at = now - stream.arrived_at, now
+                stream.pace.observe(stream.budget, elapsed_s, stream.computed_s)
 
     def _try_to_close(self, now: float) -> None:
         batch = self._rounds.close(now)
@@ -185,12 +189,16 @@ class _World:
             self._at(max(closes_at, now), "alarm")
 
     def _verify(self, batch: list[_Stream], now: float) -> None:
-        budgets = [stream.budget for stream in batch]
-        tokens = sum(budgets) + len(batch)
-        seconds = self._engine.seconds(len(batch), tokens) + self._engine.drafting_s(budgets)
+        if self._rolling:
+            self._carried = [stream.guessing.beyond(stream.budget, now) for stream in batch]
+            waits: list[float] = []
+        else:
+            self._carried = [stream.budget for stream in batch]
+            waits = [now - stream.arrived_at for stream in batch if stream.budget]
+        tokens = sum(self._carried) + len(batch)
+        seconds = self._engine.seconds(len(batch), tokens) + self._engine.drafting_s(self._carried)
         if self._engine.noise:
             seconds *= math.exp(self._engine.noise * self._random.standard_normal())
-        waits = [now - stream.arrived_at for stream in batch if stream.budget]
         self._meter.observe(PassSample(len(batch), tokens, seconds), now, waits)
         self._running, self._began_at = batch, now
         self._passes += 1
@@ -199,14 +207,15 @@ class _World:
 
     def _commit(self, now: float) -> None:
         assert self._running is not None
-        batch = [stream for stream in self._running if stream.number not in self._gone]
+        going_on = [pair for pair in zip(self._running, self._carried, strict=True) if pair[0].number not in self._gone]
         began_at, self._running = self._began_at, None
-        if not batch:
+        if not going_on:
             return
-        budgets = [stream.budget for stream in batch]
+        batch = [stream for stream, _ in going_on]
+        budgets = [carried for _, carried in going_on]
         committed = []
-        for stream, judgement in zip(batch, self._judge(batch, budgets, began_at, now), strict=True):
-            self._learn(stream, judgement, now)
+        for stream, budget, judgement in zip(batch, budgets, self._judge(batch, budgets, began_at, now), strict=True):
+            self._learn(stream, budget, judgement, now)
             committed.append(judgement.accepted + 1)
         smoothed = [stream.per_round for stream in batch] if self._keep_records else []
         price = self._schedule(batch, now)
@@ -215,6 +224,10 @@ class _World:
             self._records.append(Record(now, now - began_at, numbers, budgets, committed, smoothed, price))
 
     def _judge(self, batch: list[_Stream], budgets: list[int], began_at: float, now: float) -> list[Judgement]:
+        if self._rolling:
+            return [
+                Judgement(stream.guessing.accepted(budget), 0) for stream, budget in zip(batch, budgets, strict=True)
+            ]
         alpha = np.array([stream.agent.alpha_at(began_at) for stream in batch])
         if not self._coupled:
             return judge_by_ratio(alpha, budgets, self._random)
@@ -225,34 +238,75 @@ class _World:
             stream.head_start_s = now - stream.arrived_at + 2 * stream.agent.latency_s if ahead else 0.0
         return [Judgement(min(run, budget), 0) for run, budget in zip(hits, budgets, strict=True)]
 
-    def _learn(self, stream: _Stream, judgement: Judgement, now: float) -> None:
-        if stream.budget or not self._probing:
-            stream.estimator.observe(stream.budget, judgement)
-        stream.rate.observe(judgement.accepted + 1, now)
-        stream.per_round = smooth_goodput(stream.per_round, judgement.accepted + 1, self._beta)
+    def _learn(self, stream: _Stream, budget: int, judgement: Judgement, now: float) -> None:
+        size = judgement.accepted + 1
+        if self._rolling:
+            self._learn_from_guesses(stream, size, now)
+        else:
+            stream.estimator.observe(budget, judgement)
+        stream.rate.observe(size, now)
+        stream.per_round = smooth_goodput(stream.per_round, size, self._beta)
         if now >= self._warm_up_s:
-            self._counted[stream.number] += judgement.accepted + 1
+            self._counted[stream.number] += size
+
+    def _learn_from_guesses(self, stream: _Stream, size: int, now: float) -> None:
+        agent = stream.agent
+        first_s = stream.guessing.first_here(now)
+        if first_s is not None:
+            stream.pace.observe(1, first_s, agent.draft_s)
+        right, missed = stream.guessing.overtake(size, now)
+        if right or missed:
+            stream.estimator.observe(right + missed, Judgement(right, 0))
+            stream.probing.answered(now)
 
     def _schedule(self, streams: Sequence[_Stream], now: float) -> float:
         outstanding = self._rounds.outstanding if self._capacity < _UNBOUNDED else 0
         plan = self._scheduler.plan(self._demand(streams), max(0, self._capacity - outstanding))
-        jitter_s = self._random.standard_exponential((len(streams), 2)).sum(-1)
-        for stream, budget, jitter in zip(streams, plan.budgets.tolist(), jitter_s.tolist(), strict=True):
-            agent = stream.agent
+        jitter_s = (self._random.standard_exponential((len(streams), 2)).sum(-1)).tolist()
+        worth_s = [0.0] * len(streams) if plan.worth_s is None else plan.worth_s.tolist()
+        for stream, budget, jitter, worth in zip(streams, plan.budgets.tolist(), jitter_s, worth_s, strict=True):
+            away_s = 2 * stream.agent.latency_s + jitter * stream.agent.jitter_s
             stream.budget = budget
-            away_s = 2 * agent.latency_s + jitter * agent.jitter_s
-            self._rounds.expect(stream, budget, now, stream.pace.expect(budget) if budget else 0.0)
-            if budget:
-                stream.computed_s = max(0.0, budget * agent.draft_s - stream.head_start_s)
-                self._at(now + away_s + stream.computed_s, "draft", stream)
-            elif self._probing and now >= stream.probe_at and agent.max_draft:
-                stream.probe_at = math.inf
-                self._at(now + away_s + PROBE_TOKENS * agent.draft_s, "probe", stream)
+            if self._rolling:
+                self._let_guess(stream, away_s, worth, now)
+            else:
+                self._let_draft(stream, away_s, now)
         return plan.price
+
+    def _let_draft(self, stream: _Stream, away_s: float, now: float) -> None:
+        self._rounds.expect(stream, stream.budget, now)
+        if stream.budget:
+            stream.computed_s = max(0.0, stream.budget * stream.agent.draft_s - stream.head_start_s)
+            stream.arrived_at = now
+            self._at(now + away_s + stream.computed_s, "draft", stream)
+
+    def _let_guess(self, stream: _Stream, away_s: float, worth_s: float, now: float) -> None:
+        agent, chance, pass_s = stream.agent, stream.estimator.alpha, self._meter.load.pass_s
+        behind = overtaken(stream.pace, pass_s, chance) if stream.budget else None
+        if behind is not None:
+            lead = min(behind + stream.budget, agent.max_draft)
+        else:
+            stream.budget = 0
+            lead = min(PROBE_TOKENS, agent.max_draft) if stream.probing.wanted(now) else 0
+        if lead and agent.drafts_ahead:
+            lead = min(2 * lead + 1, agent.max_draft)
+        guessing = stream.guessing
+        if lead and not guessing.under_way:
+            run = int(hits_in_a_row(agent.alpha_at(now), self._random))
+            guessing.begin(now, now + away_s, agent.draft_s, run)
+        guessing.lead = lead
+        due_at = guessing.next_at(now) if stream.budget else None
+        if due_at is None:
+            self._rounds.expect(stream, stream.budget, now)
+        else:
+            # What a server foresees, not what it will see.
+            prospect = Prospect(max(0.0, due_at - now), stream.pace.draft_s, chance, worth_s)
+            self._rounds.expect(stream, stream.budget, now, prospect)
+            self._at(due_at, "draft", stream)
 
     def _demand(self, streams: Sequence[_Stream]) -> Demand:
         return Demand(
-            alpha=np.array([s.estimator.alpha if self._probing else s.estimator.optimistic for s in streams]),
+            alpha=np.array([s.estimator.alpha if self._rolling else s.estimator.optimistic for s in streams]),
             goodput=np.array([stream.per_round for stream in streams]),
             weight=np.array([stream.agent.weight for stream in streams]),
             limit=np.array([stream.agent.max_draft for stream in streams]),

@@ -177,6 +177,7 @@ class Link:
                 max_length=model.max_length,
                 max_draft=MAX_DRAFT_TOKENS,
                 eos_tokens=sorted(model.eos_tokens),
+                waits=self._rounds.waits,
             )
         )
         return hello

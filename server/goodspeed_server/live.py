@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from goodspeed.estimation import AcceptanceEstimator, Goodput
+from goodspeed.guesses import Guesses
+from goodspeed.leads import Probing
 from goodspeed.messages import Draft, ServerMessage
-from goodspeed.probing import Probe
 from goodspeed.stream import ServedStream
 from goodspeed.timing import Pace
 from goodspeed.verification import DraftDistribution
 
 __all__ = ["AgentAccount", "LiveStream", "Outbox"]
+
+
+_REMEMBERED = 32
+"""How many of the last lengths: an agent's answer is not so many passes late."""
 
 
 class Outbox(Protocol):
@@ -55,15 +62,24 @@ class LiveStream:
     pace: Pace
     """How fast its agent is."""
     budget: int = 0
-    """How many tokens its agent may draft."""
-    expected: int = 0
-    """How many the schedule counts on: with a price, an agent may go further where its draft is likely enough."""
+    """How many drafted tokens a pass may verify."""
+    lead: int = 0
+    """How many its agent is told to draft: the budget, and where the server does not wait, what it overtakes."""
+    worth_s: float = 0.0
+    """`Plan.worth_s`."""
     price_permille: int = 0
-    """`Plan.least_chance`, in thousandths, as its agent is told."""
-    probe: Probe | None = None
-    """The draft on the side it was asked for."""
-    probe_at: float = 0.0
-    """When it may be asked for one again."""
+    """From which chance on a drafted token is worth its price, in thousandths, as its agent is told."""
+    guesses: Guesses = field(default_factory=Guesses)
+    """Where the server does not wait."""
+    probing: Probing = field(default_factory=Probing)
+    began_at: float = 0.0
+    """When the agent was told what its guesses begin upon, or are to begin upon."""
+    told: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=_REMEMBERED))
+    """When the agent was told of which lengths."""
+    heard_at: float = 0.0
+    """When its last guesses came."""
+    asked_at: float = 0.0
+    """When a draft was asked for, where the server waits for it."""
     arrived_at: float = 0.0
     """When its draft came."""
     draft: Draft | None = None
@@ -74,3 +90,13 @@ class LiveStream:
     """Smoothed tokens per round, `X` of equation (4); every round commits at least one."""
     closed: bool = False
     """Whether it has ended; if a pass is at its row then, the row is released when the pass is over."""
+
+    def to_verify(self) -> tuple[Sequence[int], Sequence[DraftDistribution]]:
+        """What the next pass verifies, and what it was drawn from."""
+        if self.draft is not None:
+            return self.draft.tokens, self.q
+        return self.guesses.beyond(self.stream.length, self.budget)
+
+    def told_at(self, length: int) -> float | None:
+        """When the agent was told of a length; None if that is too long ago."""
+        return next((at for known, at in self.told if known == length), None)

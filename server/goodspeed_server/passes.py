@@ -32,9 +32,9 @@ def plan_pass(batch: Sequence[LiveStream], prefilling: Collection[LiveStream], p
     turns = []
     for live in batch:
         live.in_pass = True
-        drafted = live.draft.tokens if live.draft else []
+        drafted, q = live.to_verify()
         stream = live.stream
-        turns.append(Turn(live.row, stream.length, stream.tokens[-1], drafted, stream.params, live.q))
+        turns.append(Turn(live.row, stream.length, stream.tokens[-1], drafted, stream.params, q))
     chunks, prefilled = [], []
     room = prefill_chunk
     # Equal shares, the shortest first so that what they leave goes to the others: a short prompt is never stuck behind

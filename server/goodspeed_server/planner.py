@@ -7,9 +7,10 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 
 from goodspeed.estimation import HitOrMiss, RatioMean, smooth_goodput
+from goodspeed.leads import PROBE_TOKENS, overtaken
 from goodspeed.messages import Draft
-from goodspeed.probing import PROBE_EVERY_S, PROBE_GIVE_UP_S, PROBE_TOKENS, Probe
-from goodspeed.scheduling import Demand, Scheduler, Timing, checked_plan, needs_no_capacity
+from goodspeed.rounds import Prospect
+from goodspeed.scheduling import Demand, PlainDecoding, Scheduler, Timing, checked_plan, needs_no_capacity
 from goodspeed.stream import Commit
 from goodspeed.timing import EngineMeter, PassSample
 from goodspeed.verification import Judgement, Rule
@@ -37,13 +38,14 @@ class Planner:
         self.meter = meter
         self._settings = settings
         self._coupled = rule == "coupled"
-        self._probes = self._coupled and settings.rounds == "rolling"
+        self._waits = settings.rounds == "barrier"
+        # Plain decoding asks nobody for anything, and has no use for what a probe would tell.
+        self._probes = self._coupled and not self._waits and not isinstance(scheduler, PlainDecoding)
 
     @property
     def limited_by_price(self) -> bool:
         """Whether it is the price of the engine's time, and no number of tokens, that holds drafts back."""
-        chosen = self._settings
-        return chosen.rounds == "rolling" and chosen.capacity is None and needs_no_capacity(self.scheduler)
+        return not self._waits and self._settings.capacity is None and needs_no_capacity(self.scheduler)
 
     def estimator(self, prior_alpha: float) -> HitOrMiss | RatioMean:
         """For a new stream of an agent whose earlier ones had this acceptance rate."""
@@ -58,61 +60,92 @@ class Planner:
         return CAPACITY_PER_STREAM * sum(stream.stream.max_draft > 0 for stream in live)
 
     def plan(self, streams: Sequence[LiveStream], capacity: int, now: float) -> None:
-        """Give each of some streams its next budget, or ask it for a draft on the side."""
+        """Give each of some streams its next budget, and say what its agent is to draft for that."""
         plan = checked_plan(self.scheduler, self._demand(streams), capacity)
-        chances = plan.least_chance if self._settings.early_stop else None
-        prices = [0] * len(streams) if chances is None else (1000 * chances).astype(int).tolist()
-        for live, budget, price in zip(streams, plan.budgets.tolist(), prices, strict=True):
-            live.budget = live.expected = budget
-            live.price_permille = price if budget else 0
+        worth_s = [0.0] * len(streams) if plan.worth_s is None else plan.worth_s.tolist()
+        for live, budget, worth in zip(streams, plan.budgets.tolist(), worth_s, strict=True):
+            live.budget = live.lead = budget
+            live.worth_s, live.price_permille = worth, 0
+            if not self._waits:
+                self._look_ahead(live, now)
+
+    def _look_ahead(self, live: LiveStream, now: float) -> None:
+        """Where the server does not wait: how far ahead the agent has to be, and from which chance on it pays."""
+        chance, limit, was = self._chance(live), live.stream.draft_limit, live.lead
+        behind = overtaken(live.pace, self.meter.load.pass_s, chance) if live.budget else None
+        if behind is None:
+            live.budget = 0
+            live.lead = min(PROBE_TOKENS, limit) if self._probes and limit and live.probing.wanted(now) else 0
+        else:
+            if self._settings.early_stop and live.worth_s > 0:
+                pays = min(1.0, self.meter.load.cost.token_s / live.worth_s) * chance**behind
+                live.price_permille = int(1000 * pays)
             if live.price_permille and live.account.heeds_price and self.limited_by_price:
-                live.budget = min(STRETCH * budget, live.stream.draft_limit)
-            if live.probe is not None and now - live.probe.asked_at > PROBE_GIVE_UP_S:
-                live.probe = None
-            size = min(PROBE_TOKENS, live.stream.draft_limit) if self._probes and budget == 0 else 0
-            if size and live.probe is None and now >= live.probe_at:
-                live.probe = Probe(live.stream.length, now, size)
+                live.budget = min(STRETCH * live.budget, limit)
+            live.lead = min(behind + live.budget, limit)
+        if live.lead and not was:
+            live.began_at = now
+
+    def prospect(self, live: LiveStream, now: float) -> Prospect | None:
+        """What waiting for a stream's guesses would bring; None if some are here, or none are wanted."""
+        if not live.budget or live.worth_s <= 0 or live.to_verify()[0]:
+            return None
+        pace = live.pace
+        due_at = live.heard_at if len(live.guesses) else live.began_at + pace.turnaround_s
+        return Prospect(max(0.0, due_at + pace.draft_s - now), pace.draft_s, self._chance(live), live.worth_s)
 
     def drafted(self, live: LiveStream, draft: Draft, elapsed_s: float) -> None:
-        """A draft has come, so long after it was asked for."""
+        """A draft that was waited for has come, so long after it was asked for."""
         live.pace.observe(len(draft.tokens), elapsed_s, draft.computed_us / 1e6)
+
+    def guessed(self, live: LiveStream, draft: Draft, now: float) -> None:
+        """Guesses have come that nobody waited for; they are in `live.guesses`."""
+        computed_s, told_at = draft.computed_us / 1e6, live.told_at(draft.base)
+        if draft.offset == 0 and told_at is not None:
+            live.pace.observe(len(draft.tokens), now - told_at, computed_s)
+        elif draft.tokens:
+            live.pace.observe_more(len(draft.tokens), now - live.heard_at, computed_s)
+        live.heard_at = now
         live.account.heeds_price |= draft.priced_out and live.price_permille > 0
+        self._follow(live, now)
 
-    def probed(self, live: LiveStream, tokens: Sequence[int], computed_s: float, now: float) -> None:
-        """A draft on the side has come."""
-        assert live.probe is not None
-        live.probe.drafted = tokens
-        live.pace.observe(len(tokens), now - live.probe.asked_at, computed_s)
-        self._judge_probe(live, now)
-
-    def committed(self, live: LiveStream, judgement: Judgement, commit: Commit, now: float) -> None:
+    def committed(
+        self, live: LiveStream, drafted: Sequence[int], judgement: Judgement, commit: Commit, now: float
+    ) -> None:
         """Learn from one stream's part in a pass."""
-        # A draft that is overdue says something of its agent's speed, and nothing of its guesses; that none was asked
-        # for is worth noting only where nothing else is learnt meanwhile.
-        if live.draft is not None or (live.budget == 0 and not self._probes):
-            live.estimator.observe(_asked(live), judgement)
+        if self._waits:
+            # A draft that is overdue says something of its agent's speed, and nothing of its guesses.
+            if live.draft is not None or live.budget == 0:
+                live.estimator.observe(live.budget, judgement)
+        else:
+            if not self._coupled and (drafted or not live.budget):
+                live.estimator.observe(len(drafted), judgement)
+            self._follow(live, now)
         live.goodput = smooth_goodput(live.goodput, commit.size, self._settings.beta)
         live.rate.observe(commit.size, now)
-        if live.probe is not None:
-            self._judge_probe(live, now)
 
     def passed(self, sample: PassSample, began_at: float, waits_s: Iterable[float]) -> None:
         """Learn from a pass as a whole; `waits_s` says how long each draft in it had been here when it began."""
         self.meter.observe(sample, began_at, waits_s)
 
-    def _judge_probe(self, live: LiveStream, now: float) -> None:
-        assert live.probe is not None
-        judgement = live.probe.judge(live.stream.tokens)
-        if judgement is not None:
-            # A drafter that has nothing to say gets no further credit either.
-            live.estimator.observe(live.probe.size, judgement)
-            live.probe, live.probe_at = None, now + PROBE_EVERY_S
+    def _follow(self, live: LiveStream, now: float) -> None:
+        """Hold guesses against what is committed by now."""
+        right, missed = live.guesses.follow(live.stream.tokens)
+        if missed:
+            live.began_at = now
+        if right or missed:
+            live.probing.answered(now)
+            # Where both sides share the noise, a guess is right if and only if it would have been accepted.
+            if self._coupled:
+                live.estimator.observe(right + missed, Judgement(right, 0))
+
+    def _chance(self, live: LiveStream) -> float:
+        # Probes keep estimates fresh; without them only optimism ever brings a drafter back.
+        return live.estimator.alpha if self._probes else live.estimator.optimistic
 
     def _demand(self, streams: Sequence[LiveStream]) -> Demand:
-        # Probes keep estimates fresh; without them only optimism ever brings a drafter back.
-        alpha = [live.estimator.alpha if self._probes else live.estimator.optimistic for live in streams]
         return Demand(
-            alpha=np.array(alpha),
+            alpha=np.array([self._chance(live) for live in streams]),
             goodput=np.array([live.goodput for live in streams]),
             weight=np.ones(len(streams)),
             limit=np.array([live.stream.draft_limit for live in streams], dtype=np.int64),
@@ -123,14 +156,3 @@ class Planner:
                 engine=self.meter.load,
             ),
         )
-
-
-def _asked(live: LiveStream) -> int:
-    """How many tokens an estimator may hold the drafter to.
-
-    Behind the price nothing was drafted and nothing can be said, except where not even the first token was worth it:
-    such a draft is as good as a missed one to whoever decides whether to ask for another.
-    """
-    if live.draft is not None and live.draft.priced_out and live.price_permille:
-        return max(1, len(live.draft.tokens))
-    return live.budget

@@ -65,11 +65,12 @@ class RoundLoop:
         self._settings = settings
         self._telemetry = telemetry
         self._clock = clock
-        overdue_s = OVERDUE * settings.round_timeout_s
+        self.waits = settings.rounds == "barrier"
+        """Whether streams are verified only once their drafts are here."""
         self._rounds: Rounds[LiveStream] = (
-            Barrier(timeout_s=settings.round_timeout_s, overdue_s=overdue_s)
-            if settings.rounds == "barrier"
-            else Rolling(load=lambda: planner.meter.load, overdue_s=overdue_s)
+            Barrier(timeout_s=settings.round_timeout_s, overdue_s=OVERDUE * settings.round_timeout_s)
+            if self.waits
+            else Rolling(load=lambda: planner.meter.load)
         )
         self._live: dict[StreamKey, LiveStream] = {}
         self._prefilling: dict[LiveStream, None] = {}  # in order of admission
@@ -135,9 +136,10 @@ class RoundLoop:
     def draft(self, outbox: Outbox, message: Draft) -> None:
         """Take a draft.
 
-        A draft that cannot be used is answered with a `Failure` and counts as an empty one, so that the stream goes
-        on. One that builds on less than what is committed is answered with the suffix its agent is missing, unless it
-        is the one asked for on the side, and a repetition of one that is here already is dropped.
+        A draft that cannot be used is answered with a `Failure` and counts as an empty one, so that the stream goes on.
+        Where the server waits, one that builds on less than what is committed is answered with the suffix its agent is
+        missing, and a repetition of one that is here already is dropped. Where it does not, drafts are always late, and
+        only those are dropped that continue what has turned out wrong.
 
         Raises:
             InvalidRequest: the stream is not open on this link.
@@ -147,24 +149,31 @@ class RoundLoop:
         if live is None:
             raise InvalidRequest(f"stream {message.stream} is not open on this link", code="unknown_stream")
         missing = live.stream.missing(message.base)
-        probe = live.probe if live.probe is not None and live.probe.base == message.base else None
-        if probe is not None and probe.drafted is None:
-            # Who owes a draft by now would take a complaint for one about that draft, and forget it.
-            draft, _ = self._usable(live, message, probe.size, tell=live.budget == 0)
-            self.planner.probed(live, draft.tokens, draft.computed_us / 1e6, self._clock())
-            return
-        if missing:
-            outbox.post(Verdict(message.stream, message.base, 0, missing, live.budget, None, 0, live.price_permille))
-            return
-        if live.draft is not None or probe is not None:
-            return
+        if not self.waits:
+            self._take_guesses(live, message, len(missing))
+        elif missing:
+            outbox.post(Verdict(message.stream, message.base, 0, missing, live.lead, None, live.price_permille))
+        elif live.draft is None:
+            self._take_draft(live, message)
+
+    def _take_draft(self, live: LiveStream, message: Draft) -> None:
         draft, q = self._usable(live, message, live.budget)
-        owed = self._rounds.owes(live)
-        if live.budget == 0 or not (owed or live in self._prefilling):
-            return  # Nobody asked for it, or it is overdue and the stream is going on without it.
+        # One that is overdue is stale: the stream is on its way without it.
+        if live.budget == 0 or (live not in self._prefilling and live not in self._rounds.drafting):
+            return
         live.draft, live.q = draft, q
-        if owed:
-            self.planner.drafted(live, draft, self._arrive(live))
+        if live not in self._prefilling:
+            self._arrive(live)
+
+    def _take_guesses(self, live: LiveStream, message: Draft, behind: int) -> None:
+        guesses, now = live.guesses, self._clock()
+        if not guesses.continues(message.base, message.offset):
+            return
+        draft, q = self._usable(live, message, max(0, live.stream.max_draft + behind - message.offset))
+        guesses.take(draft.base, draft.offset, draft.tokens, q, ended=draft.ended)
+        self.planner.guessed(live, draft, now)
+        here, more = len(live.to_verify()[0]), not (draft.ended or draft.priced_out)
+        if (here or not more) and self._rounds.arrive(live, now, here, more=more):
             self._changed.set()
 
     def close(self, outbox: Outbox, number: int) -> None:
@@ -256,7 +265,7 @@ class RoundLoop:
                 continue
             commit = live.stream.commit(turn.drafted, judgement)
             commits.append(commit)
-            self.planner.committed(live, judgement, commit, now)
+            self.planner.committed(live, turn.drafted, judgement, commit, now)
             live.draft, live.q = None, []
             self._telemetry.committed(live, len(turn.drafted), commit, now)
             if commit.finish:
@@ -298,24 +307,23 @@ class RoundLoop:
         for live in streams:
             self._expect(live, now)
 
-    def _usable(
-        self, live: LiveStream, message: Draft, most: int, *, tell: bool = True
-    ) -> tuple[Draft, list[DraftDistribution]]:
+    def _usable(self, live: LiveStream, message: Draft, most: int) -> tuple[Draft, list[DraftDistribution]]:
         """A draft of at most so many tokens and what they were drawn from, or an empty one instead."""
         try:
             return message, check_draft(message, most, self._engine.vocab_size, self._rule)
         except InvalidRequest as error:
             live.account.bad_drafts += 1
-            if tell:
-                live.outbox.post(Failure(error.code, str(error), message.stream))
-            return Draft(message.stream, message.base, []), []
+            live.outbox.post(Failure(error.code, str(error), message.stream))
+            return Draft(message.stream, message.base, [], offset=message.offset, ended=True), []
 
     def _tell(self, live: LiveStream, commit: Commit) -> None:
-        asked = live.probe if live.probe is not None and live.probe.base == live.stream.length else None
-        probe = 0 if asked is None or commit.finish else asked.size
-        finish, appended = commit.finish, list(commit.appended)
-        budget, price = (0, 0) if finish else (live.budget, live.price_permille)
-        live.outbox.post(Verdict(live.number, commit.base, commit.accepted, appended, budget, finish, probe, price))
+        finish = commit.finish
+        # Where the server does not wait, an agent may have begun anew by now: it is told every token.
+        accepted = commit.accepted if self.waits else 0
+        appended = live.stream.tokens[commit.base + accepted :]
+        lead, price = (0, 0) if finish else (live.lead, live.price_permille)
+        live.told.append((live.stream.length, self._clock()))
+        live.outbox.post(Verdict(live.number, commit.base, accepted, appended, lead, finish, price))
 
     def _admit(self, key: StreamKey, account: AgentAccount, stream: ServedStream) -> None:
         outbox, number = key
@@ -336,8 +344,9 @@ class RoundLoop:
         capacity = self.capacity
         share = min(capacity // len(self._live), max(0, capacity - self._granted))
         self.planner.plan([live], share, now)
-        live.probe = None
-        outbox.post(Opened(number, stream.length, live.budget, live.price_permille))
+        live.began_at = now
+        live.told.append((stream.length, now))
+        outbox.post(Opened(number, stream.length, live.lead, live.price_permille))
         if stream.prefilled:
             self._join(live)
         else:
@@ -349,15 +358,19 @@ class RoundLoop:
         self._expect(live, self._clock())
         if live.draft is not None:
             # It came while the prompt was on its way, which says nothing of its agent's pace.
-            self._arrive(live)
+            live.arrived_at = self._clock()
+            self._rounds.arrive(live, live.arrived_at, len(live.draft.tokens))
 
     def _expect(self, live: LiveStream, now: float) -> None:
-        self._rounds.expect(live, live.budget, now, live.pace.expect(live.expected))
+        live.asked_at = now
+        self._rounds.expect(live, live.budget, now, None if self.waits else self.planner.prospect(live, now))
 
-    def _arrive(self, live: LiveStream) -> float:
+    def _arrive(self, live: LiveStream) -> None:
         assert live.draft is not None
         live.arrived_at = self._clock()
-        return self._rounds.arrive(live, live.arrived_at, len(live.draft.tokens))
+        if self._rounds.arrive(live, live.arrived_at, len(live.draft.tokens)):
+            self.planner.drafted(live, live.draft, live.arrived_at - live.asked_at)
+            self._changed.set()
 
     def _end(self, live: LiveStream) -> None:
         """Forget a stream; its row is free at once, or when the pass it is in is over."""

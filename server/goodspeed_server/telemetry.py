@@ -259,7 +259,7 @@ class Telemetry:
             drafter=account.drafter,
             streams=len(streams),
             prefilling=sum(prefilling(live) for live in streams),
-            budget=sum(live.expected for live in streams) / count,
+            budget=sum(live.budget for live in streams) / count,
             alpha=alpha,
             goodput=meter.per_second(now),
             history=meter.history(now),

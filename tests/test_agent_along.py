@@ -1,0 +1,207 @@
+"""An agent that guesses along with a server that does not wait for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, islice
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.asyncio.server import ServerConnection
+
+from goodspeed.guesses import Guesses
+from goodspeed.messages import AgentMessage, Draft, Failure, Open, Opened, Verdict
+from goodspeed_agent.ahead import Ahead, AheadMode
+from goodspeed_agent.drafters import Guess
+from goodspeed_agent.generation import Generation
+from goodspeed_agent.lookahead import Calibration, Lookahead, Stop
+from tests.fake_server import FakeServer
+from tests.test_agent_driver import PROMPT, REQUEST, Guesser, expected, generate
+
+Beat = Callable[[FakeServer], Awaitable[None]]
+
+
+def once(enough: Callable[[FakeServer], bool]) -> Beat:
+    """The server makes no pass before the agent has sent enough."""
+
+    async def beat(server: FakeServer) -> None:
+        while not enough(server):
+            await asyncio.sleep(0)
+
+    return beat
+
+
+def sent(server: FakeServer) -> int:
+    return sum(len(draft.tokens) for draft in server.got(Draft))
+
+
+@pytest.mark.parametrize("mode", ["on", "off"])
+@pytest.mark.parametrize("budget", [0, 1, 3, 8])
+@pytest.mark.parametrize("wrong", [1, 2, 7, 1000])
+async def test_the_text_is_the_targets_however_far_the_agent_comes(
+    tmp_path: Path, budget: int, wrong: int, mode: AheadMode
+) -> None:
+    server = FakeServer(budget=budget, waits=False, beat=once(lambda server: not budget or bool(server.got(Draft))))
+    generation, taken = await generate(server, tmp_path, Guesser(wrong), mode=mode)
+    assert list(chain.from_iterable(taken)) == generation.transcript.generated == expected(20)
+    assert bool(server.got(Draft)) == bool(budget)
+    if wrong == 1000:
+        assert server.stale == 0
+
+
+async def test_guesses_that_come_true_are_sent_once_each(tmp_path: Path) -> None:
+    server = FakeServer(budget=4, waits=False, beat=once(lambda server: sent(server) >= 4))
+    generation, _ = await generate(server, tmp_path, Guesser(1000), mode="off")
+    drafts = server.got(Draft)
+    assert server.stale == 0
+    assert all(len(draft.tokens) + draft.offset + draft.base < len(PROMPT) + 20 for draft in drafts), "the room"
+    assert generation.speculation.num_draft_tokens == sent(server)
+    assert generation.speculation.num_spec_steps > 0
+
+
+@pytest.mark.parametrize(("mode", "max_draft", "most"), [("off", 8, 3), ("on", 8, 7), ("on", 5, 5), ("auto", 8, 7)])
+async def test_the_lead_is_what_was_asked_and_what_is_drafted_ahead(
+    tmp_path: Path, mode: AheadMode, max_draft: int, most: int
+) -> None:
+    server = FakeServer(budget=3, waits=False)
+    before: list[int] = []
+
+    async def beat(server: FakeServer) -> None:
+        await once(lambda server: sent(server) >= most)(server)
+        before.append(sent(server))
+
+    server.beat = beat
+    await generate(server, tmp_path, Guesser(1000), replace(REQUEST, max_draft=max_draft), mode=mode)
+    assert before[0] == most
+
+
+async def test_a_drafter_with_nothing_to_say_says_so_at_once(tmp_path: Path) -> None:
+    server = FakeServer(budget=4, waits=False, beat=once(lambda server: bool(server.got(Draft))))
+    await generate(server, tmp_path, Guesser(limit=0))
+    assert server.got(Draft)[0] == Draft(1, len(PROMPT), [], computed_us=server.got(Draft)[0].computed_us, ended=True)
+
+
+async def test_what_a_drafter_raises_ends_the_generation(tmp_path: Path) -> None:
+    class Breaks(Guesser):
+        def guesses(self, tokens: Sequence[int]) -> Iterator[Guess]:
+            yield from islice(super().guesses(tokens), 2)
+            broken.append(True)
+            raise RuntimeError("the drafter broke")
+
+    broken: list[bool] = []
+    server = FakeServer(budget=4, waits=False, beat=once(lambda server: bool(broken)))
+    with pytest.raises(RuntimeError, match="the drafter broke"):
+        await generate(server, tmp_path, Breaks(1000), replace(REQUEST, max_new_tokens=1000))
+
+
+@pytest.mark.parametrize(("price_permille", "sent"), [(700, 6), (960, 0)])
+async def test_the_price_ends_a_piece(tmp_path: Path, price_permille: int, sent: int) -> None:
+    """It is sent even if it is empty: the server may be waiting for it."""
+
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Open):
+            await server.send(connection, Opened(message.stream, len(PROMPT), 8, price_permille=price_permille))
+        elif isinstance(message, Draft):
+            pieces.append(message)
+            if message.priced_out:
+                await server.send(connection, Verdict(message.stream, len(PROMPT), 0, [4], 0, "length"))
+        return isinstance(message, Open | Draft)
+
+    pieces: list[Draft] = []
+    await generate(FakeServer(hook=hook, waits=False), tmp_path, mode="off")
+    # Guesses of confidence 0.9 come true with 0.95 each by an unread calibration: 0.95 ** 7 < 0.7 < 0.95 ** 6.
+    assert sum(len(piece.tokens) for piece in pieces) == sent
+
+
+async def test_a_link_that_breaks_begins_anew(tmp_path: Path) -> None:
+    drops = 0
+
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        nonlocal drops
+        if isinstance(message, Draft) and drops < 3:
+            drops += 1
+            await connection.close()
+            return True
+        return False
+
+    server = FakeServer(
+        budget=4, hook=hook, waits=False, beat=once(lambda server: len(server.got(Draft)) >= server.links)
+    )
+    generation, _ = await generate(server, tmp_path, Guesser(1000))
+    assert drops > 0
+    assert generation.transcript.generated == expected(20)
+    received = server.received
+    first = [
+        next((m for m in received[i:] if isinstance(m, Draft)), None)
+        for i, m in enumerate(received)
+        if isinstance(m, Open)
+    ]
+    assert all(draft is None or draft.offset == 0 for draft in first)
+
+
+async def test_a_refused_piece_is_followed_by_one_that_begins_anew(tmp_path: Path) -> None:
+    refused = False
+
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        nonlocal refused
+        if isinstance(message, Draft) and not refused:
+            refused = True
+            await server.send(connection, Failure("invalid_q", "because", message.stream))
+            return True
+        return False
+
+    server = FakeServer(budget=4, hook=hook, waits=False, beat=once(lambda server: refused))
+    generation, _ = await generate(server, tmp_path, Guesser(1000))
+    assert generation.transcript.generated == expected(20)
+
+
+@given(st.data())
+def test_every_piece_continues_what_the_server_holds_or_begins_anew(data: st.DataObject) -> None:
+    """Replayed with the commits as the agent heard them, and any guess interrupted between its drawing and sending."""
+    truth = [*PROMPT, *expected(60)]
+    generation, held = Generation(1, replace(REQUEST, max_new_tokens=60)), Guesses()
+    drafter = Guesser(data.draw(st.sampled_from([2, 5, 1000])), data.draw(st.sampled_from([3, 64])))
+    looking = Lookahead(drafter, "coupled", Calibration(), Ahead())
+    generation.opening()
+    known = -1
+    while generation.room > 6:
+        begun = looking.follow(generation.transcript.tokens, 4)
+        interrupted = data.draw(st.booleans())
+        if not interrupted:
+            if begun != known or generation.sent_ahead < 0:
+                generation.begin_guessing()
+                known = begun
+            piece: list[Guess] = []
+            while isinstance(guess := looking.further(generation.sent_ahead + len(piece), 5, 0.0), Guess):
+                piece.append(guess)
+                if data.draw(st.booleans()):
+                    break
+            if data.draw(st.booleans()):
+                message = generation.piece(piece, 0.0, ended=guess is Stop.NOTHING_TO_SAY)
+                assert held.continues(message.base, message.offset)
+                held.take(message.base, message.offset, message.tokens, ended=message.ended)
+        length = generation.transcript.length
+        size = data.draw(st.integers(1, 3))
+        generation.commit(Verdict(1, length, 0, truth[length : length + size], 4))
+        held.follow(generation.transcript.tokens)
+    assert generation.transcript.tokens == truth[: generation.transcript.length]
+
+
+def test_what_was_guessed_beyond_the_lead_is_heard_of() -> None:
+    policy = Ahead()
+    looking = Lookahead(Guesser(1000), "coupled", Calibration(), policy)
+    looking.follow([1], 2)
+    for number in range(2):
+        looking.further(number, 2, 0.0)
+    looking.follow([1, 2], 2)
+    assert policy.hit_rate == 0.5, "nothing had been guessed beyond the lead"
+    for number in range(1, 5):
+        looking.further(number, 5, 0.0)
+    looking.follow([1, 2, 3], 2)
+    assert (before := policy.hit_rate) > 0.5
+    looking.follow([1, 2, 3, 9], 2)
+    assert policy.hit_rate < before
