@@ -178,12 +178,13 @@ class Tokenizer(_Message, tag="T", frozen=True):
 
 
 class Opened(_Message, tag="o", frozen=True):
-    """The stream has a row; `budget` is how many tokens to draft first, and `price_permille` as in `Verdict`."""
+    """The stream has a row; `budget` is how many tokens to draft first, and what follows it as in `Verdict`."""
 
     stream: StreamId
     base: Length
     budget: Length
     price_permille: Permille = 0
+    overtaken: Length = 0
 
 
 class Verdict(_Message, tag="V", frozen=True):
@@ -201,8 +202,11 @@ class Verdict(_Message, tag="V", frozen=True):
     budget: Length
     finish: Literal["stop", "length"] | None = None
     price_permille: Permille = 0
-    """A token is worth its price while the chance that it is accepted, all before it included, is at least so many
-    thousandths; an agent that can tell may stop short of its budget."""
+    """A token is worth its price while the chance that it is accepted, all that are verified before it included, is at
+    least so many thousandths; an agent that can tell may stop short of its budget."""
+    overtaken: Length = 0
+    """How many of the budget a server that does not wait expects to overtake. They are not verified and have no price:
+    if one of them is wrong, nor are those behind it."""
 
 
 class Failure(_Message, tag="F", frozen=True):

@@ -18,7 +18,7 @@ from goodspeed.messages import AgentMessage, Draft, Failure, Open, Opened, Verdi
 from goodspeed_agent.ahead import Ahead, AheadMode
 from goodspeed_agent.drafters import Guess
 from goodspeed_agent.generation import Generation
-from goodspeed_agent.lookahead import Calibration, Lookahead, Stop
+from goodspeed_agent.lookahead import Calibration, Lookahead, Stop, Wanted
 from tests.fake_server import FakeServer
 from tests.test_agent_driver import PROMPT, REQUEST, Guesser, expected, generate
 
@@ -176,7 +176,7 @@ def test_every_piece_continues_what_the_server_holds_or_begins_anew(data: st.Dat
                 generation.begin_guessing()
                 known = begun
             piece: list[Guess] = []
-            while isinstance(guess := looking.further(generation.sent_ahead + len(piece), 5, 0.0), Guess):
+            while isinstance(guess := looking.further(generation.sent_ahead + len(piece), Wanted(5)), Guess):
                 piece.append(guess)
                 if data.draw(st.booleans()):
                     break
@@ -196,11 +196,11 @@ def test_what_was_guessed_beyond_the_lead_is_heard_of() -> None:
     looking = Lookahead(Guesser(1000), "coupled", Calibration(), policy)
     looking.follow([1], 2)
     for number in range(2):
-        looking.further(number, 2, 0.0)
+        looking.further(number, Wanted(2))
     looking.follow([1, 2], 2)
     assert policy.hit_rate == 0.5, "nothing had been guessed beyond the lead"
     for number in range(1, 5):
-        looking.further(number, 5, 0.0)
+        looking.further(number, Wanted(5))
     looking.follow([1, 2, 3], 2)
     assert (before := policy.hit_rate) > 0.5
     looking.follow([1, 2, 3, 9], 2)

@@ -18,7 +18,7 @@ from goodspeed_agent.desk import Desk
 from goodspeed_agent.drafters.interface import Guess
 from goodspeed_agent.generation import Generation
 from goodspeed_agent.link import Channel, Relinked, refusal
-from goodspeed_agent.lookahead import Lookahead, Stop
+from goodspeed_agent.lookahead import Lookahead, Stop, Wanted
 
 __all__ = ["Drafted", "Drafting", "tokens_of"]
 
@@ -81,7 +81,7 @@ class Drafting:
         await self._settle()
         return drafted
 
-    def along(self, generation: Generation, channel: Channel, lead: int, price: float) -> None:
+    def along(self, generation: Generation, channel: Channel, wanted: Wanted) -> None:
         """Guess on, upon what is committed now, and send every guess: the server decodes on meanwhile.
 
         Raises:
@@ -90,9 +90,9 @@ class Drafting:
         self.lost()
         if self._error is not None:
             raise self._error
-        if lead:
+        if wanted.lead:
             tokens = list(generation.transcript.tokens)
-            self._start(self._send_along(tokens, generation, channel, lead, price))
+            self._start(self._send_along(tokens, generation, channel, wanted))
 
     def sent(self, budget: int, room: int) -> None:
         """A draft is on its way: go on guessing, as far as that pays; see `Ahead.tokens`."""
@@ -148,18 +148,18 @@ class Drafting:
             if not self._ahead.starts(time.perf_counter() - since_s) or not await self._desk.in_between(guess):
                 return
 
-    async def _send_along(
-        self, tokens: list[int], generation: Generation, channel: Channel, asked: int, price: float
-    ) -> None:
+    async def _send_along(self, tokens: list[int], generation: Generation, channel: Channel, wanted: Wanted) -> None:
+        asked = wanted.lead
         chain = await self._desk.in_between(partial(self._lookahead.follow, tokens, asked))
         if chain != self._chain or generation.sent_ahead < 0:
             generation.begin_guessing()
             self._chain, self._computed_s = chain, 0.0
         useful = generation.room - 1
-        lead = min(asked + self._ahead.tokens(asked, useful - asked), useful, generation.request.max_draft)
+        further = min(asked + self._ahead.tokens(asked, useful - asked), useful, generation.request.max_draft)
+        wanted = wanted._replace(lead=further)
         piece: list[Guess] = []
         while True:
-            guess = await self._further(generation.sent_ahead + len(piece), lead, price)
+            guess = await self._further(generation.sent_ahead + len(piece), wanted)
             if isinstance(guess, Guess):
                 piece.append(guess)
                 if self._computed_s < _PIECE_S:
@@ -176,10 +176,10 @@ class Drafting:
             if isinstance(guess, Stop):
                 return
 
-    async def _further(self, sent: int, lead: int, price: float) -> Guess | Stop:
+    async def _further(self, sent: int, wanted: Wanted) -> Guess | Stop:
         began_s = time.perf_counter()
         try:
-            return await self._desk.in_between(partial(self._lookahead.further, sent, lead, price))
+            return await self._desk.in_between(partial(self._lookahead.further, sent, wanted))
         finally:
             self._computed_s += time.perf_counter() - began_s
 
@@ -243,20 +243,21 @@ async def tokens_of(
                     await _wait_for_room(patience, refusal(failure))
                     await channel.send(generation.opening())
                     continue
-                case Opened(budget=budget, price_permille=price_permille):
+                case Opened() as asking:
                     queued.cancel()
                     patience.succeeded()
-                case Verdict(budget=budget, price_permille=price_permille) as verdict:
+                case Verdict() as asking:
                     drafting.answered()
-                    new = generation.commit(verdict)
+                    new = generation.commit(asking)
                     if new:
                         yield new
+            budget, price = asking.budget, asking.price_permille / 1000
             if not waits():
                 if generation.transcript.finish is None:
-                    drafting.along(generation, channel, budget, price_permille / 1000)
+                    drafting.along(generation, channel, Wanted(budget, price, asking.overtaken))
             elif generation.draft_due(budget):
                 committed = list(generation.transcript.tokens)
-                drafted = await drafting.upon(committed, budget, price_permille / 1000)
+                drafted = await drafting.upon(committed, budget, price)
                 await channel.send(generation.draft(drafted.guesses, drafted.computed_s, priced_out=drafted.priced_out))
                 drafting.sent(budget, generation.room - len(drafted.guesses))
     finally:

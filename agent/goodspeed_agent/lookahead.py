@@ -15,12 +15,13 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from goodspeed.verification import Rule
 from goodspeed_agent.ahead import Ahead
 from goodspeed_agent.drafters.interface import DraftSession, Guess
 
-__all__ = ["Calibration", "Lookahead", "Stop"]
+__all__ = ["Calibration", "Lookahead", "Stop", "Wanted"]
 
 _BINS = 10
 
@@ -60,6 +61,17 @@ class Stop(enum.Enum):
     FAR_ENOUGH = enum.auto()
     NOTHING_TO_SAY = enum.auto()
     PRICED_OUT = enum.auto()
+
+
+class Wanted(NamedTuple):
+    """What a server that does not wait asks of a stream."""
+
+    lead: int
+    """How far ahead of the transcript to guess, tokens."""
+    price: float = 0.0
+    """As in `Lookahead.draft`."""
+    overtaken: int = 0
+    """How many of the guesses will be overtaken, and not verified: it is the ones behind that have a price."""
 
 
 class Lookahead:
@@ -139,21 +151,21 @@ class Lookahead:
         self._asked = lead
         return self._begun
 
-    def further(self, sent: int, lead: int, price: float) -> Guess | Stop:
+    def further(self, sent: int, wanted: Wanted) -> Guess | Stop:
         """Where the server does not wait: the next guess to send, or why there is none.
 
         Args:
             sent: how many beyond the transcript were sent.
-            lead: how far ahead of the transcript to guess, tokens.
-            price: as in `draft`.
+            wanted: by the server.
         """
-        if sent >= lead:
+        if sent >= wanted.lead:
             return Stop.FAR_ENOUGH
         if sent == len(self._guesses) and not self.extend():
             return Stop.NOTHING_TO_SAY
         guess = self._guesses[sent]
-        chance = math.prod(self._calibration.chance(guess.confidence) for guess in self._guesses[: sent + 1])
-        if chance < price and (self._coupled or sent):
+        verified = self._guesses[wanted.overtaken : sent + 1]
+        chance = math.prod(self._calibration.chance(guess.confidence) for guess in verified)
+        if chance < wanted.price and (self._coupled or len(verified) > 1):
             return Stop.PRICED_OUT
         return guess
 

@@ -67,6 +67,8 @@ class LiveStream:
     """How many its agent is told to draft: the budget, and where the server does not wait, what it overtakes."""
     worth_s: float = 0.0
     """`Plan.worth_s`."""
+    overtaken: int = 0
+    """How many of those."""
     price_permille: int = 0
     """From which chance on a drafted token is worth its price, in thousandths, as its agent is told."""
     guesses: Guesses = field(default_factory=Guesses)

@@ -65,21 +65,21 @@ class Planner:
         worth_s = [0.0] * len(streams) if plan.worth_s is None else plan.worth_s.tolist()
         for live, budget, worth in zip(streams, plan.budgets.tolist(), worth_s, strict=True):
             live.budget = live.lead = budget
-            live.worth_s, live.price_permille = worth, 0
+            live.worth_s, live.price_permille, live.overtaken = worth, 0, 0
+            if self._settings.early_stop and budget and worth > 0:
+                live.price_permille = int(1000 * min(1.0, self.meter.load.cost.token_s / worth))
             if not self._waits:
                 self._look_ahead(live, now)
 
     def _look_ahead(self, live: LiveStream, now: float) -> None:
-        """Where the server does not wait: how far ahead the agent has to be, and from which chance on it pays."""
+        """Where the server does not wait: how far ahead the agent has to be."""
         chance, limit, was = self._chance(live), live.stream.draft_limit, live.lead
         behind = overtaken(live.pace, self.meter.load.pass_s, chance) if live.budget else None
         if behind is None:
-            live.budget = 0
+            live.budget = live.price_permille = 0
             live.lead = min(PROBE_TOKENS, limit) if self._probes and limit and live.probing.wanted(now) else 0
         else:
-            if self._settings.early_stop and live.worth_s > 0:
-                pays = min(1.0, self.meter.load.cost.token_s / live.worth_s) * chance**behind
-                live.price_permille = int(1000 * pays)
+            live.overtaken = behind
             if live.price_permille and live.account.heeds_price and self.limited_by_price:
                 live.budget = min(STRETCH * live.budget, limit)
             live.lead = min(behind + live.budget, limit)
@@ -116,7 +116,8 @@ class Planner:
         if self._waits:
             # A draft that is overdue says something of its agent's speed, and nothing of its guesses.
             if live.draft is not None or live.budget == 0:
-                live.estimator.observe(live.budget, judgement)
+                priced_out = live.draft is not None and live.draft.priced_out and live.price_permille > 0
+                live.estimator.observe(len(drafted) if priced_out else live.budget, judgement)
         else:
             if not self._coupled and (drafted or not live.budget):
                 live.estimator.observe(len(drafted), judgement)

@@ -321,9 +321,9 @@ class RoundLoop:
         # Where the server does not wait, an agent may have begun anew by now: it is told every token.
         accepted = commit.accepted if self.waits else 0
         appended = live.stream.tokens[commit.base + accepted :]
-        lead, price = (0, 0) if finish else (live.lead, live.price_permille)
+        lead, price, overtaken = (0, 0, 0) if finish else (live.lead, live.price_permille, live.overtaken)
         live.told.append((live.stream.length, self._clock()))
-        live.outbox.post(Verdict(live.number, commit.base, accepted, appended, lead, finish, price))
+        live.outbox.post(Verdict(live.number, commit.base, accepted, appended, lead, finish, price, overtaken))
 
     def _admit(self, key: StreamKey, account: AgentAccount, stream: ServedStream) -> None:
         outbox, number = key
@@ -346,7 +346,7 @@ class RoundLoop:
         self.planner.plan([live], share, now)
         live.began_at = now
         live.told.append((stream.length, now))
-        outbox.post(Opened(number, stream.length, live.lead, live.price_permille))
+        outbox.post(Opened(number, stream.length, live.lead, live.price_permille, live.overtaken))
         if stream.prefilled:
             self._join(live)
         else:
