@@ -30,7 +30,6 @@ from goodspeed.timing import EngineMeter, PassCost, PassSample
 from goodspeed_agent.lookahead import Calibration
 from goodspeed_server.calibration import measure_passes
 from goodspeed_server.engine import Engine, Segment
-from goodspeed_server.planner import STRETCH
 from goodspeed_server.verifier import Pass, Turn, Verifier
 
 __all__ = ["main"]
@@ -131,7 +130,7 @@ class Bench:
         if plan.worth_s is None:
             return plan.budgets.tolist(), [0.0] * len(streams)
         chances = np.minimum(meter.load.cost.token_s / plan.worth_s, 1.0)
-        return np.minimum(STRETCH * plan.budgets, demand.limit).tolist(), chances.tolist()
+        return plan.budgets.tolist(), chances.tolist()
 
     def _draft_all(
         self, streams: Sequence[Stream], budgets: Sequence[int], chances: Sequence[float], calibration: Calibration

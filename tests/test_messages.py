@@ -84,12 +84,13 @@ SERVER: dict[type, st.SearchStrategy[ServerMessage]] = {
         waits=st.booleans(),
     ),
     Tokenizer: st.builds(Tokenizer, texts, st.dictionaries(texts, st.binary(max_size=100), max_size=4)),
-    Opened: st.builds(Opened, numbers, numbers, numbers, price_permille=permille),
+    Opened: st.builds(Opened, numbers, numbers, numbers, price_permille=permille, overtaken=numbers),
     Verdict: st.builds(
         Verdict,
         *(numbers, numbers, numbers, token_lists, numbers),
         finish=st.sampled_from([None, "stop", "length"]),
         price_permille=permille,
+        overtaken=numbers,
     ),
     Failure: st.builds(Failure, texts, texts, st.none() | numbers, st.none() | seconds),
     Goodbye: st.builds(Goodbye, texts, st.none() | seconds),
@@ -119,7 +120,7 @@ def test_the_wire_format_is_pinned() -> None:
     piece = Draft(7, 300, [1], b"", 5, priced_out=True, offset=2, ended=True)
     assert encode(piece) == bytes.fromhex("99 a144 07 cd012c 9101 c400 05 c3 02 c3")
     verdict = Verdict(7, 300, 2, [5], 4, "stop", 300)
-    assert encode(verdict) == bytes.fromhex("98 a156 07 cd012c 02 9105 04 a473746f70 cd012c")
+    assert encode(verdict) == bytes.fromhex("99 a156 07 cd012c 02 9105 04 a473746f70 cd012c 00")
     tags = "".join(chr(encode(message)[2]) for message in (Close(1), GetTokenizer(), Opened(1, 2, 3), Snapshot(b"")))
     assert tags == "CKoS"
 

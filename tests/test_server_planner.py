@@ -15,12 +15,12 @@ from goodspeed.leads import PROBE_EVERY_S, PROBE_GIVE_UP_S, PROBE_TOKENS
 from goodspeed.messages import Draft
 from goodspeed.sampling import SamplingParams
 from goodspeed.scheduling import PlainDecoding
-from goodspeed.stream import ServedStream
+from goodspeed.stream import Commit, ServedStream
 from goodspeed.timing import Pace
 from goodspeed.verification import Judgement, Rule
 from goodspeed_server.live import LiveStream
-from goodspeed_server.planner import STRETCH, Planner
-from goodspeed_server.settings import CAPACITY_PER_STREAM
+from goodspeed_server.planner import Planner
+from goodspeed_server.settings import CAPACITY_PER_STREAM, RoundsName
 from tests.planted import PASS_S, Agent, PlantedEngine, make_planner, make_rounds
 from tests.stepping import Grants
 
@@ -82,54 +82,32 @@ def test_what_may_be_granted_to_all_streams_together(by_price: bool, rounds: dic
     assert make_planner(Grants(needs_no_capacity=by_price), **rounds).capacity(streams) == granted
 
 
-@pytest.mark.parametrize(
-    ("heeds_price", "by_price", "rounds", "free"),
-    [
-        (True, True, {}, True),
-        (False, True, {}, False),
-        (True, False, {}, False),
-        (True, True, {"capacity": 100}, False),
-        (True, True, {"early_stop": False}, False),
-    ],
-)
-@given(st.integers(1, 12), st.none() | st.floats(0, 0.1), st.integers(2, 12))
-def test_only_who_heeds_a_price_guesses_beyond_the_schedule_and_only_where_nothing_else_limits_it(
-    heeds_price: bool,
-    by_price: bool,
-    rounds: dict[str, Any],
-    free: bool,
-    granted: int,
-    worth_s: float | None,
-    max_draft: int,
+@pytest.mark.parametrize("rounds", get_args(RoundsName)[1:])
+@pytest.mark.parametrize("early_stop", [True, False])
+@given(st.integers(0, 12), st.none() | st.floats(0, 0.1), st.integers(1, 12))
+def test_a_token_has_its_price_where_the_schedule_says_what_one_is_worth(
+    rounds: RoundsName, early_stop: bool, granted: int, worth_s: float | None, max_draft: int
 ) -> None:
     live = stream(max_draft=max_draft)
-    live.account.heeds_price = heeds_price
-    planner = make_planner(Grants(granted, worth_s, needs_no_capacity=by_price), **rounds)
+    planner = make_planner(Grants(granted, worth_s), rounds=rounds, early_stop=early_stop)
     planner.plan([live], 100, now=0.0)
-    token_s = planner.meter.load.cost.token_s
-    if worth_s and rounds.get("early_stop", True):
-        assert live.price_permille == int(1000 * (min(1.0, token_s / worth_s) * PRIOR_ALPHA))
-    else:
-        assert live.price_permille == 0
-    expected = min(granted, max_draft)
-    assert live.budget == (min(STRETCH * expected, max_draft) if free and live.price_permille else expected)
-    assert live.lead == min(1 + live.budget, max_draft)
+    assert live.budget == min(granted, max_draft)
+    priced = worth_s if early_stop and granted else None
+    pays = min(1.0, planner.meter.load.cost.token_s / priced) if priced else 0.0
+    assert live.price_permille == int(1000 * pays)
 
 
 @pytest.mark.parametrize("budget", [1, 3])
 @pytest.mark.parametrize("turnaround", [0.03, 0.53, 1.07, 3.33])
 @pytest.mark.parametrize("draft", [0.1, 0.5, 0.8])
-def test_a_lead_is_what_will_be_overtaken_and_the_budget_and_the_price_is_seen_from_behind_it(
-    turnaround: float, draft: float, budget: int
-) -> None:
+def test_a_lead_is_what_will_be_overtaken_and_the_budget(turnaround: float, draft: float, budget: int) -> None:
     live = stream(max_draft=64, pace=Pace(draft * PASS_S, turnaround * PASS_S))
     live.estimator = HitOrMiss(0.97)
     # As many passes go by as begin before the guess behind those that they overtake is here.
     behind = next(passed for passed in range(1, 50) if turnaround + (passed + 1) * draft <= passed)
     planner = make_planner(Grants(budget, worth_s=1.0))
     planner.plan([live], 100, now=0.0)
-    assert (live.budget, live.lead) == (budget, behind + budget)
-    assert live.price_permille == int(1000 * planner.meter.load.cost.token_s * 0.97**behind)
+    assert (live.budget, live.overtaken, live.lead) == (budget, behind, behind + budget)
 
 
 @pytest.mark.parametrize(
@@ -141,14 +119,24 @@ def test_who_is_too_slow_or_hardly_ever_right_is_asked_only_to_be_known(pace: Pa
         live.estimator = HitOrMiss(alpha, prior_weight=1000.0)
         planner.plan([live], 100, now=0.0)
         lead = PROBE_TOKENS if rule == "coupled" else 0
-        assert (live.budget, live.lead, live.price_permille) == (0, lead, 0)
+        assert (live.budget, live.overtaken, live.lead, live.price_permille) == (0, 0, lead, 0)
 
 
-def test_behind_the_barrier_a_lead_is_the_budget_and_nothing_has_a_price() -> None:
+def test_behind_the_barrier_a_lead_is_the_budget() -> None:
     live = stream(pace=Pace(100.0, 100.0))
-    live.account.heeds_price = True
     make_planner(Grants(3, worth_s=1.0, needs_no_capacity=True), rounds="barrier").plan([live], 100, now=0.0)
-    assert (live.budget, live.lead, live.price_permille) == (3, 3, 0)
+    assert (live.budget, live.overtaken, live.lead) == (3, 0, 3)
+
+
+@pytest.mark.parametrize(("told", "misses"), [(300, 0), (0, 1)])
+def test_behind_the_barrier_a_draft_that_the_price_ended_shows_no_miss(told: int, misses: int) -> None:
+    planner, live = make_planner(Grants(), rounds="barrier"), stream()
+    live.budget, live.price_permille = 4, told
+    live.draft = Draft(0, 2, [5, 6], priced_out=True)
+    estimator = HitOrMiss()
+    estimator.observe(2 + misses, Judgement(2, 0))
+    planner.committed(live, [5, 6], Judgement(2, 0), Commit(2, 2, (7,), None), now=1.0)
+    assert live.estimator.alpha == estimator.alpha
 
 
 def test_the_schedule_is_given_the_highest_plausible_rate_where_no_probes_keep_the_estimate_fresh() -> None:
@@ -328,14 +316,6 @@ def test_streams_of_one_agent_that_are_open_together_learn_apart() -> None:
     one.pace.observe(4, elapsed_s=2.0, computed_s=1.0)
     assert other.estimator.alpha == agent.account.prior_alpha == PRIOR_ALPHA
     assert other.pace.expect(4) == agent.account.pace.expect(4) == Pace().expect(4)
-
-
-@pytest.mark.parametrize("price_permille", [0, 300])
-def test_no_price_ends_guesses_where_none_was_told(price_permille: int) -> None:
-    planner, live = make_planner(Grants()), stream()
-    live.price_permille = price_permille
-    guess(planner, live, Draft(0, 2, [5], priced_out=True), now=0.1)
-    assert live.account.heeds_price == (price_permille > 0)
 
 
 def test_an_agents_pace_is_seen_from_when_it_was_told_of_what_it_guesses_upon() -> None:

@@ -43,8 +43,6 @@ class AgentAccount:
     drafted: int = 0
     accepted: int = 0
     bad_drafts: int = 0
-    heeds_price: bool = False
-    """Whether it has ever ended a draft because of the price."""
 
 
 @dataclass(slots=True, eq=False)

@@ -17,10 +17,7 @@ from goodspeed.verification import Judgement, Rule
 from goodspeed_server.live import LiveStream
 from goodspeed_server.settings import CAPACITY_PER_STREAM, RoundSettings
 
-__all__ = ["STRETCH", "Planner"]
-
-STRETCH = 2
-"""An agent that heeds the price may draft so many times what the schedule expects of a draft of average quality."""
+__all__ = ["Planner"]
 
 
 class Planner:
@@ -79,10 +76,7 @@ class Planner:
             live.budget = live.price_permille = 0
             live.lead = min(PROBE_TOKENS, limit) if self._probes and limit and live.probing.wanted(now) else 0
         else:
-            live.overtaken = behind
-            if live.price_permille and live.account.heeds_price and self.limited_by_price:
-                live.budget = min(STRETCH * live.budget, limit)
-            live.lead = min(behind + live.budget, limit)
+            live.overtaken, live.lead = behind, min(behind + live.budget, limit)
         if live.lead and not was:
             live.began_at = now
 
@@ -106,7 +100,6 @@ class Planner:
         elif draft.tokens:
             live.pace.observe_more(len(draft.tokens), now - live.heard_at, computed_s)
         live.heard_at = now
-        live.account.heeds_price |= draft.priced_out and live.price_permille > 0
         self._follow(live, now)
 
     def committed(
