@@ -47,7 +47,7 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 FULL = Plan(Workload(texts=3), Window(4.0, 8.0), Window(1.5, 4.0), 3, (1, 4, 8, 16), 12.0, depth=8, co_located_depth=3)
-# Drafts on the side are four tokens long: a rehearsal that is less deep would leave those who ask for them at work.
+# Probes are four tokens long: a rehearsal that is less deep would leave those who answer them at work.
 QUICK = Plan(
     Workload(texts=1), Window(1.0, 2.5), Window(1.0, 2.0), 2, (2, 8), 3.0, depth=4, co_located_depth=0
 )  # fmt: skip

@@ -58,7 +58,7 @@ class RoundSettings:
     """Prompt tokens one pass may carry beside its drafts, so that a long prompt stalls nobody."""
     max_waiting: int = 64
     early_stop: bool = True
-    """Whether agents are told the price of a drafted token, so that they may stop short; see `Plan.least_chance`."""
+    """Whether agents are told the price of a drafted token, so that they may stop short; see `Plan.worth_s`."""
     beta: float = 0.5
     """The step of equation (4); the paper's value."""
 
