@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from goodspeed.rounds import Prospect, Rolling
+from goodspeed.rounds.rolling import SHARE
 from goodspeed.timing import EngineLoad, PassCost, PassSample
 from tests.rounds_machine import RoundsMachine
 
@@ -123,8 +124,8 @@ def test_an_agent_that_has_said_all_is_not_waited_for() -> None:
 
 def test_further_guesses_are_worth_less_and_less() -> None:
     rounds = rolling()
-    rounds.expect("near", 9, now=0.0, prospect=NEAR._replace(chance=0.5))
-    # 0.5, 0.25, 0.125 seconds, of which each costs a token's time; the next would cost more than it brings.
+    rounds.expect("near", 9, now=0.0, prospect=NEAR._replace(chance=0.5, worth_s=NEAR.worth_s / SHARE))
+    # They gain 0.5, 0.25, 0.125 seconds, less a token's time; the next would cost more than it brings.
     assert waits_until(rounds, 0.0) == pytest.approx(0.3)
     rounds.arrive("near", 0.3, 2, more=True)
     assert rounds.close(0.3) == ["near"]
@@ -181,7 +182,7 @@ def test_whoever_leaves_is_not_waited_for() -> None:
 
 def test_one_who_is_near_is_waited_for_together_with_another_only() -> None:
     alone, both = rolling(), rolling()
-    apart = Prospect(due_s=0.4, every_s=0.1, chance=0.9, worth_s=0.4)
+    apart = Prospect(due_s=0.4, every_s=0.1, chance=0.9, worth_s=0.4 / SHARE)
     alone.expect("a", 1, now=0.0, prospect=apart)
     assert alone.close(0.0) == ["a"]
     both.expect("a", 1, now=0.0, prospect=apart)
@@ -211,7 +212,7 @@ def test_no_other_instant_is_better(due: list[tuple[int, Prospect]], opened_at: 
     ]
 
     def objective(until: float) -> float:
-        gains = [max(0.0, worth_s - COST.token_s) for at, worth_s in guesses if at <= until + 1e-12]
+        gains = [SHARE * max(0.0, worth_s - COST.token_s) for at, worth_s in guesses if at <= until + 1e-12]
         return sum(gains) - (until - opened_at)
 
     instants = [at for at, _ in guesses if at <= opened_at + PASS_S]

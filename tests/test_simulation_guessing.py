@@ -71,7 +71,7 @@ class Hasty(SecondsSched):
 
 
 def test_waiting_helps_a_lone_near_agent() -> None:
-    agent = Agent(draft_s=0.002, latency_s=0.002, alpha=0.7)
+    agent = Agent(draft_s=0.001, latency_s=0.001, alpha=0.6)
     waiting, hasty = (
         simulate([agent], ENGINE, scheduler, rounds="rolling", duration_s=60) for scheduler in (SecondsSched(), Hasty())
     )

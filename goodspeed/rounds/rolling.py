@@ -7,9 +7,13 @@ foretell; the k-th guess of stream `i` adds `a_i^k` tokens to the pass, each wor
 and costs the time it takes to verify. The round closes at the instant `t`, of those at which a guess is due, that
 maximises
 
-    sum_i sum_{k here by t} max(0, w_i a_i^k - token)  -  (t - now)
+    share sum_i sum_{k here by t} max(0, w_i a_i^k - token)  -  (t - now)
 
-or at once, if no wait is worth anything. Streams that have guesses here when the engine falls free are not waited for:
+or at once, if no wait is worth anything. Only a share of what guesses bring is a gain, since those that are not waited
+for are not lost: if the token decoded in place of the first agrees with it, the others are in the next round. For one
+stream whose agent drafts in no time, a wait of `r` after every miss makes cycles of `1/(1-a)` tokens in `r + T` seconds,
+and no wait ones of `1/(a (1-a))` tokens in `T (1+a) / a`: it pays if `r < a T`, where the guesses bring `a (1+a) T`. So
+the share is `1 / (1+a)`; we take a half, for what is foretold of agents errs. Streams that have guesses here when the engine falls free are not waited for:
 what else their agents guess while the pass runs is not lost. Guesses that do not come when they are due are waited for
 a little longer, and no round is held open for longer than one pass.
 """
@@ -24,7 +28,7 @@ from typing import Generic, TypeVar
 from goodspeed.rounds.interface import Prospect
 from goodspeed.timing import EngineLoad
 
-__all__ = ["Rolling"]
+__all__ = ["SHARE", "Rolling"]
 
 StreamT = TypeVar("StreamT", bound=Hashable)
 
@@ -32,6 +36,8 @@ _HORIZON = 64
 """So many of the next guesses are looked at."""
 _CROWD = 64
 """Among so many streams nobody is waited for: a single one cannot be worth everybody's time."""
+SHARE = 0.5
+"""So much of what guesses bring to a pass would be lost if they were not waited for."""
 _GRACE = 0.25
 """Guesses are waited for beyond the moment they are due for this share of the time they were to take."""
 
@@ -144,7 +150,7 @@ class Rolling(Generic[StreamT]):
         for _, (at, worth_s) in zip(range(_HORIZON), coming, strict=False):
             if at > latest:
                 break
-            gained += max(0.0, worth_s - token_s)
+            gained += SHARE * max(0.0, worth_s - token_s)
             if gained - (at - now) > best:
                 best, best_until = gained - (at - now), at
         return best_until
