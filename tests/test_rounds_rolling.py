@@ -124,8 +124,8 @@ def test_an_agent_that_has_said_all_is_not_waited_for() -> None:
 
 def test_further_guesses_are_worth_less_and_less() -> None:
     rounds = rolling()
-    rounds.expect("near", 9, now=0.0, prospect=NEAR._replace(chance=0.5, worth_s=NEAR.worth_s / SHARE))
-    # They gain 0.5, 0.25, 0.125 seconds, less a token's time; the next would cost more than it brings.
+    rounds.expect("near", 9, now=0.0, prospect=NEAR._replace(chance=0.45, worth_s=NEAR.worth_s / SHARE))
+    # They gain 0.45, 0.2, 0.09 seconds, less a token's time; the next would cost more than it brings.
     assert waits_until(rounds, 0.0) == pytest.approx(0.3)
     rounds.arrive("near", 0.3, 2, more=True)
     assert rounds.close(0.3) == ["near"]

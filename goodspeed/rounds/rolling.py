@@ -13,9 +13,11 @@ or at once, if no wait is worth anything. Only a share of what guesses bring is 
 for are not lost: if the token decoded in place of the first agrees with it, the others are in the next round. For one
 stream whose agent drafts in no time, a wait of `r` after every miss makes cycles of `1/(1-a)` tokens in `r + T` seconds,
 and no wait ones of `1/(a (1-a))` tokens in `T (1+a) / a`: it pays if `r < a T`, where the guesses bring `a (1+a) T`. So
-the share is `1 / (1+a)`; we take a half, for what is foretold of agents errs. Streams that have guesses here when the engine falls free are not waited for:
-what else their agents guess while the pass runs is not lost. Guesses that do not come when they are due are waited for
-a little longer, and no round is held open for longer than one pass.
+the share is `1 / (1+a)`; we take a half, for what is foretold of agents errs.
+
+Streams that have guesses here when the engine falls free are not waited for: what else their agents guess while the
+pass runs is not lost. Guesses that do not come when they are due are waited for a little longer, and no round is held
+open for longer than one pass.
 """
 
 from __future__ import annotations
