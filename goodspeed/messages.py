@@ -1,8 +1,8 @@
 """The wire: every message as a typed struct, and the two functions that turn them into bytes and back.
 
 A message is one WebSocket binary frame holding one MessagePack array whose first element names the type. Arrays,
-not maps: a draft of eight tokens at a vocabulary of 151,936 costs at most 66 bytes up and 26 down,
-frame headers included (`bench.wire`).
+not maps: a draft of eight tokens at a vocabulary of 151,936 costs at most 68 bytes up and 26 down,
+frame headers included (`bench.wire`); a server that does not wait spells out what it accepts, in 40 more.
 
 ```
 agent                                   server

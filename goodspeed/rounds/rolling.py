@@ -10,9 +10,9 @@ maximises
     share sum_i sum_{k here by t} max(0, w_i a_i^k - token)  -  (t - now)
 
 or at once, if no wait is worth anything. Only a share of what guesses bring is a gain, since those that are not waited
-for are not lost: if the token decoded in place of the first agrees with it, the others are in the next round. For one
-stream whose agent drafts in no time, a wait of `r` after every miss makes cycles of `1/(1-a)` tokens in `r + T` seconds,
-and no wait ones of `1/(a (1-a))` tokens in `T (1+a) / a`: it pays if `r < a T`, where the guesses bring `a (1+a) T`. So
+for are not lost: if the token decoded in place of the first agrees with it, the others are in the next round. Take one
+stream whose agent drafts in no time. Waiting `r` after every miss makes cycles of `1/(1-a)` tokens in `r + T` seconds,
+not waiting ones of `1/(a (1-a))` tokens in `T (1+a) / a`: it pays if `r < a T`, where the guesses bring `a (1+a) T`. So
 the share is `1 / (1+a)`; we take a half, for what is foretold of agents errs.
 
 Streams that have guesses here when the engine falls free are not waited for: what else their agents guess while the
