@@ -99,7 +99,7 @@ class Bench:
             ]
             outcome = self._verifier.run(Pass(turns, []))
             pass_s = outcome.forward_s + outcome.judge_s
-            meter.observe(PassSample(len(turns), sum(len(turn.drafted) + 1 for turn in turns), pass_s), busy_s, ())
+            meter.observe(PassSample(len(turns), sum(len(turn.drafted) + 1 for turn in turns), pass_s))
             busy_s += drafting_s + pass_s
             for stream, judgement, budget in zip(streams, outcome.judgements, budgets, strict=True):
                 self._commit(stream, judgement.accepted, judgement.token, calibration)

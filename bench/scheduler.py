@@ -41,7 +41,7 @@ def _demand(streams: int, random: np.random.Generator) -> Demand:
     cost = PassCost(
         [PassSample(rows, rows * each, 0.02 + rows * 2e-5 * each) for rows in (1, 8, 64) for each in (1, 5)]
     )
-    engine = EngineLoad(cost, pass_s=cost.seconds(streams, 2 * streams), wait_s=0.02, row_tokens=2.0, busy=0.9)
+    engine = EngineLoad(cost, pass_s=cost.seconds(streams, 2 * streams), rows=streams)
     return Demand(
         alpha=random.uniform(0.05, 0.98, streams),
         goodput=random.uniform(1.0, 10.0, streams),

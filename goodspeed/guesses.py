@@ -45,11 +45,6 @@ class Guesses:
     def __len__(self) -> int:
         return len(self._tokens)
 
-    @property
-    def end(self) -> int:
-        """The length that the transcript will have had when they are used up; -1 if there are none."""
-        return self._base + len(self._tokens)
-
     def continues(self, base: int, offset: int) -> bool:
         """Whether a piece follows what is here; one with an offset of 0 begins anew, and always may.
 

@@ -149,12 +149,6 @@ class EngineLoad:
     cost: PassCost
     pass_s: float
     """How long a pass takes at present, seconds."""
-    wait_s: float = 0.0
-    """How long a stream that is ready waits for its pass to begin, seconds."""
-    row_tokens: float = 1.0
-    """New tokens of a row in a pass: its budget and one."""
-    busy: float = 1.0
-    """The share of the time in which a pass runs, in [0, 1]."""
     rows: float = 1.0
     """How many rows a pass has."""
 
@@ -171,36 +165,19 @@ class EngineMeter:
         self._cost = cost
         self._step = 1.0 - math.exp(-1.0 / memory)
         self._pass_s = cost.seconds(1, 1)
-        self._wait_s = 0.0
-        self._row_tokens = 1.0
         self._rows = 1.0
-        self._busy = 0.0
-        self._ended_at: float | None = None
         self.load = self._at_present()
         """At present."""
 
-    def observe(self, sample: PassSample, began_at: float, waits_s: Iterable[float]) -> None:
-        """Learn from one pass.
-
-        Args:
-            sample: the pass.
-            began_at: when it began, seconds.
-            waits_s: how long each draft in it had been here by then.
-        """
+    def observe(self, sample: PassSample) -> None:
+        """Learn from one pass."""
         self._cost.observe(sample)
         self._pass_s += self._step * (sample.seconds - self._pass_s)
         self._rows += self._step * (sample.rows - self._rows)
-        self._row_tokens += self._step * (sample.tokens / max(sample.rows, 1) - self._row_tokens)
-        for wait_s in waits_s:
-            self._wait_s += self._step * (wait_s - self._wait_s)
-        if self._ended_at is not None:
-            span_s = sample.seconds + max(0.0, began_at - self._ended_at)
-            self._busy += self._step * (sample.seconds / max(span_s, 1e-9) - self._busy)
-        self._ended_at = began_at + sample.seconds
         self.load = self._at_present()
 
     def _at_present(self) -> EngineLoad:
-        return EngineLoad(self._cost, self._pass_s, self._wait_s, self._row_tokens, self._busy, self._rows)
+        return EngineLoad(self._cost, self._pass_s, self._rows)
 
 
 class Pace:
@@ -220,16 +197,10 @@ class Pace:
         self._seen = 0
         self.draft_s = draft_s
         self.turnaround_s = turnaround_s
-        self.deviation_s = 0.0
-        """Mean absolute error of `expect`, seconds."""
 
     def copy(self) -> Pace:
         """Another that starts where this one is."""
         return copy.copy(self)
-
-    def expect(self, drafted: int) -> float:
-        """Seconds from a verdict to the arrival of a draft of so many tokens."""
-        return self.turnaround_s + self.draft_s * drafted
 
     def observe(self, drafted: int, elapsed_s: float, computed_s: float) -> None:
         """Learn from one draft.
@@ -243,8 +214,6 @@ class Pace:
         # The first drafts are averaged evenly: the prior is nobody's measurement.
         self._seen += 1
         step = max(self._step, 1.0 / self._seen)
-        if self._seen > 1:
-            self.deviation_s += step * (abs(elapsed_s - self.expect(drafted)) - self.deviation_s)
         if drafted:
             self.draft_s += step * (computed_s / drafted - self.draft_s)
         self.turnaround_s += step * (elapsed_s - computed_s - self.turnaround_s)

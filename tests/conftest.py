@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from goodspeed_agent.tokenizer import TokenizerCache
+from goodspeed_server.telemetry import RoundRecord, Telemetry
 
 torch.set_num_threads(1)
 
@@ -22,3 +23,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def cache(tmp_path: Path) -> TokenizerCache:
     """An agent's cache, empty, and no other test's."""
     return TokenizerCache(tmp_path)
+
+
+@pytest.fixture
+def records(monkeypatch: pytest.MonkeyPatch) -> list[RoundRecord]:
+    """Every round the server runs."""
+    seen: list[RoundRecord] = []
+    note = Telemetry.round_over
+
+    def round_over(self: Telemetry, record: RoundRecord) -> None:
+        seen.append(record)
+        note(self, record)
+
+    monkeypatch.setattr(Telemetry, "round_over", round_over)
+    return seen

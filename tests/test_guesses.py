@@ -140,9 +140,8 @@ class Talk(RuleBasedStateMachine):
             assert list(map(id, drawn_from)) == list(map(id, q[:most]))
         if not told or told.broken:
             assert len(self.guesses) == 0
-            assert self.guesses.end == -1
         else:
-            assert self.guesses.end == told.base + told.here + told.end_here
+            assert len(self.guesses) == told.here + told.end_here
 
 
 TestTalk = Talk.TestCase

@@ -59,6 +59,10 @@ def decode(planner: Planner, live: LiveStream, tokens: Sequence[int], now: float
         planner.committed(live, [], judgement, live.stream.commit([], judgement), now)
 
 
+def parts(pace: Pace) -> tuple[float, float]:
+    return pace.draft_s, pace.turnaround_s
+
+
 def guess(planner: Planner, live: LiveStream, draft: Draft, now: float) -> None:
     """Guesses come that nobody waited for."""
     live.guesses.take(draft.base, draft.offset, draft.tokens, ended=draft.ended)
@@ -302,8 +306,8 @@ def test_a_new_stream_starts_from_what_its_agents_earlier_ones_showed() -> None:
     unknown.open(rounds, 0)
     second, stranger = rounds.live
     assert PRIOR_ALPHA == stranger.estimator.alpha < second.estimator.alpha < first.estimator.alpha
-    assert second.pace.expect(8) == pytest.approx(3.0)
-    assert stranger.pace.expect(8) == Pace().expect(8)
+    assert parts(second.pace) == pytest.approx((0.25, 1.0))
+    assert parts(stranger.pace) == parts(Pace())
 
 
 def test_streams_of_one_agent_that_are_open_together_learn_apart() -> None:
@@ -315,7 +319,7 @@ def test_streams_of_one_agent_that_are_open_together_learn_apart() -> None:
     one.estimator.observe(4, Judgement(0, 0))
     one.pace.observe(4, elapsed_s=2.0, computed_s=1.0)
     assert other.estimator.alpha == agent.account.prior_alpha == PRIOR_ALPHA
-    assert other.pace.expect(4) == agent.account.pace.expect(4) == Pace().expect(4)
+    assert parts(other.pace) == parts(agent.account.pace) == parts(Pace())
 
 
 def test_an_agents_pace_is_seen_from_when_it_was_told_of_what_it_guesses_upon() -> None:

@@ -10,7 +10,7 @@ from goodspeed.messages import Draft, Failure, Open, Opened, Verdict
 from goodspeed.rounds import Barrier, Rolling
 from goodspeed.timing import EngineLoad, PassCost, PassSample
 from goodspeed_server.server import VerificationServer
-from goodspeed_server.telemetry import RoundRecord, Telemetry
+from goodspeed_server.telemetry import RoundRecord
 from tests.serving import GREEDY, Peer, linked, serving, tiny_settings
 from tests.stepping import TEXT, WRONG, Grants, SlowEngine, stepped
 from tests.test_server import PROMPT, target_text
@@ -46,20 +46,6 @@ async def guess_along(peer: Peer, guess: Sequence[int], streams: int = 1, *, lim
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Guesses pay."""
     monkeypatch.setattr("goodspeed_server.server.EngineMeter", SlowEngine)
-
-
-@pytest.fixture
-def records(monkeypatch: pytest.MonkeyPatch) -> list[RoundRecord]:
-    """Every round the server runs."""
-    seen: list[RoundRecord] = []
-    note = Telemetry.round_over
-
-    def round_over(self: Telemetry, record: RoundRecord) -> None:
-        seen.append(record)
-        note(self, record)
-
-    monkeypatch.setattr(Telemetry, "round_over", round_over)
-    return seen
 
 
 @pytest.mark.parametrize("scheduler", ["seconds", "goodspeed", "plain"])

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from goodspeed.scheduling.interface import Demand, Plan
 from goodspeed.utility import AlphaFair
 
-__all__ = ["GoodSpeedSched", "allocate"]
+__all__ = ["LARGE", "GoodSpeedSched", "allocate"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -189,17 +189,14 @@ class _World:
             self._at(max(closes_at, now), "alarm")
 
     def _verify(self, batch: list[_Stream], now: float) -> None:
-        if self._rolling:
-            self._carried = [stream.guessing.beyond(stream.budget, now) for stream in batch]
-            waits: list[float] = []
-        else:
-            self._carried = [stream.budget for stream in batch]
-            waits = [now - stream.arrived_at for stream in batch if stream.budget]
+        self._carried = [
+            stream.guessing.beyond(stream.budget, now) if self._rolling else stream.budget for stream in batch
+        ]
         tokens = sum(self._carried) + len(batch)
         seconds = self._engine.seconds(len(batch), tokens) + self._engine.drafting_s(self._carried)
         if self._engine.noise:
             seconds *= math.exp(self._engine.noise * self._random.standard_normal())
-        self._meter.observe(PassSample(len(batch), tokens, seconds), now, waits)
+        self._meter.observe(PassSample(len(batch), tokens, seconds))
         self._running, self._began_at = batch, now
         self._passes += 1
         self._busy_s += seconds

@@ -63,10 +63,10 @@ class LiveStream:
     """How many drafted tokens a pass may verify."""
     lead: int = 0
     """How many its agent is told to draft: the budget, and where the server does not wait, what it overtakes."""
+    overtaken: int = 0
+    """How many of those the server will probably overtake."""
     worth_s: float = 0.0
     """`Plan.worth_s`."""
-    overtaken: int = 0
-    """How many of those."""
     price_permille: int = 0
     """From which chance on a drafted token is worth its price, in thousandths, as its agent is told."""
     guesses: Guesses = field(default_factory=Guesses)
@@ -80,8 +80,6 @@ class LiveStream:
     """When its last guesses came."""
     asked_at: float = 0.0
     """When a draft was asked for, where the server waits for it."""
-    arrived_at: float = 0.0
-    """When its draft came."""
     draft: Draft | None = None
     q: list[DraftDistribution] = field(default_factory=list)
     in_pass: bool = False

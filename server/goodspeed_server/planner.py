@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from goodspeed.messages import Draft
 from goodspeed.rounds import Prospect
 from goodspeed.scheduling import Demand, PlainDecoding, Scheduler, Timing, checked_plan, needs_no_capacity
 from goodspeed.stream import Commit
-from goodspeed.timing import EngineMeter, PassSample
+from goodspeed.timing import EngineMeter
 from goodspeed.verification import Judgement, Rule
 from goodspeed_server.live import LiveStream
 from goodspeed_server.settings import CAPACITY_PER_STREAM, RoundSettings
@@ -117,10 +117,6 @@ class Planner:
             self._follow(live, now)
         live.goodput = smooth_goodput(live.goodput, commit.size, self._settings.beta)
         live.rate.observe(commit.size, now)
-
-    def passed(self, sample: PassSample, began_at: float, waits_s: Iterable[float]) -> None:
-        """Learn from a pass as a whole; `waits_s` says how long each draft in it had been here when it began."""
-        self.meter.observe(sample, began_at, waits_s)
 
     def _follow(self, live: LiveStream, now: float) -> None:
         """Hold guesses against what is committed by now."""

@@ -215,7 +215,7 @@ class RoundLoop:
                 verifying = self._clock()
                 outcome = await loop.run_in_executor(self._engine_thread, self._verifier.run, planned.work)
                 verified = self._clock()
-                self._learn_from_pass(planned, verifying, verified)
+                self._learn_from_pass(planned, verified - verifying)
                 commits = self._commit(planned, outcome)
                 self._telemetry.round_over(
                     RoundRecord(
@@ -279,12 +279,10 @@ class RoundLoop:
             self._tell(live, commit)
         return commits
 
-    def _learn_from_pass(self, planned: PlannedPass, began_at: float, ended_at: float) -> None:
+    def _learn_from_pass(self, planned: PlannedPass, seconds: float) -> None:
         work = planned.work
         tokens = sum(len(turn.drafted) + 1 for turn in work.turns) + sum(len(chunk.tokens) for chunk in work.chunks)
-        waits_s = [began_at - live.arrived_at for live in planned.verified if live.draft is not None]
-        sample = PassSample(len(work.turns) + len(work.chunks), tokens, ended_at - began_at)
-        self.planner.passed(sample, began_at, waits_s)
+        self.planner.meter.observe(PassSample(len(work.turns) + len(work.chunks), tokens, seconds))
 
     def _advance_prefill(self, pieces: Sequence[tuple[LiveStream, int]]) -> None:
         """Note what stands in the slab now; streams whose prompt is complete join the rounds."""
@@ -358,8 +356,7 @@ class RoundLoop:
         self._expect(live, self._clock())
         if live.draft is not None:
             # It came while the prompt was on its way, which says nothing of its agent's pace.
-            live.arrived_at = self._clock()
-            self._rounds.arrive(live, live.arrived_at, len(live.draft.tokens))
+            self._rounds.arrive(live, self._clock(), len(live.draft.tokens))
 
     def _expect(self, live: LiveStream, now: float) -> None:
         live.asked_at = now
@@ -367,9 +364,9 @@ class RoundLoop:
 
     def _arrive(self, live: LiveStream) -> None:
         assert live.draft is not None
-        live.arrived_at = self._clock()
-        if self._rounds.arrive(live, live.arrived_at, len(live.draft.tokens)):
-            self.planner.drafted(live, live.draft, live.arrived_at - live.asked_at)
+        now = self._clock()
+        if self._rounds.arrive(live, now, len(live.draft.tokens)):
+            self.planner.drafted(live, live.draft, now - live.asked_at)
             self._changed.set()
 
     def _end(self, live: LiveStream) -> None:
