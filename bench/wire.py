@@ -29,7 +29,7 @@ BASE = 100_000
 STREAM = 1_000
 COMPUTED_US = 100_000
 """A tenth of a second of drafting, five bytes: most drafts are quicker, and take three."""
-PRICE_PERMILLE = 300
+PRICE_PERCENT = 30
 AIM_BYTES = {"coupled": 16, "ratio": 256}
 app = typer.Typer(add_completion=False)
 
@@ -54,11 +54,11 @@ def _measure(rule: str, size: int, waits: bool) -> dict[str, str | float]:
         packed = pack_q([quantise(support, likely)] * size)
         unpack_q(packed, drafted, VOCAB)
     if waits:
-        draft = Draft(STREAM, BASE, drafted, packed, COMPUTED_US)
-        verdict = Verdict(STREAM, BASE, size, [VOCAB - 1], size, price_permille=PRICE_PERMILLE)
+        draft = Draft(STREAM, BASE, drafted, COMPUTED_US, q=packed)
+        verdict = Verdict(STREAM, BASE, size, [VOCAB - 1], size, price_percent=PRICE_PERCENT)
     else:
-        draft = Draft(STREAM, BASE, drafted, packed, COMPUTED_US, offset=size)
-        verdict = Verdict(STREAM, BASE, 0, [*drafted, VOCAB - 1], size, price_permille=PRICE_PERMILLE)
+        draft = Draft(STREAM, BASE, drafted, COMPUTED_US, offset=size, q=packed)
+        verdict = Verdict(STREAM, BASE, 0, [*drafted, VOCAB - 1], size, PRICE_PERCENT, overtaken=size)
     up, down = encode(draft), encode(verdict)
     up_bytes, down_bytes = _on_the_wire(up, masked=True), _on_the_wire(down, masked=False)
     return {

@@ -1,8 +1,9 @@
 """The wire: every message as a typed struct, and the two functions that turn them into bytes and back.
 
 A message is one WebSocket binary frame holding one MessagePack array whose first element names the type. Arrays,
-not maps: a draft of eight tokens at a vocabulary of 151,936 costs at most 68 bytes up and 26 down,
-frame headers included (`bench.wire`); a server that does not wait spells out what it accepts, in 40 more.
+not maps, and without the defaults at their ends: a draft of eight tokens at a vocabulary of 151,936 costs at most
+63 bytes up and 21 down, frame headers included (`bench.wire`); a server that does not wait spells out what it accepts,
+in 41 more.
 
 ```
 agent                                   server
@@ -27,6 +28,7 @@ every failure is one `MalformedMessage`.
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgpack
@@ -45,6 +47,7 @@ __all__ = [
     "AgentMessage",
     "Close",
     "Draft",
+    "DraftEnd",
     "Failure",
     "GetTokenizer",
     "Goodbye",
@@ -79,15 +82,15 @@ Length = Annotated[int, Meta(ge=0, lt=2**31)]
 ShortText = Annotated[str, Meta(max_length=MAX_TEXT)]
 Drafted = Annotated[list[Asked], Meta(max_length=16 * MAX_DRAFT_TOKENS)]
 """A draft longer than its budget is one stream's trouble, and the link's only where it is absurd."""
-Permille = Annotated[int, Meta(ge=0, le=1000)]
+Percent = Annotated[int, Meta(ge=0, le=100)]
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 
 
 class _Message(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """One message; the tag of the subclass is the first element of the array."""
+    """One message; the tag of the subclass, a letter as one byte, is the first element of the array."""
 
 
-class Hello(_Message, tag="H", frozen=True):
+class Hello(_Message, tag=ord("H"), frozen=True):
     """The first message on a link.
 
     `protocol` is checked before anything else, so it stays the first field in every version.
@@ -102,7 +105,7 @@ class Hello(_Message, tag="H", frozen=True):
     software: ShortText = ""
 
 
-class Open(_Message, tag="O", frozen=True):
+class Open(_Message, tag=ord("O"), frozen=True):
     """Start a stream, or resume one from the agent's own transcript.
 
     `tokens` holds the prompt and, behind it, what was already generated; the first `prompt_tokens` are the prompt.
@@ -118,35 +121,43 @@ class Open(_Message, tag="O", frozen=True):
     ignore_eos: bool = False
 
 
-class Draft(_Message, tag="D", frozen=True):
+class DraftEnd(IntEnum):
+    """Why a draft ends where it does."""
+
+    FAR_ENOUGH = 0
+    """As far as was asked for, or as far as there is yet: more may come."""
+    PRICED_OUT = 1
+    """The next token is not worth its price."""
+    NOTHING_TO_SAY = 2
+    """The drafter has no next token."""
+
+
+class Draft(_Message, tag=ord("D"), frozen=True):
     """Drafted tokens, building on a committed length of `base`."""
 
     stream: StreamId
     base: Length
     tokens: Drafted
-    q: bytes = b""
-    """Ratio rule only: the truncated draft distributions (`verification.pack_q`)."""
     computed_us: Annotated[int, Meta(ge=0, lt=2**31)] = 0
     """How many microseconds the drafter computed; the server believes no more than it saw pass."""
-    priced_out: bool = False
-    """Whether the draft ends where its next token was not worth the price, and not because there was no more to say."""
     offset: Length = 0
     """How many tokens upon the same `base` were sent before these; only where the server does not wait."""
-    ended: bool = False
-    """Whether the drafter has nothing more to say behind these."""
+    end: DraftEnd = DraftEnd.FAR_ENOUGH
+    q: bytes = b""
+    """Ratio rule only: the truncated draft distributions (`verification.pack_q`)."""
 
 
-class Close(_Message, tag="C", frozen=True):
+class Close(_Message, tag=ord("C"), frozen=True):
     """The agent wants no more of this stream (stop string, user gone)."""
 
     stream: StreamId
 
 
-class GetTokenizer(_Message, tag="K", frozen=True):
+class GetTokenizer(_Message, tag=ord("K"), frozen=True):
     """Send me the target's tokenizer."""
 
 
-class Welcome(_Message, tag="W", frozen=True):
+class Welcome(_Message, tag=ord("W"), frozen=True):
     """The server's answer to a `Hello` it accepts."""
 
     protocol: int
@@ -170,24 +181,24 @@ class Welcome(_Message, tag="W", frozen=True):
     wait decodes on; the budget is how far ahead of the committed tokens to guess, in pieces, whenever there is one."""
 
 
-class Tokenizer(_Message, tag="T", frozen=True):
+class Tokenizer(_Message, tag=ord("T"), frozen=True):
     """The target's tokenizer, as files by name (tokenizer.json, tokenizer_config.json)."""
 
     digest: ShortText
     files: Annotated[dict[ShortText, bytes], Meta(max_length=64)]
 
 
-class Opened(_Message, tag="o", frozen=True):
+class Opened(_Message, tag=ord("o"), frozen=True):
     """The stream has a row; `budget` is how many tokens to draft first, and what follows it as in `Verdict`."""
 
     stream: StreamId
     base: Length
     budget: Length
-    price_permille: Permille = 0
+    price_percent: Percent = 0
     overtaken: Length = 0
 
 
-class Verdict(_Message, tag="V", frozen=True):
+class Verdict(_Message, tag=ord("V"), frozen=True):
     """What the target says.
 
     Upon a committed length of `base`, the first `accepted` tokens of the draft stand, and `tokens` follow them: the
@@ -200,16 +211,16 @@ class Verdict(_Message, tag="V", frozen=True):
     accepted: Length
     tokens: list[TokenId]
     budget: Length
-    finish: Literal["stop", "length"] | None = None
-    price_permille: Permille = 0
+    price_percent: Percent = 0
     """A token is worth its price while the chance that it is accepted, all that are verified before it included, is at
-    least so many thousandths; an agent that can tell may stop short of its budget."""
+    least so many hundredths; an agent that can tell may stop short of its budget."""
     overtaken: Length = 0
     """How many of the budget a server that does not wait expects to overtake. They are not verified and have no price:
     if one of them is wrong, nor are those behind it."""
+    finish: Literal["stop", "length"] | None = None
 
 
-class Failure(_Message, tag="F", frozen=True):
+class Failure(_Message, tag=ord("F"), frozen=True):
     """A typed refusal: of one stream, or, with `stream` None, of the link, which is then closed."""
 
     code: ShortText
@@ -218,14 +229,14 @@ class Failure(_Message, tag="F", frozen=True):
     retry_after_s: Seconds | None = None
 
 
-class Goodbye(_Message, tag="G", frozen=True):
+class Goodbye(_Message, tag=ord("G"), frozen=True):
     """The server is going away in order; streams can be resumed elsewhere, or here later."""
 
     reason: ShortText
     retry_after_s: Seconds | None = None
 
 
-class Snapshot(_Message, tag="S", frozen=True):
+class Snapshot(_Message, tag=ord("S"), frozen=True):
     """What a monitor draws: `goodspeed.snapshot.ServerSnapshot`, as JSON bytes."""
 
     snapshot: bytes
@@ -235,13 +246,13 @@ AgentMessage: TypeAlias = Hello | Open | Draft | Close | GetTokenizer
 ServerMessage: TypeAlias = Welcome | Tokenizer | Opened | Verdict | Failure | Goodbye | Snapshot
 
 
-class _AgentGreeting(Struct, array_like=True, tag="H"):
+class _AgentGreeting(Struct, array_like=True, tag=ord("H")):
     """What can be read of a `Hello` of any version."""
 
     protocol: int
 
 
-class _ServerGreeting(Struct, array_like=True, tag="W"):
+class _ServerGreeting(Struct, array_like=True, tag=ord("W")):
     """What can be read of a `Welcome` of any version."""
 
     protocol: int
@@ -256,8 +267,13 @@ MessageT = TypeVar("MessageT")
 
 
 def encode(message: AgentMessage | ServerMessage) -> bytes:
-    """Pack one message into the bytes of one frame."""
-    packed: bytes = msgpack.packb(msgspec.to_builtins(message, builtin_types=(bytes,)))
+    """Pack one message into the bytes of one frame, without the defaults at its end: a reader fills them in."""
+    elements = msgspec.to_builtins(message, builtin_types=(bytes,))
+    for default in reversed(message.__struct_defaults__):
+        if elements[-1] != default:
+            break
+        elements.pop()
+    packed: bytes = msgpack.packb(elements)
     return packed
 
 

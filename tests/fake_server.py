@@ -24,6 +24,7 @@ from goodspeed.messages import (
     AgentMessage,
     Close,
     Draft,
+    DraftEnd,
     Failure,
     GetTokenizer,
     Hello,
@@ -158,7 +159,7 @@ class FakeServer:
 
     def _take(self, held: Guesses, piece: Draft) -> None:
         if held.continues(piece.base, piece.offset):
-            held.take(piece.base, piece.offset, piece.tokens, ended=piece.ended)
+            held.take(piece.base, piece.offset, piece.tokens, ended=piece.end is DraftEnd.NOTHING_TO_SAY)
         else:
             self.stale += 1
 
@@ -195,7 +196,8 @@ class FakeServer:
         if draft.base < stream.length:
             budget = min(self.budget, stream.draft_limit)
             await self.send(
-                connection, Verdict(draft.stream, draft.base, 0, stream.missing(draft.base), budget, stream.finish)
+                connection,
+                Verdict(draft.stream, draft.base, 0, stream.missing(draft.base), budget, finish=stream.finish),
             )
             return
         assert len(draft.tokens) <= min(self.budget, stream.draft_limit)
@@ -219,7 +221,7 @@ class FakeServer:
         budget = 0 if stream.finish else min(self.budget, stream.draft_limit)
         accepted = commit.accepted if self.waits else 0
         appended = stream.tokens[commit.base + accepted :]
-        await self.send(connection, Verdict(number, commit.base, accepted, appended, budget, commit.finish))
+        await self.send(connection, Verdict(number, commit.base, accepted, appended, budget, finish=commit.finish))
         await asyncio.sleep(0)
         return budget
 

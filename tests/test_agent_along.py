@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from websockets.asyncio.server import ServerConnection
 
 from goodspeed.guesses import Guesses
-from goodspeed.messages import AgentMessage, Draft, Failure, Open, Opened, Verdict
+from goodspeed.messages import AgentMessage, Draft, DraftEnd, Failure, Open, Opened, Verdict
 from goodspeed_agent.ahead import Ahead, AheadMode
 from goodspeed_agent.drafters import Guess
 from goodspeed_agent.generation import Generation
-from goodspeed_agent.lookahead import Calibration, Lookahead, Stop, Wanted
+from goodspeed_agent.lookahead import Calibration, Lookahead, Wanted
 from tests.fake_server import FakeServer
 from tests.test_agent_driver import PROMPT, REQUEST, Guesser, expected, generate
 
@@ -82,7 +82,9 @@ async def test_the_lead_is_what_was_asked_and_what_is_drafted_ahead(
 async def test_a_drafter_with_nothing_to_say_says_so_at_once(tmp_path: Path) -> None:
     server = FakeServer(budget=4, waits=False, beat=once(lambda server: bool(server.got(Draft))))
     await generate(server, tmp_path, Guesser(limit=0))
-    assert server.got(Draft)[0] == Draft(1, len(PROMPT), [], computed_us=server.got(Draft)[0].computed_us, ended=True)
+    assert server.got(Draft)[0] == Draft(
+        1, len(PROMPT), [], computed_us=server.got(Draft)[0].computed_us, end=DraftEnd.NOTHING_TO_SAY
+    )
 
 
 async def test_what_a_drafter_raises_ends_the_generation(tmp_path: Path) -> None:
@@ -98,17 +100,17 @@ async def test_what_a_drafter_raises_ends_the_generation(tmp_path: Path) -> None
         await generate(server, tmp_path, Breaks(1000), replace(REQUEST, max_new_tokens=1000))
 
 
-@pytest.mark.parametrize(("price_permille", "sent"), [(700, 6), (960, 0)])
-async def test_the_price_ends_a_piece(tmp_path: Path, price_permille: int, sent: int) -> None:
+@pytest.mark.parametrize(("price_percent", "sent"), [(70, 6), (96, 0)])
+async def test_the_price_ends_a_piece(tmp_path: Path, price_percent: int, sent: int) -> None:
     """It is sent even if it is empty: the server may be waiting for it."""
 
     async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
         if isinstance(message, Open):
-            await server.send(connection, Opened(message.stream, len(PROMPT), 8, price_permille=price_permille))
+            await server.send(connection, Opened(message.stream, len(PROMPT), 8, price_percent=price_percent))
         elif isinstance(message, Draft):
             pieces.append(message)
-            if message.priced_out:
-                await server.send(connection, Verdict(message.stream, len(PROMPT), 0, [4], 0, "length"))
+            if message.end is DraftEnd.PRICED_OUT:
+                await server.send(connection, Verdict(message.stream, len(PROMPT), 0, [4], 0, finish="length"))
         return isinstance(message, Open | Draft)
 
     pieces: list[Draft] = []
@@ -181,9 +183,9 @@ def test_every_piece_continues_what_the_server_holds_or_begins_anew(data: st.Dat
                 if data.draw(st.booleans()):
                     break
             if data.draw(st.booleans()):
-                message = generation.piece(piece, 0.0, ended=guess is Stop.NOTHING_TO_SAY)
+                message = generation.piece(piece, 0.0, guess if isinstance(guess, DraftEnd) else DraftEnd.FAR_ENOUGH)
                 assert held.continues(message.base, message.offset)
-                held.take(message.base, message.offset, message.tokens, ended=message.ended)
+                held.take(message.base, message.offset, message.tokens, ended=message.end is DraftEnd.NOTHING_TO_SAY)
         length = generation.transcript.length
         size = data.draw(st.integers(1, 3))
         generation.commit(Verdict(1, length, 0, truth[length : length + size], 4))

@@ -14,7 +14,7 @@ import pytest
 from websockets.asyncio.server import ServerConnection
 
 from goodspeed.errors import Overloaded, ProtocolError, Refused
-from goodspeed.messages import AgentMessage, Close, Draft, Failure, Open, Opened, Verdict
+from goodspeed.messages import AgentMessage, Close, Draft, DraftEnd, Failure, Open, Opened, Verdict
 from goodspeed.stream import Finish
 from goodspeed_agent.ahead import Ahead, AheadMode
 from goodspeed_agent.backoff import Backoff
@@ -154,7 +154,7 @@ async def test_what_a_drafter_raises_ahead_is_raised(tmp_path: Path) -> None:
 async def test_an_agent_that_is_told_the_price_stops_short(tmp_path: Path) -> None:
     async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
         if isinstance(message, Open):
-            await server.send(connection, Opened(message.stream, len(PROMPT), 8, price_permille=700))
+            await server.send(connection, Opened(message.stream, len(PROMPT), 8, price_percent=70))
         return isinstance(message, Open | Draft)
 
     server = FakeServer(hook=hook)
@@ -174,7 +174,7 @@ async def test_an_agent_that_is_told_the_price_stops_short(tmp_path: Path) -> No
         await asyncio.wait([writing])
         desk.close()
     # Guesses of confidence 0.9 come true with 0.95 each by an unread calibration: 0.95 ** 6 < 0.7 < 0.95 ** 5.
-    assert [(len(draft.tokens), draft.priced_out) for draft in server.got(Draft)] == [(6, True)]
+    assert [(len(draft.tokens), draft.end) for draft in server.got(Draft)] == [(6, DraftEnd.PRICED_OUT)]
 
 
 async def test_drafting_does_not_block_the_event_loop(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def complaining(code: str) -> Hook:
         await server.send(
             connection,
             Failure(code, "because", message.stream),
-            Verdict(message.stream, message.base, 0, [message.base], budget, finish),
+            Verdict(message.stream, message.base, 0, [message.base], budget, finish=finish),
         )
         return True
 

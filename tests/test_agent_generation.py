@@ -53,7 +53,7 @@ def test_a_draft_lost_with_its_link_is_not_counted_and_due_again() -> None:
 def test_nothing_is_due_at_budget_zero_or_at_the_end() -> None:
     generation = Generation(5, REQUEST)
     assert not generation.draft_due(0)
-    generation.commit(Verdict(5, 3, 0, [4], 4, "stop"))
+    generation.commit(Verdict(5, 3, 0, [4], 4, finish="stop"))
     assert not generation.draft_due(4)
 
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from goodspeed.messages import DraftEnd
 from goodspeed.sampling import SamplingParams
 from goodspeed.verification import (
     DraftDistribution,
@@ -139,8 +140,8 @@ def test_under_the_ratio_rule_only_what_was_sent_is_a_witness() -> None:
     """A guess that was not sent comes true by chance alone there: the target draws with coins of its own."""
     calibration = Calibration()
     looking = lookahead(Counter([0.0, 0.35, 0.35]), calibration=calibration, rule="ratio")
-    guesses, priced_out = looking.draft([0], 4, price=0.3)
-    assert ([guess.token for guess in guesses], priced_out) == ([1], True), "the first is sent at any price"
+    guesses, end = looking.draft([0], 4, price=0.3)
+    assert ([guess.token for guess in guesses], end) == ([1], DraftEnd.PRICED_OUT), "the first is sent at any price"
     for _ in range(50):
         looking.draft([0, 1, 7], 1, price=0.3)
         looking.draft([0], 4, price=0.3)
@@ -274,8 +275,8 @@ def p_value(confidence: Callable[[DraftDistribution, int], float], price: float,
     for seed in range(draws):
         text, looking = [0], lookahead(Sketch(seed, confidence), rule="ratio")
         while len(text) < 3:
-            guesses, priced_out = looking.draft(text, 3, price)
-            stopped += priced_out
+            guesses, end = looking.draft(text, 3, price)
+            stopped += end is DraftEnd.PRICED_OUT
             looking.extend()
             tokens = [guess.token for guess in guesses]
             q = unpack_q(b"".join(guess.q for guess in guesses), tokens, 6)

@@ -17,6 +17,7 @@ from goodspeed.messages import (
     AgentMessage,
     Close,
     Draft,
+    DraftEnd,
     Failure,
     GetTokenizer,
     Goodbye,
@@ -38,7 +39,7 @@ VOCAB = 151_936
 MIB = 2**20
 
 numbers = st.integers(0, 2**31 - 1)
-permille = st.integers(0, 1000)
+percent = st.integers(0, 100)
 token_lists = st.lists(st.integers(0, VOCAB - 1), max_size=40)
 texts = st.text(max_size=50)
 seconds = st.floats(0, 86_400)
@@ -69,9 +70,8 @@ AGENT: dict[type, st.SearchStrategy[AgentMessage]] = {
         *(numbers, numbers, token_lists),
         q=st.binary(max_size=400),
         computed_us=numbers,
-        priced_out=st.booleans(),
         offset=numbers,
-        ended=st.booleans(),
+        end=st.sampled_from(DraftEnd),
     ),
     Close: st.builds(Close, numbers),
     GetTokenizer: st.builds(GetTokenizer),
@@ -84,12 +84,12 @@ SERVER: dict[type, st.SearchStrategy[ServerMessage]] = {
         waits=st.booleans(),
     ),
     Tokenizer: st.builds(Tokenizer, texts, st.dictionaries(texts, st.binary(max_size=100), max_size=4)),
-    Opened: st.builds(Opened, numbers, numbers, numbers, price_permille=permille, overtaken=numbers),
+    Opened: st.builds(Opened, numbers, numbers, numbers, price_percent=percent, overtaken=numbers),
     Verdict: st.builds(
         Verdict,
         *(numbers, numbers, numbers, token_lists, numbers),
         finish=st.sampled_from([None, "stop", "length"]),
-        price_permille=permille,
+        price_percent=percent,
         overtaken=numbers,
     ),
     Failure: st.builds(Failure, texts, texts, st.none() | numbers, st.none() | seconds),
@@ -116,12 +116,12 @@ def test_what_the_server_says_is_what_an_agent_hears(message: ServerMessage) -> 
 
 
 def test_the_wire_format_is_pinned() -> None:
-    assert encode(Draft(7, 300, [1, 151_935])) == bytes.fromhex("99 a144 07 cd012c 92 01 ce0002517f c400 00 c2 00 c2")
-    piece = Draft(7, 300, [1], b"", 5, priced_out=True, offset=2, ended=True)
-    assert encode(piece) == bytes.fromhex("99 a144 07 cd012c 9101 c400 05 c3 02 c3")
-    verdict = Verdict(7, 300, 2, [5], 4, "stop", 300)
-    assert encode(verdict) == bytes.fromhex("99 a156 07 cd012c 02 9105 04 a473746f70 cd012c 00")
-    tags = "".join(chr(encode(message)[2]) for message in (Close(1), GetTokenizer(), Opened(1, 2, 3), Snapshot(b"")))
+    assert encode(Draft(7, 300, [1, 151_935])) == bytes.fromhex("94 44 07 cd012c 92 01 ce0002517f")
+    piece = Draft(7, 300, [1], 5, offset=2, end=DraftEnd.PRICED_OUT, q=b"!")
+    assert encode(piece) == bytes.fromhex("98 44 07 cd012c 9101 05 02 01 c40121")
+    verdict = Verdict(7, 300, 2, [5], 4, 30, 0, "stop")
+    assert encode(verdict) == bytes.fromhex("99 56 07 cd012c 02 9105 04 1e 00 a473746f70")
+    tags = "".join(chr(encode(message)[1]) for message in (Close(1), GetTokenizer(), Opened(1, 2, 3), Snapshot(b"")))
     assert tags == "CKoS"
 
 
@@ -140,8 +140,8 @@ def test_random_bytes(frame: bytes) -> None:
 @given(st.recursive(st.none() | st.integers(-(2**63), 2**64 - 1) | st.floats() | texts | st.binary(), st.lists))
 def test_random_structures(value: object) -> None:
     for tag in "HODCKWTVFGS":
-        survives(decode_agent, msgspec.msgpack.encode([tag, value]))
-        survives(decode_server, msgspec.msgpack.encode([tag, *(value if isinstance(value, list) else [value])]))
+        survives(decode_agent, msgspec.msgpack.encode([ord(tag), value]))
+        survives(decode_server, msgspec.msgpack.encode([ord(tag), *(value if isinstance(value, list) else [value])]))
 
 
 @given(agent_messages | server_messages, st.data())
@@ -169,7 +169,7 @@ def test_a_direction_has_its_own_messages(message: AgentMessage) -> None:
 
 
 @pytest.mark.parametrize(
-    "frame", [b"", b"\xc0", b"\x01", b"\x80", b"\x90", b"\x91\xc0", b"\xa1H", b"\xc1", b"\x91\xa1Z"]
+    "frame", [b"", b"\xc0", b"\x01", b"\x80", b"\x90", b"\x91\xc0", b"\xa1H", b"\xc1", b"\x91Z", b"\x91\xa1H"]
 )
 def test_frames_that_are_no_message(frame: bytes) -> None:
     with pytest.raises(MalformedMessage, match="not a message"):
@@ -181,8 +181,8 @@ def test_a_text_frame_is_refused_as_one() -> None:
         decode_agent('["H", 1]')
 
 
-def packed(*fields: object) -> bytes:
-    return msgspec.msgpack.encode(fields)
+def packed(tag: str, *fields: object) -> bytes:
+    return msgspec.msgpack.encode((ord(tag), *fields))
 
 
 SAMPLING = [0.0, 1.0, 0, 0.0, 0]
@@ -201,14 +201,15 @@ SAMPLING = [0.0, 1.0, 0, 0.0, 0]
         packed("D", 1, 5, [3, -(2**31) - 1]),
         packed("D", 1, 5, [2**31]),
         packed("D", 1, 5, [1] * (16 * MAX_DRAFT_TOKENS + 1)),
-        packed("D", 1, 5, [1], "text for bytes"),
+        packed("D", 1, 5, [1], 0, 0, 0, "text for bytes"),
         packed("O", 1, [1], 1, SAMPLING, 2**31, 0, False),
         packed("O", 1, [1], 1, SAMPLING, 1, "4", False),
-        packed("D", 1, 5, [1], b"", 0, 0),
-        packed("D", 1, 5, [1], b"", 0, False, -1),
-        packed("D", 1, 5, [1], b"", 0, False, 2**31),
-        packed("D", 1, 5, [1], b"", 0, False, 0, 1),
-        packed("D", 1, 5, [1], b"", 0, False, 0, False, False),
+        packed("D", 1, 5, [1], -1),
+        packed("D", 1, 5, [1], 0, -1),
+        packed("D", 1, 5, [1], 0, 2**31),
+        packed("D", 1, 5, [1], 0, 0, 3),
+        packed("D", 1, 5, [1], 0, 0, False),
+        packed("D", 1, 5, [1], 0, 0, 0, b"", 0),
         packed("O", 1, [1], 1, [*SAMPLING, 0], 1, 0, False),
         packed("O", 1, [1], 1, {"temperature": 0}, 1, 0, False),
         packed("H", PROTOCOL_VERSION, "server", "box"),
@@ -266,16 +267,16 @@ def declared(count: int) -> bytes:
 
 HOSTILE = {
     "nested arrays that announce much": declared(400_000) * 900,
-    "nested in the tokens": b"\x98\xa1O\x01" + declared(400_000) * 900,
-    "a million empty arrays": b"\x94\xa1O\x01" + declared(MIB) + b"\x90" * MIB + b"\x01",
-    "a million empty maps": b"\x94\xa1H\x01" + declared(MIB) + b"\x80" * MIB + b"\x01",
+    "nested in the tokens": b"\x98O\x01" + declared(400_000) * 900,
+    "a million empty arrays": b"\x94O\x01" + declared(MIB) + b"\x90" * MIB + b"\x01",
+    "a million empty maps": b"\x94H\x01" + declared(MIB) + b"\x80" * MIB + b"\x01",
     "a million levels": b"\x91" * MIB,
-    "a million levels in a greeting": b"\x93\xa1H\x02" + b"\x91" * MIB,
-    "an endless token list": b"\x98\xa1O\x01" + declared(2**32 - 1) + b"\x05" * MIB,
-    "a long draft": b"\x94\xa1D\x01\x05" + declared(MIB) + b"\x05" * MIB,
-    "an endless string": b"\x95\xa1H\x01\xdb\xff\xff\xff\xff" + b"a" * 1000,
-    "a long string": b"\x95\xa1H\x01\xdb\x00\x10\x00\x00" + b"a" * MIB,
-    "endless bytes": b"\x95\xa1D\x01\x05\x90\xc6\xff\xff\xff\xff" + b"a" * 1000,
+    "a million levels in a greeting": b"\x93H\x02" + b"\x91" * MIB,
+    "an endless token list": b"\x98O\x01" + declared(2**32 - 1) + b"\x05" * MIB,
+    "a long draft": b"\x94D\x01\x05" + declared(MIB) + b"\x05" * MIB,
+    "an endless string": b"\x95H\x01\xdb\xff\xff\xff\xff" + b"a" * 1000,
+    "a long string": b"\x95H\x01\xdb\x00\x10\x00\x00" + b"a" * MIB,
+    "endless bytes": b"\x95D\x01\x05\x90\xc6\xff\xff\xff\xff" + b"a" * 1000,
     "an endless map": b"\xdf\xff\xff\xff\xff" + b"\xa0\xc0" * 1000,
 }
 
@@ -315,3 +316,20 @@ def test_bytes_per_drafted_token_under_the_coupled_rule(accepted: int) -> None:
     up = websocket_bytes(encode(Draft(2**20, 100_000, drafted)), masked=True)
     down = websocket_bytes(encode(Verdict(2**20, 100_000, accepted, [VOCAB - 1], 8)), masked=False)
     assert (up + down) / len(drafted) <= 16
+
+
+def test_bytes_per_drafted_token_where_the_server_does_not_wait() -> None:
+    """It spells out what it accepts."""
+    drafted = [VOCAB - 1 - i for i in range(8)]
+    up = websocket_bytes(encode(Draft(1000, 100_000, drafted, computed_us=100_000, offset=8)), masked=True)
+    verdict = Verdict(1000, 100_000, 0, [*drafted, VOCAB - 1], 16, price_percent=100, overtaken=8)
+    assert (up + websocket_bytes(encode(verdict), masked=False)) / len(drafted) <= 16
+
+
+@given(agent_messages)
+def test_defaults_at_the_end_are_left_out(message: AgentMessage) -> None:
+    whole, sent = msgspec.to_builtins(message, builtin_types=(bytes,)), msgspec.msgpack.decode(encode(message))
+    defaults = list(message.__struct_defaults__)
+    left_out = len(whole) - len(sent)
+    assert [*sent, *defaults[len(defaults) - left_out :]] == whole
+    assert left_out == len(defaults) or sent[-1] != defaults[-1 - left_out]

@@ -152,7 +152,7 @@ async def test_a_claim_about_q_that_cannot_be_true_counts_as_no_draft(settings: 
         linked(address) as peer,
     ):
         opened = await peer.open(0, PROMPT)
-        await peer.send(Draft(0, opened.base, [5], b"\x01nonsense"))
+        await peer.send(Draft(0, opened.base, [5], q=b"\x01nonsense"))
         failure, tokens = await refused(peer)
         assert failure.code == "invalid_q"
         tokens += (await peer.expect(Verdict)).tokens

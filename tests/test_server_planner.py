@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from goodspeed.estimation import PRIOR_ALPHA, Goodput, HitOrMiss
 from goodspeed.leads import PROBE_EVERY_S, PROBE_GIVE_UP_S, PROBE_TOKENS
-from goodspeed.messages import Draft
+from goodspeed.messages import Draft, DraftEnd
 from goodspeed.sampling import SamplingParams
 from goodspeed.scheduling import PlainDecoding
 from goodspeed.stream import Commit, ServedStream
@@ -65,7 +65,7 @@ def parts(pace: Pace) -> tuple[float, float]:
 
 def guess(planner: Planner, live: LiveStream, draft: Draft, now: float) -> None:
     """Guesses come that nobody waited for."""
-    live.guesses.take(draft.base, draft.offset, draft.tokens, ended=draft.ended)
+    live.guesses.take(draft.base, draft.offset, draft.tokens, ended=draft.end is DraftEnd.NOTHING_TO_SAY)
     planner.guessed(live, draft, now)
 
 
@@ -98,7 +98,7 @@ def test_a_token_has_its_price_where_the_schedule_says_what_one_is_worth(
     assert live.budget == min(granted, max_draft)
     priced = worth_s if early_stop and granted else None
     pays = min(1.0, planner.meter.load.cost.token_s / priced) if priced else 0.0
-    assert live.price_permille == int(1000 * pays)
+    assert live.price_percent == int(100 * pays)
 
 
 @pytest.mark.parametrize("budget", [1, 3])
@@ -123,7 +123,7 @@ def test_who_is_too_slow_or_hardly_ever_right_is_asked_only_to_be_known(pace: Pa
         live.estimator = HitOrMiss(alpha, prior_weight=1000.0)
         planner.plan([live], 100, now=0.0)
         lead = PROBE_TOKENS if rule == "coupled" else 0
-        assert (live.budget, live.overtaken, live.lead, live.price_permille) == (0, 0, lead, 0)
+        assert (live.budget, live.overtaken, live.lead, live.price_percent) == (0, 0, lead, 0)
 
 
 def test_behind_the_barrier_a_lead_is_the_budget() -> None:
@@ -132,11 +132,11 @@ def test_behind_the_barrier_a_lead_is_the_budget() -> None:
     assert (live.budget, live.overtaken, live.lead) == (3, 0, 3)
 
 
-@pytest.mark.parametrize(("told", "misses"), [(300, 0), (0, 1)])
+@pytest.mark.parametrize(("told", "misses"), [(30, 0), (0, 1)])
 def test_behind_the_barrier_a_draft_that_the_price_ended_shows_no_miss(told: int, misses: int) -> None:
     planner, live = make_planner(Grants(), rounds="barrier"), stream()
-    live.budget, live.price_permille = 4, told
-    live.draft = Draft(0, 2, [5, 6], priced_out=True)
+    live.budget, live.price_percent = 4, told
+    live.draft = Draft(0, 2, [5, 6], end=DraftEnd.PRICED_OUT)
     estimator = HitOrMiss()
     estimator.observe(2 + misses, Judgement(2, 0))
     planner.committed(live, [5, 6], Judgement(2, 0), Commit(2, 2, (7,), None), now=1.0)
@@ -222,8 +222,8 @@ def test_those_that_never_come_are_given_up_for_a_while_and_teach_nothing() -> N
         (Draft(0, 2, [5, 6, 7, 8]), 4, 0),
         (Draft(0, 2, [5, 6, 1, 8]), 2, 1),
         (Draft(0, 2, [5, 6]), 2, 0),
-        (Draft(0, 2, [5, 6], ended=True), 2, 1),  # what it has no guess for, it misses
-        (Draft(0, 2, [], ended=True), 0, 1),
+        (Draft(0, 2, [5, 6], end=DraftEnd.NOTHING_TO_SAY), 2, 1),  # what it has no guess for, it misses
+        (Draft(0, 2, [], end=DraftEnd.NOTHING_TO_SAY), 0, 1),
         (Draft(0, 2, []), 0, 0),
         (Draft(0, 2, [1]), 0, 1),
     ],

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from goodspeed.leads import PROBE_TOKENS
+from goodspeed.messages import DraftEnd
 from goodspeed.verification import DraftDistribution, pack_q
 from goodspeed_server.settings import RoundsName
 from tests.serving import linked, serving, tiny_settings
@@ -178,12 +179,12 @@ async def test_a_piece_that_cannot_be_used_takes_nothing_from_those_before_it() 
         assert await stream.steps(2) == [3, 1]
 
 
-@pytest.mark.parametrize("ended", [False, True])
-async def test_pieces_may_not_add_up_to_more_than_its_drafter_drafts(ended: bool) -> None:
+@pytest.mark.parametrize("end", [DraftEnd.FAR_ENOUGH, DraftEnd.NOTHING_TO_SAY])
+async def test_pieces_may_not_add_up_to_more_than_its_drafter_drafts(end: DraftEnd) -> None:
     async with stepped() as stream:
         await stream.steps(2)
         await stream.guess(TEXT[:6], START)
-        await stream.send(TEXT[6:11], START, offset=6, ended=ended)
+        await stream.send(TEXT[6:11], START, offset=6, end=end)
         await stream.refused("draft_too_long")
         assert await stream.steps(2) == [4, 1]
         await stream.guess(TEXT[len(stream.text) :][:8])
@@ -192,7 +193,7 @@ async def test_pieces_may_not_add_up_to_more_than_its_drafter_drafts(ended: bool
 
 async def test_nothing_comes_behind_what_was_said_to_be_the_end() -> None:
     async with stepped() as stream:
-        await stream.guess(TEXT[:1], ended=True)
+        await stream.guess(TEXT[:1], end=DraftEnd.NOTHING_TO_SAY)
         for offset in (1, 2):
             await stream.guess(TEXT[1:2], offset=offset)
         assert await stream.steps(2) == [2, 1]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from goodspeed.messages import Draft, Failure, Open, Opened, Verdict
+from goodspeed.messages import Draft, DraftEnd, Failure, Open, Opened, Verdict
 from goodspeed.rounds import Barrier, Rolling
 from goodspeed.timing import EngineLoad, PassCost, PassSample
 from goodspeed_server.server import VerificationServer
@@ -38,7 +38,7 @@ async def guess_along(peer: Peer, guess: Sequence[int], streams: int = 1, *, lim
         done = len(texts[message.stream])
         if message.budget:
             drafted = list(guess[done : done + message.budget])
-            await peer.send(Draft(message.stream, START + done, drafted, b"", 10))
+            await peer.send(Draft(message.stream, START + done, drafted, 10))
     return texts
 
 
@@ -177,12 +177,12 @@ async def test_whoever_begins_anew_is_held_to_the_new_guesses_only() -> None:
 @pytest.mark.parametrize("said", [0, 1, 2])
 async def test_nothing_more_to_say_is_a_miss_where_the_next_token_would_be(said: int) -> None:
     alphas = {}
-    for ended in (False, True):
+    for end in (DraftEnd.FAR_ENOUGH, DraftEnd.NOTHING_TO_SAY):
         async with stepped() as stream:
-            await stream.guess(TEXT[:said], ended=ended)
+            await stream.guess(TEXT[:said], end=end)
             assert await stream.steps(2) == [1 + said, 1]
-            alphas[ended] = stream.live.estimator.alpha
-    assert alphas[True] < alphas[False]
+            alphas[end] = stream.live.estimator.alpha
+    assert alphas[DraftEnd.NOTHING_TO_SAY] < alphas[DraftEnd.FAR_ENOUGH]
 
 
 async def test_who_is_told_how_far_to_guess_is_told_of_what_will_be_overtaken_too() -> None:
@@ -225,7 +225,7 @@ async def test_the_price_is_the_chance_at_which_a_token_is_worth_its_time(
         at_a_price(stream.server, 0.001)
         for _ in range(3):
             verdict = await stream.step()
-            assert verdict.price_permille == pytest.approx(1000 * 0.001 / worth_s, abs=1.01)
+            assert verdict.price_percent == pytest.approx(100 * 0.001 / worth_s, abs=1.01)
             assert (verdict.budget, verdict.overtaken) == (1 + stream.live.budget, 1)
 
 
@@ -235,7 +235,7 @@ async def test_guesses_that_the_price_ended_show_no_miss() -> None:
         alphas = [stream.live.estimator.alpha]
         await stream.step()
         for _ in range(3):
-            await stream.guess(TEXT[len(stream.text) :][:2], priced_out=True)
+            await stream.guess(TEXT[len(stream.text) :][:2], end=DraftEnd.PRICED_OUT)
             await stream.step()
             alphas.append(stream.live.estimator.alpha)
         assert alphas == sorted(set(alphas))
@@ -244,15 +244,15 @@ async def test_guesses_that_the_price_ended_show_no_miss() -> None:
 @pytest.mark.parametrize(
     ("guesses", "why", "told"),
     [
-        (0, {"priced_out": True}, [(0, False)]),
-        (0, {"ended": True}, [(0, False)]),
-        (2, {"ended": True}, [(2, False)]),
+        (0, {"end": DraftEnd.PRICED_OUT}, [(0, False)]),
+        (0, {"end": DraftEnd.NOTHING_TO_SAY}, [(0, False)]),
+        (2, {"end": DraftEnd.NOTHING_TO_SAY}, [(2, False)]),
         (2, {}, [(2, True)]),
         (0, {}, []),
     ],
 )
 async def test_the_rounds_are_told_what_is_here_and_whether_more_comes(
-    guesses: int, why: dict[str, bool], told: list[tuple[int, bool]], monkeypatch: pytest.MonkeyPatch
+    guesses: int, why: dict[str, DraftEnd], told: list[tuple[int, bool]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So nobody waits for an agent that has said that it will say nothing."""
     heard: list[tuple[int, bool]] = []

@@ -90,7 +90,7 @@ class Link(RuleBasedStateMachine):
         assert (commit.base, commit.size) == (before, self.server.length - before)
         assert self.server.cached == self.server.length - 1
         assert self.server.prefilled
-        self.down.append(Verdict(1, commit.base, commit.accepted, list(commit.appended), 4, commit.finish))
+        self.down.append(Verdict(1, commit.base, commit.accepted, list(commit.appended), 4, finish=commit.finish))
 
     @precondition(lambda self: self.up)
     @rule(data=st.data(), again=st.booleans())
@@ -319,7 +319,7 @@ def test_a_repetition_brings_only_what_is_new() -> None:
     transcript = Transcript([1, 2, 3])
     assert transcript.apply(Verdict(1, 3, 2, [0], 0), [4, 4, 1]) == [4, 4, 0]
     assert transcript.apply(Verdict(1, 3, 2, [0], 0), []) == []
-    assert transcript.apply(Verdict(1, 4, 0, [4, 0, 2], 0, "length"), []) == [2]
+    assert transcript.apply(Verdict(1, 4, 0, [4, 0, 2], 0, finish="length"), []) == [2]
     assert transcript.generated == [4, 4, 0, 2]
     assert transcript.finish == "length"
 

@@ -336,7 +336,7 @@ def test_bytes_per_drafted_token_under_the_ratio_rule() -> None:
     assert len(q.tokens) == RATIO_TOP_K
     for size in (1, 4, 8):
         drafted = [int(q.tokens[0])] * size
-        frame = encode(Draft(2**20, 100_000, drafted, pack_q([q] * size)))
+        frame = encode(Draft(2**20, 100_000, drafted, q=pack_q([q] * size)))
         websocket_header = 4 + 4
         assert (len(frame) + websocket_header) / size <= 256
 

@@ -11,14 +11,14 @@ from functools import partial
 from typing import Any
 
 from goodspeed.errors import GoodSpeedError, Overloaded
-from goodspeed.messages import Close, Failure, Opened, Verdict
+from goodspeed.messages import Close, DraftEnd, Failure, Opened, Verdict
 from goodspeed_agent.ahead import Ahead
 from goodspeed_agent.backoff import Backoff, Patience
 from goodspeed_agent.desk import Desk
 from goodspeed_agent.drafters.interface import Guess
 from goodspeed_agent.generation import Generation
 from goodspeed_agent.link import Channel, Relinked, refusal
-from goodspeed_agent.lookahead import Lookahead, Stop, Wanted
+from goodspeed_agent.lookahead import Lookahead, Wanted
 
 __all__ = ["Drafted", "Drafting", "tokens_of"]
 
@@ -37,8 +37,7 @@ class Drafted:
     """What came of drafting."""
 
     guesses: list[Guess]
-    priced_out: bool
-    """Whether the price ended it."""
+    end: DraftEnd
     computed_s: float
 
 
@@ -165,18 +164,17 @@ class Drafting:
                 if self._computed_s < _PIECE_S:
                     continue
             # A server that has nothing of this stream may be waiting for it: it is told that nothing comes.
-            nothing_there = guess is Stop.PRICED_OUT and generation.sent_ahead == 0
-            if piece or nothing_there or guess is Stop.NOTHING_TO_SAY:
-                message = generation.piece(
-                    piece, self._computed_s, priced_out=guess is Stop.PRICED_OUT, ended=guess is Stop.NOTHING_TO_SAY
-                )
+            nothing_there = guess is DraftEnd.PRICED_OUT and generation.sent_ahead == 0
+            if piece or nothing_there or guess is DraftEnd.NOTHING_TO_SAY:
+                end = DraftEnd.FAR_ENOUGH if isinstance(guess, Guess) else guess
+                message = generation.piece(piece, self._computed_s, end)
                 # It counts as sent from here on, so a verdict that comes meanwhile must not stop it.
                 await asyncio.shield(channel.send(message))
             piece, self._computed_s = [], 0.0
-            if isinstance(guess, Stop):
+            if isinstance(guess, DraftEnd):
                 return
 
-    async def _further(self, sent: int, wanted: Wanted) -> Guess | Stop:
+    async def _further(self, sent: int, wanted: Wanted) -> Guess | DraftEnd:
         began_s = time.perf_counter()
         try:
             return await self._desk.in_between(partial(self._lookahead.further, sent, wanted))
@@ -185,8 +183,8 @@ class Drafting:
 
     def _timed(self, tokens: list[int], budget: int, price: float) -> Drafted:
         began_s = time.perf_counter()
-        guesses, priced_out = self._lookahead.draft(tokens, budget, price)
-        return Drafted(guesses, priced_out, time.perf_counter() - began_s)
+        guesses, end = self._lookahead.draft(tokens, budget, price)
+        return Drafted(guesses, end, time.perf_counter() - began_s)
 
 
 def _cancel(task: asyncio.Task[None] | None) -> None:
@@ -251,14 +249,14 @@ async def tokens_of(
                     new = generation.commit(asking)
                     if new:
                         yield new
-            budget, price = asking.budget, asking.price_permille / 1000
+            budget, price = asking.budget, asking.price_percent / 100
             if not waits():
                 if generation.transcript.finish is None:
                     drafting.along(generation, channel, Wanted(budget, price, asking.overtaken))
             elif generation.draft_due(budget):
                 committed = list(generation.transcript.tokens)
                 drafted = await drafting.upon(committed, budget, price)
-                await channel.send(generation.draft(drafted.guesses, drafted.computed_s, priced_out=drafted.priced_out))
+                await channel.send(generation.draft(drafted.guesses, drafted.computed_s, drafted.end))
                 drafting.sent(budget, generation.room - len(drafted.guesses))
     finally:
         queued.cancel()

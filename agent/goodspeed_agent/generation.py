@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from goodspeed.errors import InvalidRequest
-from goodspeed.messages import MAX_DRAFT_TOKENS, Draft, Open, Verdict
+from goodspeed.messages import MAX_DRAFT_TOKENS, Draft, DraftEnd, Open, Verdict
 from goodspeed.sampling import SamplingParams
 from goodspeed.stream import Transcript
 from goodspeed_agent.drafters.interface import Guess
@@ -70,9 +70,9 @@ class Generation:
             self.request.ignore_eos,
         )
 
-    def draft(self, guesses: Sequence[Guess], computed_s: float = 0.0, *, priced_out: bool = False) -> Draft:
+    def draft(self, guesses: Sequence[Guess], computed_s: float = 0.0, end: DraftEnd = DraftEnd.FAR_ENOUGH) -> Draft:
         """The message that sends a draft upon the committed length; see `messages.Draft`."""
-        message = self._message(self.transcript.length, guesses, computed_s, priced_out)
+        message = self._message(self.transcript.length, guesses, computed_s, end)
         self._drafted, self._drafted_upon = message.tokens, message.base
         self.speculation.num_draft_tokens += len(message.tokens)
         return message
@@ -86,28 +86,18 @@ class Generation:
         """What was guessed before is wrong, or there is none: the next piece builds on the committed length."""
         self._drafted, self._drafted_upon = [], self.transcript.length
 
-    def piece(
-        self, guesses: Sequence[Guess], computed_s: float, *, priced_out: bool = False, ended: bool = False
-    ) -> Draft:
+    def piece(self, guesses: Sequence[Guess], computed_s: float, end: DraftEnd = DraftEnd.FAR_ENOUGH) -> Draft:
         """The message that sends what was guessed behind all that was sent before."""
         offset = len(self._drafted)
-        message = self._message(self._drafted_upon, guesses, computed_s, priced_out, offset, ended)
+        message = self._message(self._drafted_upon, guesses, computed_s, end, offset)
         self._drafted += message.tokens
         self.speculation.num_draft_tokens += len(message.tokens)
         return message
 
-    def _message(
-        self,
-        base: int,
-        guesses: Sequence[Guess],
-        computed_s: float,
-        priced_out: bool,
-        offset: int = 0,
-        ended: bool = False,
-    ) -> Draft:
+    def _message(self, base: int, guesses: Sequence[Guess], computed_s: float, end: DraftEnd, offset: int = 0) -> Draft:
         tokens, q = [guess.token for guess in guesses], b"".join(guess.q for guess in guesses)
         computed_us = min(int(computed_s * 1e6), 2**31 - 1)
-        return Draft(self.stream, base, tokens, q, computed_us, priced_out, offset, ended)
+        return Draft(self.stream, base, tokens, computed_us, offset, end, q)
 
     @property
     def room(self) -> int:

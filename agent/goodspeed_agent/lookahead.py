@@ -12,16 +12,16 @@ the coupled rule is whatever is sent.
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+from goodspeed.messages import DraftEnd
 from goodspeed.verification import Rule
 from goodspeed_agent.ahead import Ahead
 from goodspeed_agent.drafters.interface import DraftSession, Guess
 
-__all__ = ["Calibration", "Lookahead", "Stop", "Wanted"]
+__all__ = ["Calibration", "Lookahead", "Wanted"]
 
 _BINS = 10
 
@@ -53,14 +53,6 @@ class Calibration:
 
 def _bin(confidence: float) -> int:
     return min(int(confidence * _BINS), _BINS - 1)
-
-
-class Stop(enum.Enum):
-    """Why there is nothing more to send for now."""
-
-    FAR_ENOUGH = enum.auto()
-    NOTHING_TO_SAY = enum.auto()
-    PRICED_OUT = enum.auto()
 
 
 class Wanted(NamedTuple):
@@ -108,7 +100,7 @@ class Lookahead:
         """How many tokens are guessed beyond the last draft, or beyond what the server asked for."""
         return max(0, len(self._guesses) - max(self._sent, self._asked))
 
-    def draft(self, tokens: Sequence[int], budget: int, price: float = 0.0) -> tuple[list[Guess], bool]:
+    def draft(self, tokens: Sequence[int], budget: int, price: float = 0.0) -> tuple[list[Guess], DraftEnd]:
         """Guess what follows the transcript.
 
         Args:
@@ -118,7 +110,7 @@ class Lookahead:
                 Under the ratio rule the first token is sent at any price: its fate is all there is to learn from.
 
         Returns:
-            The draft, and whether it was the price that ended it.
+            The draft, and what ended it.
         """
         self._follow(tokens)
         kept = len(self._guesses)
@@ -126,16 +118,16 @@ class Lookahead:
         while self._sent < budget:
             if self._sent == len(self._guesses) and not self.extend():
                 if self._sent > kept or not kept:
-                    break
+                    return self._guesses[: self._sent], DraftEnd.NOTHING_TO_SAY
                 # What was kept came of a search from further back; from here there may be more to say.
                 kept = 0
                 self._begin(tokens)
                 continue
             chance *= self._calibration.chance(self._guesses[self._sent].confidence)
             if chance < price and (self._coupled or self._sent):
-                return self._guesses[: self._sent], True
+                return self._guesses[: self._sent], DraftEnd.PRICED_OUT
             self._sent += 1
-        return self._guesses[: self._sent], False
+        return self._guesses[: self._sent], DraftEnd.FAR_ENOUGH
 
     def follow(self, tokens: Sequence[int], lead: int) -> int:
         """Where the server does not wait: hold the guesses against the transcript, and keep those that still stand.
@@ -151,7 +143,7 @@ class Lookahead:
         self._asked = lead
         return self._begun
 
-    def further(self, sent: int, wanted: Wanted) -> Guess | Stop:
+    def further(self, sent: int, wanted: Wanted) -> Guess | DraftEnd:
         """Where the server does not wait: the next guess to send, or why there is none.
 
         Args:
@@ -159,14 +151,14 @@ class Lookahead:
             wanted: by the server.
         """
         if sent >= wanted.lead:
-            return Stop.FAR_ENOUGH
+            return DraftEnd.FAR_ENOUGH
         if sent == len(self._guesses) and not self.extend():
-            return Stop.NOTHING_TO_SAY
+            return DraftEnd.NOTHING_TO_SAY
         guess = self._guesses[sent]
         verified = self._guesses[wanted.overtaken : sent + 1]
         chance = math.prod(self._calibration.chance(guess.confidence) for guess in verified)
         if chance < wanted.price and (self._coupled or len(verified) > 1):
-            return Stop.PRICED_OUT
+            return DraftEnd.PRICED_OUT
         return guess
 
     def extend(self) -> bool:

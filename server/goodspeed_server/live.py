@@ -67,8 +67,8 @@ class LiveStream:
     """How many of those the server will probably overtake."""
     worth_s: float = 0.0
     """`Plan.worth_s`."""
-    price_permille: int = 0
-    """From which chance on a drafted token is worth its price, in thousandths, as its agent is told."""
+    price_percent: int = 0
+    """From which chance on a drafted token is worth its price, in hundredths, as its agent is told."""
     guesses: Guesses = field(default_factory=Guesses)
     """Where the server does not wait."""
     probing: Probing = field(default_factory=Probing)

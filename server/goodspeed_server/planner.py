@@ -8,7 +8,7 @@ import numpy as np
 
 from goodspeed.estimation import HitOrMiss, RatioMean, smooth_goodput
 from goodspeed.leads import PROBE_TOKENS, overtaken
-from goodspeed.messages import Draft
+from goodspeed.messages import Draft, DraftEnd
 from goodspeed.rounds import Prospect
 from goodspeed.scheduling import Demand, PlainDecoding, Scheduler, Timing, checked_plan, needs_no_capacity
 from goodspeed.stream import Commit
@@ -62,9 +62,9 @@ class Planner:
         worth_s = [0.0] * len(streams) if plan.worth_s is None else plan.worth_s.tolist()
         for live, budget, worth in zip(streams, plan.budgets.tolist(), worth_s, strict=True):
             live.budget = live.lead = budget
-            live.worth_s, live.price_permille, live.overtaken = worth, 0, 0
+            live.worth_s, live.price_percent, live.overtaken = worth, 0, 0
             if self._settings.early_stop and budget and worth > 0:
-                live.price_permille = int(1000 * min(1.0, self.meter.load.cost.token_s / worth))
+                live.price_percent = int(100 * min(1.0, self.meter.load.cost.token_s / worth))
             if not self._waits:
                 self._look_ahead(live, now)
 
@@ -73,7 +73,7 @@ class Planner:
         chance, limit, was = self._chance(live), live.stream.draft_limit, live.lead
         behind = overtaken(live.pace, self.meter.load.pass_s, chance) if live.budget else None
         if behind is None:
-            live.budget = live.price_permille = 0
+            live.budget = live.price_percent = 0
             live.lead = min(PROBE_TOKENS, limit) if self._probes and limit and live.probing.wanted(now) else 0
         else:
             live.overtaken, live.lead = behind, min(behind + live.budget, limit)
@@ -109,7 +109,7 @@ class Planner:
         if self._waits:
             # A draft that is overdue says something of its agent's speed, and nothing of its guesses.
             if live.draft is not None or live.budget == 0:
-                priced_out = live.draft is not None and live.draft.priced_out and live.price_permille > 0
+                priced_out = live.draft is not None and live.draft.end is DraftEnd.PRICED_OUT and live.price_percent > 0
                 live.estimator.observe(len(drafted) if priced_out else live.budget, judgement)
         else:
             if not self._coupled and (drafted or not live.budget):

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from goodspeed.errors import InvalidRequest
 from goodspeed.estimation import Goodput
-from goodspeed.messages import Draft, Failure, Open, Opened, Verdict
+from goodspeed.messages import Draft, DraftEnd, Failure, Open, Opened, Verdict
 from goodspeed.rounds import Barrier, Rolling, Rounds
 from goodspeed.stream import Commit, ServedStream, check_draft
 from goodspeed.timing import PassSample
@@ -152,7 +152,7 @@ class RoundLoop:
         if not self.waits:
             self._take_guesses(live, message, len(missing))
         elif missing:
-            outbox.post(Verdict(message.stream, message.base, 0, missing, live.lead, None, live.price_permille))
+            outbox.post(Verdict(message.stream, message.base, 0, missing, live.lead, live.price_percent))
         elif live.draft is None:
             self._take_draft(live, message)
 
@@ -170,9 +170,9 @@ class RoundLoop:
         if not guesses.continues(message.base, message.offset):
             return
         draft, q = self._usable(live, message, max(0, live.stream.max_draft + behind - message.offset))
-        guesses.take(draft.base, draft.offset, draft.tokens, q, ended=draft.ended)
+        guesses.take(draft.base, draft.offset, draft.tokens, q, ended=draft.end is DraftEnd.NOTHING_TO_SAY)
         self.planner.guessed(live, draft, now)
-        here, more = len(live.to_verify()[0]), not (draft.ended or draft.priced_out)
+        here, more = len(live.to_verify()[0]), draft.end is DraftEnd.FAR_ENOUGH
         if (here or not more) and self._rounds.arrive(live, now, here, more=more):
             self._changed.set()
 
@@ -312,16 +312,16 @@ class RoundLoop:
         except InvalidRequest as error:
             live.account.bad_drafts += 1
             live.outbox.post(Failure(error.code, str(error), message.stream))
-            return Draft(message.stream, message.base, [], offset=message.offset, ended=True), []
+            return Draft(message.stream, message.base, [], offset=message.offset, end=DraftEnd.NOTHING_TO_SAY), []
 
     def _tell(self, live: LiveStream, commit: Commit) -> None:
         finish = commit.finish
         # Where the server does not wait, an agent may have begun anew by now: it is told every token.
         accepted = commit.accepted if self.waits else 0
         appended = live.stream.tokens[commit.base + accepted :]
-        lead, price, overtaken = (0, 0, 0) if finish else (live.lead, live.price_permille, live.overtaken)
+        lead, price, overtaken = (0, 0, 0) if finish else (live.lead, live.price_percent, live.overtaken)
         live.told.append((live.stream.length, self._clock()))
-        live.outbox.post(Verdict(live.number, commit.base, accepted, appended, lead, finish, price, overtaken))
+        live.outbox.post(Verdict(live.number, commit.base, accepted, appended, lead, price, overtaken, finish))
 
     def _admit(self, key: StreamKey, account: AgentAccount, stream: ServedStream) -> None:
         outbox, number = key
@@ -344,7 +344,7 @@ class RoundLoop:
         self.planner.plan([live], share, now)
         live.began_at = now
         live.told.append((stream.length, now))
-        outbox.post(Opened(number, stream.length, live.lead, live.price_permille, live.overtaken))
+        outbox.post(Opened(number, stream.length, live.lead, live.price_percent, live.overtaken))
         if stream.prefilled:
             self._join(live)
         else:
