@@ -2,23 +2,24 @@
 
 The real engine, verifier, scheduler and bundled models, T = 0, every stream in every pass, no network: what is measured
 is what a second of the server's busy time is worth. Drafts from the edge cost the server nothing; co-located ones are
-made by the same engine code in one batch, and their time counts. Co-located lengths are swept, and the best is shown.
-Prompts are cached before the measuring begins. `python -m bench.capacity [--json FILE]`
+made by the same engine code in one batch, and their time counts; their lengths are swept. Prompts are cached before the
+measuring begins. Policies take turns; a ratio is of one turn's two runs, the median over the turns.
+`python -m bench.capacity [--json FILE]`
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-import statistics
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypedDict
 
 import numpy as np
 import torch
 import typer
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from bench.workloads import load_prompts
@@ -34,12 +35,14 @@ from goodspeed_server.verifier import Pass, Turn, Verifier
 
 __all__ = ["main"]
 
+Floats = NDArray[np.float64]
+
 RATE = 10.0
 """Tokens a second that every stream is to get."""
 MAX_LENGTH = 256
 MAX_DRAFT = 8
 PLAIN, OURS = "plain decoding", "ours"
-CO_LOCATED = (1, 2, 3, 4)
+CO_LOCATED = (1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Stream:
 
     row: int
     tokens: list[int]
-    drafter_has: int = 0
+    drafter_has: int
     """How many of the tokens stand in the draft's slab."""
     estimator: HitOrMiss = field(default_factory=HitOrMiss)
     goodput: Goodput = field(default_factory=lambda: Goodput(0.0, RATE))
@@ -66,26 +69,27 @@ class Stream:
 
 
 class Bench:
-    """Both models and their slabs, for a number of streams."""
+    """Both models and their slabs, with the prompts in them, a stream each."""
 
-    def __init__(self, streams: int) -> None:
+    def __init__(self, prompts: Sequence[Sequence[int]]) -> None:
         self._target, self._draft = (
             Engine(
                 load_model(name, device="cpu", dtype="float32"),
-                rows=streams, max_length=MAX_LENGTH, layout="packed", device="cpu", dtype=torch.float32,
+                rows=len(prompts), max_length=MAX_LENGTH, layout="packed", device="cpu", dtype=torch.float32,
             )
             for name in (DEFAULT_TARGET, DEFAULT_DRAFT)
         )  # fmt: skip
         self._verifier = Verifier(self._target, "coupled")
         self._measured = measure_passes(self._target)
         self._clock = self._target.busy_clock
-        self._rows = [self._target.allocate() for _ in range(streams)]
+        self._prompts = {self._target.allocate(): prompt for prompt in prompts}
+        cached = [Segment(row, 0, prompt[:-1], 0) for row, prompt in self._prompts.items()]
+        self._target.forward(cached)
+        self._draft.forward(cached)
 
-    def tokens_per_busy_s(self, policy: Policy, prompts: Sequence[Sequence[int]], passes: int) -> float:
+    def tokens_per_busy_s(self, policy: Policy, passes: int) -> float:
         """Serve all prompts at once for some passes; the first quarter of them does not count."""
-        streams = [Stream(row, list(prompt)) for row, prompt in zip(self._rows, prompts, strict=True)]
-        for stream in streams:
-            self._target.forward([Segment(stream.row, 0, stream.tokens[:-1], 0)])
+        streams = [Stream(row, list(prompt), len(prompt) - 1) for row, prompt in self._prompts.items()]
         meter, calibration = EngineMeter(PassCost(self._measured)), Calibration()
         budgets, chances = [0] * len(streams), [0.0] * len(streams)
         busy_s, counted_s, committed = 0.0, 0.0, 0
@@ -171,28 +175,32 @@ class Bench:
 
 def main(
     streams: Annotated[list[int] | None, typer.Option(help="Loads; may be repeated.")] = None,
-    passes: Annotated[int, typer.Option(help="Passes of each policy at each load.")] = 32,
+    passes: Annotated[int, typer.Option(help="Passes of each policy at each load.")] = 20,
     turns: Annotated[int, typer.Option(help="How often each policy runs at each load.")] = 3,
+    threads: Annotated[int, typer.Option(help="CPU threads of the target.")] = 1,
     as_json: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:
     """Print tokens per second of busy time, by load and policy, and the load at which everybody still gets 10."""
-    torch.set_num_threads(1)
-    loads = streams or [32, 64, 128, 256, 384]
-    rates: dict[str, list[float]] = defaultdict(list)
-    for load in loads:
-        bench, prompts = Bench(load), _prompts(load)
-        runs: dict[str, list[float]] = defaultdict(list)
-        for _ in range(turns):
-            for policy in _policies():
-                runs[policy.name].append(bench.tokens_per_busy_s(policy, prompts, passes))
-        for name, measured in runs.items():
-            rates[name].append(statistics.median(measured))
+    torch.set_num_threads(threads)
+    loads = streams or [32, 64, 128, 192, 256, 320]
+    rates = {policy.name: np.zeros((turns, len(loads))) for policy in _policies()}
+    for column, load in enumerate(loads):
+        bench = Bench(_prompts(load))
+        for turn, policy in itertools.product(range(turns), _policies()):
+            rates[policy.name][turn, column] = bench.tokens_per_busy_s(policy, passes)
         del bench
-    capacity = {name: _capacity(loads, measured) for name, measured in rates.items()}
-    _report(loads, rates, capacity)
+    policies = {name: _figures(loads, measured, rates[PLAIN]) for name, measured in rates.items()}
+    _report(loads, policies)
     if as_json:
-        figures = {"target": DEFAULT_TARGET, "draft": DEFAULT_DRAFT, "rate": RATE, "streams": loads, "passes": passes}
-        as_json.write_text(json.dumps(figures | {"tokens_per_busy_s": rates, "capacity": capacity}, indent=2))
+        figures = {
+            "target": DEFAULT_TARGET,
+            "draft": DEFAULT_DRAFT,
+            "rate": RATE,
+            "passes": passes,
+            "turns": turns,
+            "threads": threads,
+        }
+        as_json.write_text(json.dumps(figures | {"streams": loads, "policies": policies}, indent=1) + "\n")
 
 
 def _policies() -> list[Policy]:
@@ -211,29 +219,49 @@ def _cut(ids: list[int], by: int) -> list[int]:
     return ids[: max(4, len(ids) - by)]
 
 
-def _capacity(loads: Sequence[int], rates: Sequence[float]) -> float | None:
-    """The load at which a stream's share of a busy second is `RATE` tokens, interpolated; None if beyond the loads."""
-    shares = np.array(rates) / np.array(loads)
+class Figures(TypedDict):
+    """Of one policy; the lists are by load."""
+
+    tokens_per_busy_s: list[float]
+    x_plain: list[float]
+    carried: float | None
+    """Streams at `RATE` tokens a second each; None if beyond the loads that were measured."""
+    carried_x_plain: float | None
+
+
+def _figures(loads: Sequence[int], rates: Floats, plain: Floats) -> Figures:
+    """Medians over the turns; rates are [turns, loads]."""
+    carried, carried_plain = (_carried(loads, np.median(measured, axis=0)) for measured in (rates, plain))
+    return Figures(
+        tokens_per_busy_s=np.median(rates, axis=0).tolist(),
+        x_plain=np.median(rates / plain, axis=0).tolist(),
+        carried=carried,
+        carried_x_plain=carried / carried_plain if carried and carried_plain else None,
+    )
+
+
+def _carried(loads: Sequence[int], rates: Floats) -> float | None:
+    """The load at which a stream's share of a busy second is `RATE` tokens, interpolated."""
+    shares = rates / np.array(loads)
     if shares[-1] > RATE or shares[0] < RATE:
         return None
     return float(np.interp(-RATE, -shares, loads))
 
 
-def _report(loads: Sequence[int], rates: dict[str, list[float]], capacity: dict[str, float | None]) -> None:
-    print(f"{DEFAULT_TARGET} with {DEFAULT_DRAFT}, T = 0, tokens per second of busy time, by streams")
-    print(f"{'policy':<22}" + "".join(f"{load:>8}" for load in loads) + f"{'streams at 10 tok/s':>22}{'x plain':>9}")
-    plain = capacity[PLAIN]
-    for name, measured in rates.items():
-        carried = capacity[name]
-        share = f"{carried / plain:>9.2f}" if carried and plain else f"{'-':>9}"
+def _report(loads: Sequence[int], policies: dict[str, Figures]) -> None:
+    print(
+        f"{DEFAULT_TARGET} with {DEFAULT_DRAFT}, T = 0: tokens per second of busy time by streams, and x plain decoding"
+    )
+    print(f"{'policy':<20}" + "".join(f"{load:>12}" for load in loads) + f"{'streams at 10 tok/s':>22}{'x plain':>9}")
+    for name, figures in policies.items():
+        rates = zip(figures["tokens_per_busy_s"], figures["x_plain"], strict=True)
+        carried, ratio = figures["carried"], figures["carried_x_plain"]
         print(
-            f"{name:<22}"
-            + "".join(f"{rate:>8.0f}" for rate in measured)
+            f"{name:<20}"
+            + "".join(f"{rate:>6.0f} {x_plain:>5.2f}" for rate, x_plain in rates)
             + (f"{carried:>22.0f}" if carried else f"{'beyond these loads':>22}")
-            + share
+            + (f"{ratio:>9.2f}" if ratio else f"{'-':>9}")
         )
-    ratios = [ours / best for ours, best in zip(rates[OURS], rates[PLAIN], strict=True)]
-    print("ours, x plain:        " + "".join(f"{ratio:>8.2f}" for ratio in ratios))
 
 
 if __name__ == "__main__":
