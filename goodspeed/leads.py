@@ -6,8 +6,9 @@ so far away that so many guesses in a row are hardly ever right, need not guess 
 
 Nothing is learnt of an agent that does not guess. But the text is fixed by the noise both sides share, so a guess that
 comes late can be held against what was committed meanwhile, and says just as much. So such agents are asked for a few
-guesses every now and then, and nobody waits. (Under the ratio rule this cannot be done: the target's distributions at
-those positions are gone.)
+guesses every now and then, and nobody waits. Under the ratio rule the target's distributions at those positions are
+gone, and a late guess does not say how likely it was to be accepted; but whether it is the very token that was
+committed is what decides about those behind it.
 """
 
 from __future__ import annotations

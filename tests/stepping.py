@@ -75,11 +75,11 @@ class Stepped:
     def base(self) -> int:
         return len(PROMPT) + len(self.text)
 
-    def close(self, now: float) -> list[LiveStream]:
+    def close(self, now: float, *, prompts: bool) -> list[LiveStream]:
         """In place of the rounds' own."""
         if not self._allowed:
             return []
-        batch = self._close(now)
+        batch = self._close(now, prompts=prompts)
         self._allowed -= bool(batch)
         return batch
 

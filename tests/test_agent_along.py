@@ -163,29 +163,36 @@ async def test_a_refused_piece_is_followed_by_one_that_begins_anew(tmp_path: Pat
 
 @given(st.data())
 def test_every_piece_continues_what_the_server_holds_or_begins_anew(data: st.DataObject) -> None:
-    """Replayed with the commits as the agent heard them, and any guess interrupted between its drawing and sending."""
+    """Replayed with the commits as the agent heard of them, sooner or later, and a link that may lose what is held."""
     truth = [*PROMPT, *expected(60)]
     generation, held = Generation(1, replace(REQUEST, max_new_tokens=60)), Guesses()
     drafter = Guesser(data.draw(st.sampled_from([2, 5, 1000])), data.draw(st.sampled_from([3, 64])))
     looking = Lookahead(drafter, "coupled", Calibration(), Ahead())
     generation.opening()
-    known = -1
+    known: int | None = None
+    heard = generation.transcript.tokens[:]
     while generation.room > 6:
-        begun = looking.follow(generation.transcript.tokens, 4)
-        interrupted = data.draw(st.booleans())
-        if not interrupted:
-            if begun != known or generation.sent_ahead < 0:
-                generation.begin_guessing()
-                known = begun
+        if data.draw(st.integers(0, 9)) == 0:
+            known = None
+            held.drop()
+        if data.draw(st.booleans()):
+            heard = generation.transcript.tokens[:]
+            chain = looking.follow(heard, 4, anew=known is None)
+            if chain != known:
+                generation.begin_guessing(len(heard))
+                known = chain
+        if known is not None:
             piece: list[Guess] = []
-            while isinstance(guess := looking.further(generation.sent_ahead + len(piece), Wanted(5)), Guess):
+            while isinstance(guess := looking.further(Wanted(5)), Guess):
                 piece.append(guess)
                 if data.draw(st.booleans()):
                     break
-            if data.draw(st.booleans()):
-                message = generation.piece(piece, 0.0, guess if isinstance(guess, DraftEnd) else DraftEnd.FAR_ENOUGH)
-                assert held.continues(message.base, message.offset)
+            message = generation.piece(piece, 0.0, guess if isinstance(guess, DraftEnd) else DraftEnd.FAR_ENOUGH)
+            if held.continues(message.base, message.offset):
                 held.take(message.base, message.offset, message.tokens, ended=message.end is DraftEnd.NOTHING_TO_SAY)
+            else:
+                assert len(heard) < generation.transcript.length, "only who has not heard of a commit says stale things"
+            held.follow(generation.transcript.tokens)
         length = generation.transcript.length
         size = data.draw(st.integers(1, 3))
         generation.commit(Verdict(1, length, 0, truth[length : length + size], 4))
@@ -197,12 +204,12 @@ def test_what_was_guessed_beyond_the_lead_is_heard_of() -> None:
     policy = Ahead()
     looking = Lookahead(Guesser(1000), "coupled", Calibration(), policy)
     looking.follow([1], 2)
-    for number in range(2):
-        looking.further(number, Wanted(2))
+    for _ in range(2):
+        looking.further(Wanted(2))
     looking.follow([1, 2], 2)
     assert policy.hit_rate == 0.5, "nothing had been guessed beyond the lead"
-    for number in range(1, 5):
-        looking.further(number, Wanted(5))
+    for _ in range(4):
+        looking.further(Wanted(5))
     looking.follow([1, 2, 3], 2)
     assert (before := policy.hit_rate) > 0.5
     looking.follow([1, 2, 3, 9], 2)

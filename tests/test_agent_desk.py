@@ -28,7 +28,7 @@ async def test_work_in_between_waits_for_what_is_urgent(desk: Desk) -> None:
 
     first = asyncio.create_task(desk.at_once(lambda: urgent("first")))
     await asyncio.sleep(0)
-    between = [asyncio.create_task(desk.in_between(lambda: order.append("between"))) for _ in range(3)]
+    between = [asyncio.create_task(desk.in_between(lambda: lambda: order.append("between"))) for _ in range(3)]
     await asyncio.sleep(0)
     second = asyncio.create_task(desk.at_once(lambda: urgent("second")))
     await asyncio.sleep(0)
@@ -47,7 +47,7 @@ async def test_an_urgent_draft_waits_for_one_piece_in_between_at_most(desk: Desk
         gate.wait(30)
         order.append("piece")
 
-    between = [asyncio.create_task(desk.in_between(piece)) for _ in range(4)]
+    between = [asyncio.create_task(desk.in_between(lambda: piece)) for _ in range(4)]
     await begun.wait()
     urgent = asyncio.create_task(desk.at_once(lambda: order.append("urgent")))
     await asyncio.sleep(0)
@@ -65,7 +65,7 @@ async def test_a_cancelled_caller_hears_of_the_failure_of_what_had_begun(desk: D
         gate.wait(30)
         raise RuntimeError("broke")
 
-    task = asyncio.create_task(desk.in_between(fail))
+    task = asyncio.create_task(desk.in_between(lambda: fail))
     await begun.wait()
     for _ in range(3):
         task.cancel()
@@ -78,7 +78,7 @@ async def test_a_cancelled_caller_hears_of_the_failure_of_what_had_begun(desk: D
 
 async def test_results_and_failures_come_back(desk: Desk) -> None:
     assert await desk.at_once(lambda: 3) == 3
-    assert await desk.in_between(lambda: 4) == 4
+    assert await desk.in_between(lambda: lambda: 4) == 4
     with pytest.raises(ZeroDivisionError):
         await desk.at_once(lambda: 1 // 0)
-    assert await desk.in_between(lambda: 5) == 5, "a failure blocks nobody"
+    assert await desk.in_between(lambda: lambda: 5) == 5, "a failure blocks nobody"

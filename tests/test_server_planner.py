@@ -120,10 +120,9 @@ def test_a_lead_is_what_will_be_overtaken_and_the_budget(turnaround: float, draf
 def test_who_is_too_slow_or_hardly_ever_right_is_asked_only_to_be_known(pace: Pace, alpha: float) -> None:
     for rule in get_args(Rule):
         live, planner = stream(pace=pace), make_planner(Grants(3, worth_s=1.0), rule)
-        live.estimator = HitOrMiss(alpha, prior_weight=1000.0)
+        live.estimator = live.matching = HitOrMiss(alpha, prior_weight=1000.0)
         planner.plan([live], 100, now=0.0)
-        lead = PROBE_TOKENS if rule == "coupled" else 0
-        assert (live.budget, live.overtaken, live.lead, live.price_percent) == (0, 0, lead, 0)
+        assert (live.budget, live.overtaken, live.lead, live.price_percent) == (0, 0, PROBE_TOKENS, 0)
 
 
 def test_behind_the_barrier_a_lead_is_the_budget() -> None:
@@ -169,7 +168,7 @@ def test_an_estimate_starts_from_the_agents_earlier_ones(rule: Rule) -> None:
         ("coupled", "rolling", 2, 2),
         ("coupled", "rolling", 0, 0),  # it has no drafter
         ("coupled", "barrier", 8, 0),
-        ("ratio", "rolling", 8, 0),  # the target's distributions will be gone
+        ("ratio", "rolling", 8, PROBE_TOKENS),  # they say what outlives being overtaken
     ],
 )
 def test_who_is_asked_for_guesses_that_are_not_verified(rule: Rule, rounds: str, max_draft: int, asked: int) -> None:

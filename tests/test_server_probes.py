@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from goodspeed.leads import PROBE_TOKENS
 from goodspeed.messages import DraftEnd
-from goodspeed.verification import DraftDistribution, pack_q
+from goodspeed.verification import DraftDistribution, Rule, pack_q
 from goodspeed_server.settings import RoundsName
 from tests.serving import linked, serving, tiny_settings
 from tests.stepping import TEXT, WRONG, Grants, Stepped, stepped
@@ -100,9 +100,9 @@ async def test_who_has_no_drafter_is_asked_for_none() -> None:
             await stream.step()
 
 
-@pytest.mark.parametrize("rounds", ["barrier", "rolling"])
-async def test_the_ratio_rule_and_the_barrier_ask_for_none(rounds: RoundsName) -> None:
-    rule = "ratio" if rounds == "rolling" else "coupled"
+@pytest.mark.parametrize("rounds", get_args(RoundsName))
+@pytest.mark.parametrize("rule", get_args(Rule))
+async def test_plain_decoding_asks_for_none(rule: Rule, rounds: RoundsName) -> None:
     settings = tiny_settings(scheduler="plain", rule=rule, rounds={"rounds": rounds})
     async with serving(settings) as (_, address), linked(address) as peer:
         opened = await peer.open(0, PROMPT)
@@ -121,12 +121,15 @@ async def test_what_is_guessed_unasked_is_held_against_the_text_all_the_same() -
         assert stream.live.estimator.alpha > before
 
 
-async def test_the_ratio_rule_learns_nothing_from_guesses_that_are_overtaken() -> None:
+@pytest.mark.parametrize(("guess", "right"), [(TEXT, True), (WRONG, False)])
+async def test_the_ratio_rule_learns_from_what_is_overtaken_how_often_it_matches(guess: list[int], right: bool) -> None:
     async with decoded(rule="ratio") as stream:
-        before = stream.live.estimator.alpha
-        await stream.guess(TEXT[:1], q=sure_of(TEXT[0]))
+        before, matching = stream.live.estimator.alpha, stream.live.matching.alpha
+        await stream.guess(guess[:1], q=sure_of(guess[0]))
         await stream.steps(2)
         assert stream.live.estimator.alpha == before
+        assert (stream.live.matching.alpha > matching) == right
+        assert (stream.live.matching.alpha < matching) == (not right)
 
 
 @pytest.mark.parametrize(("guess", "better"), [(TEXT, True), (WRONG, False)])

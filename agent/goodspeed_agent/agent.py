@@ -18,7 +18,8 @@ from goodspeed_agent.ahead import Ahead, AheadMode
 from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.desk import Desk
 from goodspeed_agent.drafters import Drafter
-from goodspeed_agent.driver import Drafting, tokens_of
+from goodspeed_agent.drafting import Drafting
+from goodspeed_agent.driver import tokens_of
 from goodspeed_agent.generation import Generation, Request
 from goodspeed_agent.link import Link
 from goodspeed_agent.lookahead import Calibration, Lookahead

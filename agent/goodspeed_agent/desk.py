@@ -37,14 +37,17 @@ class Desk:
             if not self._urgent:
                 self._nothing_urgent.set()
 
-    async def in_between(self, work: Callable[[], T]) -> T:
-        """Run a short piece of work, one at a time, when nothing else is to be done.
+    async def in_between(self, brief: Callable[[], Callable[[], T]]) -> T:
+        """Run a short piece of work, one at a time, when nothing else is to be done; whoever waits longest is next.
 
         Once begun it cannot be stopped: a cancelled caller waits for its end, and hears of its failure.
+
+        Args:
+            brief: asked for the work when its turn has come, on the event loop.
         """
         async with self._turn:
             await self._nothing_urgent.wait()
-            running = asyncio.get_running_loop().run_in_executor(self._thread, work)
+            running = asyncio.get_running_loop().run_in_executor(self._thread, brief())
             try:
                 return await asyncio.shield(running)
             except asyncio.CancelledError:

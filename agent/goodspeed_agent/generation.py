@@ -77,14 +77,9 @@ class Generation:
         self.speculation.num_draft_tokens += len(message.tokens)
         return message
 
-    @property
-    def sent_ahead(self) -> int:
-        """How many guesses beyond the committed length were sent; below 0 if the server has overtaken all of them."""
-        return self._drafted_upon + len(self._drafted) - self.transcript.length
-
-    def begin_guessing(self) -> None:
-        """What was guessed before is wrong, or there is none: the next piece builds on the committed length."""
-        self._drafted, self._drafted_upon = [], self.transcript.length
+    def begin_guessing(self, upon: int) -> None:
+        """What was guessed before is of no use, or there is none: the next piece builds on so many committed tokens."""
+        self._drafted, self._drafted_upon = [], upon
 
     def piece(self, guesses: Sequence[Guess], computed_s: float, end: DraftEnd = DraftEnd.FAR_ENOUGH) -> Draft:
         """The message that sends what was guessed behind all that was sent before."""

@@ -89,8 +89,12 @@ class Lookahead:
         """How many of them the last draft held."""
         self._asked = 0
         """How many of them a server that does not wait has asked for."""
-        self._begun = 0
-        """How often they have begun anew."""
+        self._handed = 0
+        """How many of them it is sent."""
+        self._doomed = 0
+        """How many of those it was expected to overtake when they were handed out: it verifies none of them."""
+        self._chain = 0
+        """Names the guesses that continue each other."""
         self._more: Iterator[Guess] = iter(())
         self._ended = True
         """Whether the drafter has nothing more to say from where it began."""
@@ -129,37 +133,42 @@ class Lookahead:
             self._sent += 1
         return self._guesses[: self._sent], DraftEnd.FAR_ENOUGH
 
-    def follow(self, tokens: Sequence[int], lead: int) -> int:
+    @property
+    def handed(self) -> int:
+        """How many of the guesses beyond the transcript were handed out by `further`."""
+        return self._handed
+
+    def follow(self, tokens: Sequence[int], lead: int, *, anew: bool = False) -> int:
         """Where the server does not wait: hold the guesses against the transcript, and keep those that still stand.
 
         Args:
             tokens: the transcript.
             lead: how far ahead of it the server asks for guesses.
+            anew: whether it holds nothing of what was sent before.
 
         Returns:
-            How often the guesses have begun anew: while that stays the same, more can be said behind them.
+            The name of the chain: while that stays the same, what is handed out continues what was.
         """
+        if anew:
+            self._handed = self._doomed = 0
         self._follow(tokens)
         self._asked = lead
-        return self._begun
+        return self._chain
 
-    def further(self, sent: int, wanted: Wanted) -> Guess | DraftEnd:
-        """Where the server does not wait: the next guess to send, or why there is none.
-
-        Args:
-            sent: how many beyond the transcript were sent.
-            wanted: by the server.
-        """
-        if sent >= wanted.lead:
+    def further(self, wanted: Wanted) -> Guess | DraftEnd:
+        """Where the server does not wait: hand out the next guess to send, or say why there is none."""
+        if self._handed >= wanted.lead:
             return DraftEnd.FAR_ENOUGH
-        if sent == len(self._guesses) and not self.extend():
+        if self._handed == len(self._guesses) and not self.extend():
             return DraftEnd.NOTHING_TO_SAY
-        guess = self._guesses[sent]
-        verified = self._guesses[wanted.overtaken : sent + 1]
+        verified = self._guesses[wanted.overtaken : self._handed + 1]
         chance = math.prod(self._calibration.chance(guess.confidence) for guess in verified)
         if chance < wanted.price and (self._coupled or len(verified) > 1):
             return DraftEnd.PRICED_OUT
-        return guess
+        self._handed += 1
+        if not verified:
+            self._doomed = self._handed
+        return self._guesses[self._handed - 1]
 
     def extend(self) -> bool:
         """Guess one more token; False if the drafter has nothing more to say."""
@@ -174,7 +183,7 @@ class Lookahead:
         """Let the drafter go on from the transcript and what is guessed already."""
         text = [*tokens, *(guess.token for guess in self._guesses)]
         self._more, self._ended = self._session.guesses(text), False
-        self._begun += 1
+        self._chain += 1
 
     def _follow(self, tokens: Sequence[int]) -> None:
         """Hold the guesses against the tokens that were committed meanwhile, and keep those that still stand."""
@@ -187,14 +196,19 @@ class Lookahead:
         self._sent = self._asked = 0
         if right and not self._ended:
             del self._guesses[: len(committed)]
+            # What the server has decoded itself is not continued by what comes behind it.
+            self._chain += self._handed < len(committed)
+            self._handed = max(0, self._handed - len(committed))
+            self._doomed = max(0, self._doomed - len(committed))
         else:
-            self._guesses = []
+            self._guesses, self._handed, self._doomed = [], 0, 0
             self._begin(tokens)
 
     def _judge(self, committed: Sequence[int]) -> bool:
         """Learn from what became of the guesses; says whether all that was committed had been guessed."""
+        verified = range(self._doomed, max(self._sent, self._handed))
         for number, (guess, token) in enumerate(zip(self._guesses, committed, strict=False)):
-            if self._coupled or number < self._sent:
+            if self._coupled or number in verified:
                 self._calibration.observe(guess.confidence, guess.token == token)
             if guess.token != token:
                 return False

@@ -98,11 +98,11 @@ class Barrier(Generic[StreamT]):
             return overdue_at if overdue_at < math.inf else None
         return min(self._opened_at, max(asked_at)) + self._timeout_s
 
-    def close(self, now: float) -> list[StreamT]:
+    def close(self, now: float, *, prompts: bool = False) -> list[StreamT]:
         """Close the round if it is time; the server calls this as soon as it could verify, and again at every event.
 
         The first call after a batch opens the next round: the time the server was busy with the batch is nobody's
-        waiting time.
+        waiting time. A pass over prompts leaves the round open.
 
         Returns:
             The streams to verify, the longest ready first; empty when the round stays open. They are out of the

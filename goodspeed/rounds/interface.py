@@ -71,8 +71,12 @@ class Rounds(Protocol[StreamT]):
     def closes_at(self) -> float | None:
         """When the open round closes at the latest; None while that is nobody's to say, or no round is open."""
 
-    def close(self, now: float) -> list[StreamT]:
+    def close(self, now: float, *, prompts: bool = False) -> list[StreamT]:
         """Close the round if it is time; the owner calls this as soon as it could verify, and again at every event.
+
+        Args:
+            now: seconds.
+            prompts: whether the engine has prompts to work on, so that it does not wait whatever is decided.
 
         Returns:
             The streams to verify, the longest ready first; empty when the round stays open. They are out of the

@@ -123,15 +123,18 @@ class Rolling(Generic[StreamT]):
         """When to call `close` again, if nothing happens before; None while there is nothing to close."""
         return self._closes_at if self._ready else None
 
-    def close(self, now: float) -> list[StreamT]:
-        """Close the round if nobody is worth waiting for; else `closes_at` says until when to wait."""
+    def close(self, now: float, *, prompts: bool = False) -> list[StreamT]:
+        """Close the round if nobody is worth waiting for; else `closes_at` says until when to wait.
+
+        Prompts are not worked on meanwhile, but in the same pass: so with them there is no waiting.
+        """
         self._closes_at = None
         if not self._ready:
             self._opened_at = None
             return []
         if self._opened_at is None:
             self._opened_at = now
-        wait_until = self._worth_waiting_until(now, self._opened_at)
+        wait_until = now if prompts else self._worth_waiting_until(now, self._opened_at)
         if wait_until > now:
             self._closes_at = wait_until
             return []

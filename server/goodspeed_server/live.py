@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from goodspeed.estimation import AcceptanceEstimator, Goodput
+from goodspeed.estimation import AcceptanceEstimator, Goodput, HitOrMiss
 from goodspeed.guesses import Guesses
 from goodspeed.leads import Probing
 from goodspeed.messages import Draft, ServerMessage
@@ -69,6 +69,9 @@ class LiveStream:
     """`Plan.worth_s`."""
     price_percent: int = 0
     """From which chance on a drafted token is worth its price, in hundredths, as its agent is told."""
+    matching: HitOrMiss = field(default_factory=HitOrMiss)
+    """Ratio rule only: how often its guesses are the tokens that are committed over them, which is less than its
+    acceptance. Where both sides share the noise the two are the same."""
     guesses: Guesses = field(default_factory=Guesses)
     """Where the server does not wait."""
     probing: Probing = field(default_factory=Probing)

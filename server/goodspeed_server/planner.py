@@ -37,7 +37,7 @@ class Planner:
         self._coupled = rule == "coupled"
         self._waits = settings.rounds == "barrier"
         # Plain decoding asks nobody for anything, and has no use for what a probe would tell.
-        self._probes = self._coupled and not self._waits and not isinstance(scheduler, PlainDecoding)
+        self._probes = not self._waits and not isinstance(scheduler, PlainDecoding)
 
     @property
     def limited_by_price(self) -> bool:
@@ -70,8 +70,9 @@ class Planner:
 
     def _look_ahead(self, live: LiveStream, now: float) -> None:
         """Where the server does not wait: how far ahead the agent has to be."""
-        chance, limit, was = self._chance(live), live.stream.draft_limit, live.lead
-        behind = overtaken(live.pace, self.meter.load.pass_s, chance) if live.budget else None
+        limit, was = live.stream.draft_limit, live.lead
+        survival = self._chance(live) if self._coupled else live.matching.alpha
+        behind = overtaken(live.pace, self.meter.load.pass_s, survival) if live.budget else None
         if behind is None:
             live.budget = live.price_percent = 0
             live.lead = min(PROBE_TOKENS, limit) if self._probes and limit and live.probing.wanted(now) else 0
@@ -126,12 +127,12 @@ class Planner:
         if right or missed:
             live.probing.answered(now)
             # Where both sides share the noise, a guess is right if and only if it would have been accepted.
-            if self._coupled:
-                live.estimator.observe(right + missed, Judgement(right, 0))
+            witness = live.estimator if self._coupled else live.matching
+            witness.observe(right + missed, Judgement(right, 0))
 
     def _chance(self, live: LiveStream) -> float:
-        # Probes keep estimates fresh; without them only optimism ever brings a drafter back.
-        return live.estimator.alpha if self._probes else live.estimator.optimistic
+        # What probes do not keep fresh, only optimism ever brings back.
+        return live.estimator.alpha if self._coupled and self._probes else live.estimator.optimistic
 
     def _demand(self, streams: Sequence[LiveStream]) -> Demand:
         return Demand(

@@ -242,7 +242,7 @@ class RoundLoop:
         loop = asyncio.get_running_loop()
         while not self._stopping:
             now = self._clock()
-            batch = self._rounds.close(now)
+            batch = self._rounds.close(now, prompts=bool(self._prefilling))
             if batch or self._prefilling:
                 return batch
             self._changed.clear()
