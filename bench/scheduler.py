@@ -1,5 +1,8 @@
 """How long it takes to choose budgets: one plan for many streams, by either scheduler and every fairness on offer.
 
+And how long all of a server's planning takes, with what is known of the streams gathered from them, and every stream
+told of its budget. That is Python's work for each stream, as reading and writing its messages is.
+
 `python -m bench.scheduler [--json FILE]`
 """
 
@@ -15,9 +18,16 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from goodspeed.estimation import PRIOR_ALPHA, Goodput, HitOrMiss
+from goodspeed.messages import ServerMessage
+from goodspeed.sampling import SamplingParams
 from goodspeed.scheduling import Demand, GoodSpeedSched, Scheduler, SecondsSched, Timing
-from goodspeed.timing import EngineLoad, PassCost, PassSample
+from goodspeed.stream import ServedStream
+from goodspeed.timing import EngineLoad, EngineMeter, Pace, PassCost, PassSample
 from goodspeed.utility import AlphaFair
+from goodspeed_server.live import AgentAccount, LiveStream
+from goodspeed_server.planner import Planner
+from goodspeed_server.settings import RoundSettings
 
 __all__ = ["main"]
 
@@ -80,6 +90,48 @@ def _measure(
     }
 
 
+class _Nowhere:
+    """Takes what would be sent to an agent."""
+
+    def post(self, message: ServerMessage) -> None:
+        pass
+
+
+def _measure_planning(streams: int, plans: int) -> dict[str, str | float | None]:
+    random = np.random.default_rng(0)
+    meter = EngineMeter(_demand(streams, random).timing.engine.cost)  # type: ignore[union-attr]
+    planner = Planner(SecondsSched(), "coupled", RoundSettings(rounds="rolling"), meter)
+    account = AgentAccount("agent", "drafter", PRIOR_ALPHA)
+    live = [
+        LiveStream(
+            number=number,
+            outbox=_Nowhere(),
+            account=account,
+            stream=ServedStream([1], 1, SamplingParams(), 256, 8, 512, eos_tokens=()),
+            row=number,
+            estimator=HitOrMiss(alpha),
+            rate=Goodput(0.0, 10.0),
+            pace=Pace(draft_s, 0.05),
+        )
+        for number, (alpha, draft_s) in enumerate(
+            zip(random.uniform(0.05, 0.98, streams), random.uniform(0.001, 0.050, streams), strict=True)
+        )
+    ]
+    cpu_ms, wall_ms = [], []
+    for number in range(plans):
+        wall, cpu = time.perf_counter(), time.thread_time()
+        planner.plan(live, 8 * streams, float(number))
+        wall_ms.append((time.perf_counter() - wall) * 1e3)
+        cpu_ms.append((time.thread_time() - cpu) * 1e3)
+    return {
+        "streams": streams,
+        "median_ms": statistics.median(wall_ms),
+        "min_ms": min(wall_ms),
+        "max_ms": max(wall_ms),
+        "median_cpu_ms": statistics.median(cpu_ms),
+    }
+
+
 @app.command()
 def main(
     plans: Annotated[int, typer.Option(help="Plans measured for each case, each with streams of its own.")] = 200,
@@ -98,8 +150,15 @@ def main(
                 f"{name:<10} {streams:>8} {capacity or 'none':>8} {fairness:>9} {figure['median_ms']:>10.2f} "
                 f"{figure['min_ms']:>8.2f} {figure['median_cpu_ms']:>8.2f}  {AIM_MS:.0f}"
             )
+    whole = [_measure_planning(streams, max(1, plans // 10)) for streams in (100, 1_000, 10_000)]
+    for figure in whole:
+        print(
+            f"{'a server':<10} {figure['streams']:>8} {'none':>8} {1.0:>9} {figure['median_ms']:>10.2f} "
+            f"{figure['min_ms']:>8.2f} {figure['median_cpu_ms']:>8.2f}"
+        )
     if as_json:
-        as_json.write_text(json.dumps({"plans": plans, "aim_ms": AIM_MS, "cases": figures}, indent=1) + "\n")
+        figures_of = {"plans": plans, "aim_ms": AIM_MS, "cases": figures, "a_server": whole}
+        as_json.write_text(json.dumps(figures_of, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
@@ -16,10 +17,15 @@ from websockets.asyncio.server import ServerConnection
 from goodspeed.guesses import Guesses
 from goodspeed.messages import AgentMessage, Draft, DraftEnd, Failure, Open, Opened, Verdict
 from goodspeed_agent.ahead import Ahead, AheadMode
+from goodspeed_agent.desk import Desk
 from goodspeed_agent.drafters import Guess
+from goodspeed_agent.drafting import Drafting
 from goodspeed_agent.generation import Generation
+from goodspeed_agent.link import Link
 from goodspeed_agent.lookahead import Calibration, Lookahead, Wanted
+from goodspeed_agent.tokenizer import TokenizerCache
 from tests.fake_server import FakeServer
+from tests.linking import HELLO, QUICK
 from tests.test_agent_driver import PROMPT, REQUEST, Guesser, expected, generate
 
 Beat = Callable[[FakeServer], Awaitable[None]]
@@ -214,3 +220,65 @@ def test_what_was_guessed_beyond_the_lead_is_heard_of() -> None:
     assert (before := policy.hit_rate) > 0.5
     looking.follow([1, 2, 3, 9], 2)
     assert policy.hit_rate < before
+
+
+async def test_a_guess_that_the_server_overtakes_is_sent_all_the_same(tmp_path: Path) -> None:
+    """Or who guesses more slowly than the server decodes would never be heard of, and guess on for ever."""
+    gate, passes = threading.Event(), 0
+
+    class Slow(Guesser):
+        def guesses(self, tokens: Sequence[int]) -> Iterator[Guess]:
+            for guess in super().guesses(tokens):
+                gate.wait(30)
+                yield guess
+
+    async def beat(server: FakeServer) -> None:
+        nonlocal passes
+        await once(lambda _: guesser.begun > 0 if passes < 4 else sent(server) > 0)(server)
+        passes += 1
+        if passes == 4:
+            gate.set()
+
+    guesser = Slow(1000)
+    server = FakeServer(budget=4, waits=False, beat=beat)
+    await generate(server, tmp_path, guesser, mode="off")
+    first = server.got(Draft)[0]
+    assert (first.base, first.offset, first.tokens) == (len(PROMPT), 0, expected(1))
+
+
+async def test_streams_of_one_agent_take_turns(tmp_path: Path) -> None:
+    """Whatever the order in which the server's verdicts come, and however often."""
+    server, go = FakeServer(waits=False), threading.Semaphore(0)
+
+    class Waits(Guesser):
+        def guesses(self, tokens: Sequence[int]) -> Iterator[Guess]:
+            for guess in super().guesses(tokens):
+                go.acquire(timeout=30)
+                done.append(self)
+                yield guess
+
+    done: list[Guesser] = []
+    sessions = [Waits() for _ in range(3)]
+    async with (
+        asyncio.timeout(60),
+        server.listening(),
+        Link(server.url, HELLO, TokenizerCache(tmp_path), QUICK) as link,
+    ):
+        desk, ahead = Desk(), Ahead("off")
+        streams = [Drafting(desk, Lookahead(one, "coupled", Calibration(), ahead), ahead) for one in sessions]
+        channels = [link.channel() for _ in sessions]
+        generations = [Generation(channel.stream, REQUEST) for channel in channels]
+        for number in range(12):
+            for drafting, generation, channel in zip(streams, generations, channels, strict=True):
+                drafting.along(generation, channel, Wanted(8))
+            go.release()
+            while len(done) == number:
+                await asyncio.sleep(0)
+        for _ in range(100):
+            go.release()
+        for drafting in streams:
+            await drafting.close()
+        for channel in channels:
+            channel.close()
+        desk.close()
+    assert [done[:12].count(session) for session in sessions] == [4, 4, 4]

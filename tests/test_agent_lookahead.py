@@ -27,7 +27,7 @@ from goodspeed.verification import (
 from goodspeed_agent.ahead import Ahead, AheadMode
 from goodspeed_agent.drafters import DraftSession, Guess, SuffixDrafter
 from goodspeed_agent.drafters.model import ModelDrafter
-from goodspeed_agent.lookahead import Calibration, Lookahead
+from goodspeed_agent.lookahead import Calibration, Lookahead, Wanted
 from tests.tiny_models import VOCAB, tiny_llama
 
 MODEL = tiny_llama()
@@ -296,3 +296,77 @@ def test_a_stop_decided_before_the_draw_is_lossless_under_the_ratio_rule() -> No
 
 def test_a_stop_that_looks_at_the_drawn_token_is_not() -> None:
     assert p_value(lambda q, token: q.probability(token), price=0.06) < 1e-9
+
+
+def handed(looking: Lookahead, wanted: Wanted) -> tuple[list[int], DraftEnd]:
+    tokens = []
+    while isinstance(guess := looking.further(wanted), Guess):
+        tokens.append(guess.token)
+    return tokens, guess
+
+
+@pytest.mark.parametrize(
+    ("overtaken", "expected"),
+    [
+        (0, ([], DraftEnd.PRICED_OUT)),
+        (1, ([1, 2, 3], DraftEnd.PRICED_OUT)),  # the doubtful first one is not verified, and has no price
+        (2, ([1, 2, 3], DraftEnd.PRICED_OUT)),
+        (4, ([1, 2, 3, 4, 5, 6], DraftEnd.FAR_ENOUGH)),
+    ],
+)
+def test_the_price_is_asked_of_what_will_be_verified_alone(
+    overtaken: int, expected: tuple[list[int], DraftEnd]
+) -> None:
+    looking = lookahead(Counter([0.0, 0.15, 0.95, 0.95, 0.15]))
+    looking.follow([0], 6)
+    assert handed(looking, Wanted(6, price=0.5, overtaken=overtaken)) == expected
+
+
+@pytest.mark.parametrize(("rule", "overtaken", "expected"), [("coupled", 2, [1, 2]), ("ratio", 2, [1, 2, 3])])
+def test_under_the_ratio_rule_the_first_that_is_verified_is_sent_at_any_price(
+    rule: Rule, overtaken: int, expected: list[int]
+) -> None:
+    looking = lookahead(Counter([0.0, 0.95, 0.95, 0.15, 0.15]), rule=rule)
+    looking.follow([0], 6)
+    assert handed(looking, Wanted(6, price=0.5, overtaken=overtaken)) == (expected, DraftEnd.PRICED_OUT)
+
+
+@pytest.mark.parametrize(
+    ("rule", "overtaken", "learns"), [("coupled", 1, True), ("ratio", 1, False), ("ratio", 0, True)]
+)
+@pytest.mark.parametrize("right", [True, False])
+def test_whoever_guesses_along_learns_from_what_was_verified(
+    rule: Rule, overtaken: int, learns: bool, right: bool
+) -> None:
+    """Under the ratio rule one that was overtaken comes true by chance alone; where the noise is shared all teach."""
+    calibration = Calibration()
+    looking = lookahead(Counter([0.0, 0.35]), calibration=calibration, rule=rule)
+    before = calibration.chance(0.35)
+    looking.follow([0], 1)
+    assert handed(looking, Wanted(1, overtaken=overtaken)) == ([1], DraftEnd.FAR_ENOUGH)
+    looking.follow([0, 1 if right else 9], 1)
+    assert (calibration.chance(0.35) > before) == (learns and right)
+    assert (calibration.chance(0.35) < before) == (learns and not right)
+
+
+def test_what_the_server_holds_nothing_of_is_handed_out_again() -> None:
+    session = Counter()
+    looking = lookahead(session)
+    chain = looking.follow([0], 3)
+    assert handed(looking, Wanted(3))[0] == [1, 2, 3]
+    assert looking.follow([0, 1], 3) == chain
+    assert handed(looking, Wanted(3))[0] == [4]
+    assert looking.follow([0, 1], 3, anew=True) == chain
+    assert handed(looking, Wanted(3))[0] == [2, 3, 4]
+    assert session.computed == [1, 2, 3, 4]
+
+
+def test_a_new_chain_begins_behind_what_the_server_decoded_itself() -> None:
+    looking = lookahead(Counter())
+    chain = looking.follow([0], 3)
+    assert handed(looking, Wanted(3))[0] == [1, 2, 3]
+    looking.follow([0], 3, anew=True)
+    assert handed(looking, Wanted(1))[0] == [1]
+    later = looking.follow([0, 1, 2], 3)
+    assert later != chain, "it has seen the first alone, and cannot be told what follows the second"
+    assert handed(looking, Wanted(2))[0] == [3, 4]

@@ -139,6 +139,13 @@ def test_what_does_not_come_when_it_is_due_is_waited_for_a_little_longer() -> No
     assert rounds.close(0.26) == ["stuck"]
 
 
+def test_with_a_prompt_to_work_on_nobody_is_waited_for() -> None:
+    rounds = rolling()
+    rounds.expect("near", 3, 0.0, NEAR)
+    assert rounds.close(0.0) == []
+    assert rounds.close(0.0, prompts=True) == ["near"]
+
+
 def test_no_round_is_open_for_longer_than_one_pass() -> None:
     rounds = rolling()
     rounds.expect("slow", 64, now=0.0, prospect=Prospect(0.1, 0.1, 1.0, 100.0))

@@ -65,7 +65,9 @@ Stop = Annotated[list[str] | None, typer.Option(help="End the text before this s
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on when the model says it is done.")]
 DraftAhead = Annotated[
     AheadMode,
-    typer.Option(help="Draft on while the server verifies; auto does so while enough of it turns out to be of use."),
+    typer.Option(
+        help="Draft on beyond what the server asks for; auto does so while enough of it turns out to be of use."
+    ),
 ]
 MaxDraft = Annotated[int | None, typer.Option(help="The longest draft; by default as drafter and server like it.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what goes on, on standard error.")]

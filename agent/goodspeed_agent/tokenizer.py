@@ -54,8 +54,10 @@ class TokenizerCache:
             message = decode_server(path.read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, ProtocolError) as error:
+        except OSError as error:
             _log.warning("a cached tokenizer cannot be read and is fetched again: %s", error)
+        except ProtocolError:
+            _log.warning("a cached tokenizer is damaged or of another version, and is fetched again: %s", path)
             return None
         if not isinstance(message, Tokenizer) or digest(message.files) != name:
             _log.warning("the cached tokenizer %s is damaged and is fetched again", name)

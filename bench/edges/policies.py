@@ -60,5 +60,8 @@ def swept(quick: bool) -> Sequence[Policy]:
 
 
 def candidates(quick: bool) -> Sequence[int]:
-    """The capacities that are tried: 1 to 4 tokens for each of eight streams; the paper has 16 to 28."""
-    return (16,) if quick else (8, 16, 28)
+    """The capacities that are tried: 0.5 to 3.5 tokens for each of eight streams; the paper has 16 to 28.
+
+    None at all is plain decoding, which is compared by itself.
+    """
+    return (16,) if quick else (4, 8, 16, 28)
