@@ -164,6 +164,7 @@ class EngineMeter:
     def __init__(self, cost: PassCost, *, memory: float = 20.0) -> None:
         self._cost = cost
         self._step = 1.0 - math.exp(-1.0 / memory)
+        self._seen = 0
         self._pass_s = cost.seconds(1, 1)
         self._rows = 1.0
         self.load = self._at_present()
@@ -172,8 +173,11 @@ class EngineMeter:
     def observe(self, sample: PassSample) -> None:
         """Learn from one pass."""
         self._cost.observe(sample)
-        self._pass_s += self._step * (sample.seconds - self._pass_s)
-        self._rows += self._step * (sample.rows - self._rows)
+        # The first passes are averaged evenly: what stands there before is nobody's measurement.
+        self._seen += 1
+        step = max(self._step, 1.0 / self._seen)
+        self._pass_s += step * (sample.seconds - self._pass_s)
+        self._rows += step * (sample.rows - self._rows)
         self.load = self._at_present()
 
     def _at_present(self) -> EngineLoad:

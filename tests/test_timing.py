@@ -93,3 +93,12 @@ def test_an_engine_says_how_long_its_passes_take_and_how_many_rows_they_have() -
         meter.observe(PassSample(8, 24, 0.076))
     assert meter.load.rows == pytest.approx(8, rel=0.01)
     assert meter.load.pass_s == pytest.approx(0.076, rel=0.01)
+
+
+def test_the_first_passes_are_averaged_evenly() -> None:
+    """What was expected of a lone token says nothing of a full server's passes."""
+    meter = EngineMeter(PassCost([PassSample(1, 1, 0.01), PassSample(8, 8, 0.02), PassSample(8, 40, 0.05)]))
+    for count, seconds in enumerate([0.2, 0.4, 0.6], start=1):
+        meter.observe(PassSample(8 * count, 8 * count, seconds))
+    assert meter.load.pass_s == pytest.approx(0.4)
+    assert meter.load.rows == pytest.approx(16)
