@@ -79,6 +79,8 @@ async def tokens_of(
                 case Verdict() as asking:
                     drafting.answered()
                     new = generation.commit(asking)
+                    if generation.transcript.finish:
+                        drafting.lost()
                     if new:
                         yield new
             budget, price = asking.budget, asking.price_percent / 100

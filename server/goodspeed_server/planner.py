@@ -60,11 +60,12 @@ class Planner:
         """Give each of some streams its next budget, and say what its agent is to draft for that."""
         plan = checked_plan(self.scheduler, self._demand(streams), capacity)
         worth_s = [0.0] * len(streams) if plan.worth_s is None else plan.worth_s.tolist()
+        token_s = self.meter.load.cost.token_s
         for live, budget, worth in zip(streams, plan.budgets.tolist(), worth_s, strict=True):
             live.budget = live.lead = budget
             live.worth_s, live.price_percent, live.overtaken = worth, 0, 0
             if self._settings.early_stop and budget and worth > 0:
-                live.price_percent = int(100 * min(1.0, self.meter.load.cost.token_s / worth))
+                live.price_percent = int(100 * min(1.0, token_s / worth))
             if not self._waits:
                 self._look_ahead(live, now)
 
