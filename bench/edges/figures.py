@@ -154,7 +154,7 @@ def _times(comparisons: Sequence[Comparison]) -> Figure:
 
 
 def _utility(comparison: Comparison, edges: Sequence[Edge]) -> Figure:
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = Figure(figsize=(9, 4.1), layout="constrained")
     by_round, by_clock = figure.subplots(1, 2)
     for policy, verdicts in comparison.traces.items():
         own = [_of(verdicts, edge) for edge in edges]
@@ -167,7 +167,7 @@ def _utility(comparison: Comparison, edges: Sequence[Edge]) -> Figure:
         by_clock.plot(times, np.log(np.maximum(rates, 0.1)).sum(0), color=_colour(policy), label=policy)
     by_round.set(xlabel="round of every edge", ylabel="sum of log tokens a round", title="by round, as in the paper")
     by_clock.set(xlabel="seconds", ylabel="sum of log tokens a second", title="by the clock")
-    by_clock.legend(loc="lower right")
+    figure.legend(*by_clock.get_legend_handles_labels(), loc="outside lower center", ncols=7)
     figure.suptitle(f"Utility of the running mean goodput, {comparison.target} target")
     return figure
 
