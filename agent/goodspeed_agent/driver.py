@@ -79,7 +79,7 @@ async def tokens_of(
                 case Verdict() as asking:
                     drafting.answered()
                     new = generation.commit(asking)
-                    if generation.transcript.finish:
+                    if asking.finish:
                         drafting.lost()
                     if new:
                         yield new
