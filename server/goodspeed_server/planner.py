@@ -58,21 +58,23 @@ class Planner:
 
     def plan(self, streams: Sequence[LiveStream], capacity: int, now: float) -> None:
         """Give each of some streams its next budget, and say what its agent is to draft for that."""
-        plan = checked_plan(self.scheduler, self._demand(streams), capacity)
+        demand = self._demand(streams)
+        plan = checked_plan(self.scheduler, demand, capacity)
         worth_s = [0.0] * len(streams) if plan.worth_s is None else plan.worth_s.tolist()
+        budgets, limits, chances = plan.budgets.tolist(), demand.limit.tolist(), demand.alpha.tolist()
         token_s = self.meter.load.cost.token_s
-        for live, budget, worth in zip(streams, plan.budgets.tolist(), worth_s, strict=True):
+        for live, budget, worth, limit, chance in zip(streams, budgets, worth_s, limits, chances, strict=True):
             live.budget = live.lead = budget
             live.worth_s, live.price_percent, live.overtaken = worth, 0, 0
             if self._settings.early_stop and budget and worth > 0:
                 live.price_percent = int(100 * min(1.0, token_s / worth))
             if not self._waits:
-                self._look_ahead(live, now)
+                self._look_ahead(live, limit, chance, now)
 
-    def _look_ahead(self, live: LiveStream, now: float) -> None:
+    def _look_ahead(self, live: LiveStream, limit: int, chance: float, now: float) -> None:
         """Where the server does not wait: how far ahead the agent has to be."""
-        limit, was = live.stream.draft_limit, live.lead
-        survival = self._chance(live) if self._coupled else live.matching.alpha
+        was = live.lead
+        survival = chance if self._coupled else live.matching.alpha
         behind = overtaken(live.pace, self.meter.load.pass_s, survival) if live.budget else None
         if behind is None:
             live.budget = live.price_percent = 0
