@@ -56,6 +56,7 @@ class TokenizerCache:
             return None
         except OSError as error:
             _log.warning("a cached tokenizer cannot be read and is fetched again: %s", error)
+            return None
         except ProtocolError:
             _log.warning("a cached tokenizer is damaged or of another version, and is fetched again: %s", path)
             return None
