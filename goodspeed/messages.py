@@ -139,7 +139,8 @@ class Draft(_Message, tag=ord("D"), frozen=True):
     base: Length
     tokens: Drafted
     computed_us: Annotated[int, Meta(ge=0, lt=2**31)] = 0
-    """How many microseconds the drafter computed; the server believes no more than it saw pass."""
+    """How many microseconds the drafter computed, for its other streams in between too; the server believes no more
+    than it saw pass."""
     offset: Length = 0
     """How many tokens upon the same `base` were sent before these; only where the server does not wait."""
     end: DraftEnd = DraftEnd.FAR_ENOUGH
