@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import numpy as np
 import typer
@@ -31,6 +31,8 @@ from goodspeed_server.settings import RoundSettings
 
 __all__ = ["main"]
 
+T = TypeVar("T")
+
 SCHEDULERS: Mapping[str, Callable[[AlphaFair], Scheduler]] = {"goodspeed": GoodSpeedSched, "seconds": SecondsSched}
 CASES = (
     ("goodspeed", 100, 1_000),
@@ -47,10 +49,15 @@ UNLIMITED = 2**31
 app = typer.Typer(add_completion=False)
 
 
-def _demand(streams: int, random: np.random.Generator) -> Demand:
-    cost = PassCost(
+def _cost() -> PassCost:
+    """Of the passes of an engine that is made up."""
+    return PassCost(
         [PassSample(rows, rows * each, 0.02 + rows * 2e-5 * each) for rows in (1, 8, 64) for each in (1, 5)]
     )
+
+
+def _demand(streams: int, random: np.random.Generator) -> Demand:
+    cost = _cost()
     engine = EngineLoad(cost, pass_s=cost.seconds(streams, 2 * streams), rows=streams)
     return Demand(
         alpha=random.uniform(0.05, 0.98, streams),
@@ -71,18 +78,20 @@ def _measure(
 ) -> dict[str, str | float | None]:
     random = np.random.default_rng(0)
     scheduler = SCHEDULERS[name](AlphaFair(fairness))
+    demands = (_demand(streams, random) for _ in range(plans))
+    times = _times(lambda demand: scheduler.plan(demand, UNLIMITED if capacity is None else capacity), demands)
+    return {"scheduler": name, "streams": streams, "capacity": capacity, "fairness": fairness, **times}
+
+
+def _times(work: Callable[[T], object], items: Iterable[T]) -> dict[str, float]:
+    """Milliseconds for one of the items; making it does not count."""
     wall_ms, cpu_ms = [], []
-    for _ in range(plans):
-        demand = _demand(streams, random)
+    for item in items:
         wall, cpu = time.perf_counter(), time.thread_time()
-        scheduler.plan(demand, UNLIMITED if capacity is None else capacity)
+        work(item)
         wall_ms.append((time.perf_counter() - wall) * 1e3)
         cpu_ms.append((time.thread_time() - cpu) * 1e3)
     return {
-        "scheduler": name,
-        "streams": streams,
-        "capacity": capacity,
-        "fairness": fairness,
         "median_ms": statistics.median(wall_ms),
         "min_ms": min(wall_ms),
         "max_ms": max(wall_ms),
@@ -97,10 +106,9 @@ class _Nowhere:
         pass
 
 
-def _measure_planning(streams: int, plans: int) -> dict[str, str | float | None]:
+def _measure_planning(streams: int, plans: int) -> dict[str, float]:
     random = np.random.default_rng(0)
-    meter = EngineMeter(_demand(streams, random).timing.engine.cost)  # type: ignore[union-attr]
-    planner = Planner(SecondsSched(), "coupled", RoundSettings(rounds="rolling"), meter)
+    planner = Planner(SecondsSched(), "coupled", RoundSettings(rounds="rolling"), EngineMeter(_cost()))
     account = AgentAccount("agent", "drafter", PRIOR_ALPHA)
     live = [
         LiveStream(
@@ -117,19 +125,7 @@ def _measure_planning(streams: int, plans: int) -> dict[str, str | float | None]
             zip(random.uniform(0.05, 0.98, streams), random.uniform(0.001, 0.050, streams), strict=True)
         )
     ]
-    cpu_ms, wall_ms = [], []
-    for number in range(plans):
-        wall, cpu = time.perf_counter(), time.thread_time()
-        planner.plan(live, 8 * streams, float(number))
-        wall_ms.append((time.perf_counter() - wall) * 1e3)
-        cpu_ms.append((time.thread_time() - cpu) * 1e3)
-    return {
-        "streams": streams,
-        "median_ms": statistics.median(wall_ms),
-        "min_ms": min(wall_ms),
-        "max_ms": max(wall_ms),
-        "median_cpu_ms": statistics.median(cpu_ms),
-    }
+    return {"streams": streams, **_times(lambda now: planner.plan(live, 8 * streams, now), map(float, range(plans)))}
 
 
 @app.command()
@@ -151,10 +147,10 @@ def main(
                 f"{figure['min_ms']:>8.2f} {figure['median_cpu_ms']:>8.2f}  {AIM_MS:.0f}"
             )
     whole = [_measure_planning(streams, max(1, plans // 10)) for streams in (100, 1_000, 10_000)]
-    for figure in whole:
+    for planned in whole:
         print(
-            f"{'a server':<10} {figure['streams']:>8} {'none':>8} {1.0:>9} {figure['median_ms']:>10.2f} "
-            f"{figure['min_ms']:>8.2f} {figure['median_cpu_ms']:>8.2f}"
+            f"{'a server':<10} {planned['streams']:>8} {'none':>8} {1.0:>9} {planned['median_ms']:>10.2f} "
+            f"{planned['min_ms']:>8.2f} {planned['median_cpu_ms']:>8.2f}"
         )
     if as_json:
         figures_of = {"plans": plans, "aim_ms": AIM_MS, "cases": figures, "a_server": whole}

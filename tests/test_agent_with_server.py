@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
 from functools import cache
 from pathlib import Path
 from typing import get_args
@@ -25,7 +24,6 @@ from goodspeed_agent.drafters import Drafter, NoDrafter, SuffixDrafter
 from goodspeed_agent.drafters.model import ModelDrafter
 from goodspeed_agent.tokenizer import TokenizerCache
 from goodspeed_server.settings import RoundSettings
-from goodspeed_server.verifier import Outcome, Pass, Verifier
 from tests.serving import serving, tiny_settings, tiny_tokenizer
 from tests.tiny_models import tiny_llama
 
@@ -75,29 +73,6 @@ async def test_greedy_text_is_the_targets_own_with_every_drafter(rule: Rule, tmp
             assert [completion.tokens for completion in completions] == [target_alone(prompt) for prompt in PROMPTS]
             if drafter.name == "target":
                 assert all(completion.speculation.draft_acceptance_rate == 1.0 for completion in completions)
-
-
-@pytest.mark.parametrize("rule", get_args(Rule))
-async def test_greedy_text_is_the_targets_own_where_the_server_does_not_wait(
-    rule: Rule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a target that is slow enough for drafts to be verified, some of them behind guesses it has overtaken."""
-
-    def slow(verifier: Verifier, work: Pass) -> Outcome:
-        time.sleep(0.02)
-        return run(verifier, work)
-
-    run = Verifier.run
-    monkeypatch.setattr(Verifier, "run", slow)
-    settings = tiny_settings(rule=rule, max_streams=3, scheduler="fixed", rounds={"rounds": "rolling", "capacity": 12})
-    async with serving(settings) as (_, address):
-        for drafter in drafters()[1:]:
-            async with Agent(address, drafter, cache=TokenizerCache(tmp_path), backoff=QUICK) as agent:
-                requests = [TextRequest(prompt, max_new_tokens=NEW_TOKENS) for prompt in PROMPTS]
-                completions = await asyncio.gather(*(agent.complete(request) for request in requests))
-            assert [completion.tokens for completion in completions] == [target_alone(prompt) for prompt in PROMPTS]
-            if drafter.name == "target":
-                assert sum(completion.speculation.num_accepted_tokens for completion in completions) > 0
 
 
 async def test_with_the_coupled_rule_drawn_text_does_not_depend_on_the_drafter(tmp_path: Path) -> None:

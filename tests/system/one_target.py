@@ -20,7 +20,7 @@ from bench.edges.target import EmulatedEngine, PassTime
 from goodspeed.catalog import DEFAULT_TARGET, load_model, tokenizer_files
 from goodspeed_server.engine import Engine
 from goodspeed_server.server import VerificationServer
-from goodspeed_server.settings import LayoutName, RoundSettings, RoundsName, ServerSettings
+from goodspeed_server.settings import LayoutName, RoundSettings, RoundsName, RuleName, ServerSettings
 
 __all__ = ["Policy"]
 
@@ -31,6 +31,7 @@ class Policy(msgspec.Struct, frozen=True):
     scheduler: str
     rounds: RoundsName = "auto"
     layout: LayoutName = "auto"
+    rule: RuleName = "auto"
     capacity: int | None = None
     streams: int = 1
     pass_time: PassTime | None = None
@@ -41,6 +42,7 @@ class Policy(msgspec.Struct, frozen=True):
             port=0,
             scheduler=self.scheduler,
             layout=self.layout,
+            rule=self.rule,
             max_streams=self.streams,
             rounds=RoundSettings(rounds=self.rounds, capacity=self.capacity),
         )

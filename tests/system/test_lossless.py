@@ -146,12 +146,32 @@ async def test_in_company_under_every_policy_every_text_is_the_same(
     tmp_path: Path,
 ) -> None:
     priced = scheduler == "seconds"
-    policy = Policy(scheduler, rounds, layout, None if priced else 2 * STREAMS, STREAMS, SLOW if priced else None)
+    policy = Policy(
+        scheduler, rounds, layout, capacity=None if priced else 2 * STREAMS, streams=STREAMS,
+        pass_time=SLOW if priced else None,
+    )  # fmt: skip
     address = serve(policy)
     company = await asyncio.gather(*(write_at_once(agent(address, drafter, tmp_path)) for drafter in DRAFTERS))
     for drafter, texts in zip(DRAFTERS, company, strict=True):
         assert [text.tokens for text in texts] == expected, drafter
     assert (sum(map(drafted, company)) > 0) == (scheduler != "plain")
+
+
+async def test_under_the_ratio_rule_greedy_text_is_the_targets_though_the_server_waits_for_nobody(
+    serve: Callable[[Policy], str], expected: list[list[int]], tmp_path: Path
+) -> None:
+    """It overtakes some of the drafts, and verifies what outlives that."""
+    address = serve(Policy("seconds", "rolling", rule="ratio", streams=len(DRAFTERS), pass_time=SLOW))
+    greedy = [(text, tokens) for text, tokens in zip(TEXTS, expected, strict=True) if text.params.greedy]
+
+    async def write(drafter: str) -> list[Completion]:
+        async with agent(address, drafter, tmp_path) as it:
+            return [await it.complete(text) for text, _ in greedy]
+
+    company = await asyncio.gather(*map(write, DRAFTERS))
+    for drafter, texts in zip(DRAFTERS, company, strict=True):
+        assert [text.tokens for text in texts] == [tokens for _, tokens in greedy], drafter
+    assert sum(text.speculation.num_accepted_tokens for texts in company for text in texts) > 0
 
 
 async def test_a_server_that_dies_costs_no_token(tmp_path: Path) -> None:
