@@ -13,11 +13,14 @@ from rich.table import Table
 
 import goodspeed
 from goodspeed.catalog import BundledModel, bundled
+from goodspeed.tuning.cli import tune
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Distributed speculative decoding, fairly scheduled."
 )
 
+
+app.command()(tune)
 
 _ROOM_FOR_DESCRIPTIONS = 120
 """Characters a line; on a narrower terminal names and figures need all of it."""

@@ -14,6 +14,7 @@ GoodSpeedError
 │   ├── UnsupportedModel      its architecture cannot be served (recurrent state)
 │   ├── TargetChanged         the server came back with another target
 │   └── TokenizerMismatch     draft and target do not share a tokenizer
+├── CorruptData           a file of ours is cut off, or no such file
 ├── SchedulerFault        a scheduler planned what cannot be
 └── EngineFull            every row of the KV slab is taken
 ```
@@ -25,6 +26,7 @@ what to do.
 from __future__ import annotations
 
 __all__ = [
+    "CorruptData",
     "EngineFull",
     "GoodSpeedError",
     "InvalidRequest",
@@ -140,6 +142,12 @@ class TokenizerMismatch(ModelError):
     """Draft and target turn text into different token ids, so a draft would mean nothing to the target."""
 
     code = "tokenizer_mismatch"
+
+
+class CorruptData(GoodSpeedError):
+    """A file that GoodSpeed wrote cannot be read: it is cut off, or something else."""
+
+    code = "corrupt_data"
 
 
 class SchedulerFault(GoodSpeedError):

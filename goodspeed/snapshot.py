@@ -37,6 +37,10 @@ class AgentRow(Struct, frozen=True, kw_only=True):
     """Mean estimated acceptance rate."""
     goodput: float
     """Committed tokens per second, all its streams together, over the last seconds."""
+    tokens_per_round: float = 1.0
+    """Smoothed tokens that a round commits to one of its streams: `X` of equation (4)."""
+    weight: float = 1.0
+    """`omega`, of each of its streams in the utility."""
     history: tuple[float, ...]
     """Goodput in the past, oldest first, one value a second."""
     drafted: int

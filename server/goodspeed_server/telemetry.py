@@ -262,6 +262,7 @@ class Telemetry:
             budget=sum(live.budget for live in streams) / count,
             alpha=alpha,
             goodput=meter.per_second(now),
+            tokens_per_round=sum(live.goodput for live in streams) / count if streams else 1.0,
             history=meter.history(now),
             drafted=account.drafted,
             accepted=account.accepted,

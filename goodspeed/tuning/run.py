@@ -1,0 +1,337 @@
+"""One tuning run: from names and sources to a model folder with a card."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import tokenizers
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from goodspeed.catalog import fingerprint, load_model, resolve, tokenizer_files
+from goodspeed.errors import InvalidRequest, TokenizerMismatch
+from goodspeed.tuning import cards
+from goodspeed.tuning.clients import Client, UtilityGuide
+from goodspeed.tuning.lessons import cut
+from goodspeed.tuning.losses import make_loss
+from goodspeed.tuning.measuring import TEMPERATURES, Figures, Sample, measure
+from goodspeed.tuning.mixing import Source, strata
+from goodspeed.tuning.passages import Passage
+from goodspeed.tuning.sources import PROMPT_TOKENS, DataSpec, load_source
+from goodspeed.tuning.teaching import write_texts
+from goodspeed.tuning.trainer import TuningTrainer
+from goodspeed.utility import AlphaFair
+
+__all__ = ["LORA_PARAMETERS", "Tuning", "tune"]
+
+logger = logging.getLogger(__name__)
+
+LORA_PARAMETERS = 50_000_000
+"""From this size on a draft gets adapters, unless the user says otherwise: its optimiser's state is what costs."""
+
+_CHECKPOINTS = "checkpoints"
+_EVALUATED_ROWS = 256
+_MEASURED_TOKENS = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What a user asks for.
+
+    Raises:
+        InvalidRequest: a value is out of range.
+    """
+
+    draft: str
+    target: str
+    out: Path
+    sources: Sequence[DataSpec]
+    loss: str = "forward-kl"
+    clients: Sequence[Client] = ()
+    """Those a server knows; whoever else turns up in the data gets `budget`."""
+    budget: int = 4
+    fairness: float = 1.0
+    steps: int = 1000
+    learning_rate: float | None = None
+    """None for what suits full tuning or adapters."""
+    batch_rows: int = 16
+    accumulate: int = 1
+    row_tokens: int = 256
+    rows: int = 4096
+    """At most so many rows of each source of text."""
+    held_out: float = 0.05
+    """Share of the passages that is kept for evaluation."""
+    evaluate_every: int = 100
+    patience: int = 5
+    """Evaluations without a better held-out goodput before it stops."""
+    method: Literal["auto", "full", "lora"] = "auto"
+    lora_rank: int = 16
+    device: str = "auto"
+    bf16: bool | None = None
+    """Autocast; None for on CUDA."""
+    seed: int = 0
+    resume: bool = False
+    progress_bar: bool = True
+    measured_rows: int = 24
+    """Texts that the target writes for each client and temperature, to say what the tuning has brought."""
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise InvalidRequest("there is nothing to learn from: give --data or --prompts")
+        if not 0 < self.held_out < 1:
+            raise InvalidRequest(f"held-out is {self.held_out}: it is a share between 0 and 1")
+        if self.row_tokens < 8:
+            raise InvalidRequest(f"row-tokens is {self.row_tokens}: a row has at least 8")
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise InvalidRequest(f"learning-rate is {self.learning_rate}: it must be above 0")
+
+
+def tune(settings: Tuning) -> cards.Card:
+    """Tune a draft, write it to `settings.out` as a model folder, and measure what it has brought.
+
+    Raises:
+        InvalidRequest: a setting is out of range, or what is in `out` belongs to another run.
+        ModelError: a model cannot be loaded.
+        TokenizerMismatch: the draft would speak of other tokens.
+        CorruptData: a source cannot be read.
+    """
+    _check_out(settings)
+    files = tokenizer_files(settings.target)
+    if fingerprint(tokenizer_files(settings.draft)) != fingerprint(files):
+        raise TokenizerMismatch(
+            f"{settings.draft} and {settings.target} cut text into different tokens: "
+            "tune a draft that was made with the target's tokenizer"
+        )
+    target = load_model(settings.target, device=settings.device)
+    tokenizer = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
+    sources, held_out = _read_sources(settings, target, tokenizer)
+    clients = _clients(settings, [*held_out, *(row.passage for source in sources for row in source.rows)])
+    guide = UtilityGuide(clients, AlphaFair(settings.fairness))
+    draft = load_model(settings.draft, device=settings.device, dtype="float32")
+    samples = _samples(target, held_out, settings)
+    before = _measured(target, draft, samples, clients)
+    lora = settings.method == "lora" or (settings.method == "auto" and _parameters(draft) >= LORA_PARAMETERS)
+    trained = _train(settings, draft, sources, held_out, guide, lora=lora)
+    _save(settings, trained.model)
+    tuned = load_model(str(settings.out), device=settings.device, dtype="float32")
+    card = cards.Card(
+        name=settings.out.name,
+        draft=settings.draft,
+        target=settings.target,
+        loss=settings.loss,
+        method="lora" if lora else "full",
+        steps=trained.steps,
+        seed=settings.seed,
+        fairness=settings.fairness,
+        sources=[f"{spec.path.name} ({spec.kind}, share {spec.share:g})" for spec in settings.sources],
+        parameters=_parameters(tuned),
+        bytes=sum(file.stat().st_size for file in settings.out.glob("*.safetensors")),
+        clients=clients,
+        before=before,
+        after=_measured(target, tuned, samples, clients),
+    )
+    cards.write(card, settings.out)
+    return card
+
+
+def _check_out(settings: Tuning) -> None:
+    asked = {"draft": settings.draft, "target": settings.target, "loss": settings.loss, "seed": settings.seed}
+    settings.out.mkdir(parents=True, exist_ok=True)
+    note = settings.out / _CHECKPOINTS / "run.json"
+    if not note.exists():
+        if settings.resume:
+            raise InvalidRequest(f"there is no run to resume in {settings.out}: leave out --resume")
+        if any(settings.out.iterdir()):
+            raise InvalidRequest(f"{settings.out} is not empty: choose another --out, or --resume what was begun there")
+        note.parent.mkdir()
+        note.write_text(json.dumps(asked), encoding="utf-8")
+        return
+    if not settings.resume:
+        raise InvalidRequest(f"a run was begun in {settings.out}: --resume it, or choose another --out")
+    begun = json.loads(note.read_text(encoding="utf-8"))
+    if begun != asked:
+        raise InvalidRequest(f"the run begun in {settings.out} was another ({begun}): choose another --out")
+
+
+def _read_sources(
+    settings: Tuning, target: PreTrainedModel, tokenizer: tokenizers.Tokenizer
+) -> tuple[list[Source], list[Passage]]:
+    """What is trained on, by source, and the passages that are held out of all of them."""
+    sources: list[Source] = []
+    held_out: list[Passage] = []
+    rng = np.random.default_rng(settings.seed)
+    for number, spec in enumerate(settings.sources):
+        passages = load_source(
+            spec,
+            target,
+            tokenizer,
+            row_tokens=settings.row_tokens,
+            at_most=settings.rows,
+            seed=settings.seed + number,
+        )
+        if len(passages) < 2:
+            raise InvalidRequest(f"{spec.path} has one passage only: there has to be one to hold out, too")
+        order = rng.permutation(len(passages))
+        count = max(1, round(settings.held_out * len(passages)))
+        held_out += [passages[place] for place in order[:count]]
+        rows = cut([passages[place] for place in order[count:]], settings.row_tokens)
+        sources.append(Source(str(spec.path), rows, spec.share))
+    return sources, held_out
+
+
+def _clients(settings: Tuning, passages: Sequence[Passage]) -> list[Client]:
+    known = {client.name: client for client in settings.clients}
+    names = sorted({passage.client for passage in passages})
+    return [known.get(name) or Client(name, settings.budget) for name in names]
+
+
+@dataclass(frozen=True)
+class _Trained:
+    model: PreTrainedModel
+    steps: int
+
+
+def _train(
+    settings: Tuning,
+    draft: PreTrainedModel,
+    sources: Sequence[Source],
+    held_out: Sequence[Passage],
+    guide: UtilityGuide,
+    *,
+    lora: bool,
+) -> _Trained:
+    rows, groups = strata(sources)
+    evaluated = cut(held_out, settings.row_tokens)[:_EVALUATED_ROWS]
+    model = _trainable(draft, settings, lora=lora)
+    trainer = TuningTrainer(
+        model,
+        _arguments(settings, draft, lora=lora),
+        loss=make_loss(settings.loss, guide),
+        rows=rows,
+        groups=groups,
+        held_out=evaluated,
+        guide=guide,
+        callbacks=cast("list[TrainerCallback]", [EarlyStoppingCallback(settings.patience)]),
+    )
+    checkpoint = cast("Any", get_last_checkpoint)(str(settings.out / _CHECKPOINTS)) if settings.resume else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    best = cast("Any", trainer.model)
+    merged: PreTrainedModel = best.merge_and_unload() if lora else best
+    return _Trained(merged, trainer.state.global_step)
+
+
+def _trainable(draft: PreTrainedModel, settings: Tuning, *, lora: bool) -> PreTrainedModel:
+    module: nn.Module = draft
+    module.train()
+    if not lora:
+        module.requires_grad_(True)
+        return draft
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise InvalidRequest("adapters need peft: pip install 'goodspeed[tune]', or --method full") from None
+    config = LoraConfig(r=settings.lora_rank, lora_alpha=2 * settings.lora_rank, target_modules="all-linear")
+    return cast("PreTrainedModel", get_peft_model(draft, config))
+
+
+def _arguments(settings: Tuning, draft: PreTrainedModel, *, lora: bool) -> TrainingArguments:
+    on_cpu = draft.device.type == "cpu"
+    rate = settings.learning_rate or (2e-4 if lora else 1e-3)
+    best = "eval_utility" if settings.loss == "utility" else "eval_goodput"
+    return TrainingArguments(
+        output_dir=str(settings.out / _CHECKPOINTS),
+        max_steps=settings.steps,
+        per_device_train_batch_size=settings.batch_rows,
+        per_device_eval_batch_size=settings.batch_rows,
+        gradient_accumulation_steps=settings.accumulate,
+        learning_rate=rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(100, settings.steps // 10),
+        weight_decay=0.01,
+        adam_beta2=0.95,
+        max_grad_norm=1.0,
+        bf16=not on_cpu if settings.bf16 is None else settings.bf16,
+        use_cpu=on_cpu,
+        eval_strategy="steps",
+        eval_steps=settings.evaluate_every,
+        save_strategy="steps",
+        save_steps=settings.evaluate_every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model=best,
+        greater_is_better=True,
+        logging_steps=max(1, settings.evaluate_every // 5),
+        report_to=[],
+        remove_unused_columns=False,
+        dataloader_pin_memory=not on_cpu,
+        disable_tqdm=not settings.progress_bar,
+        seed=settings.seed,
+    )
+
+
+def _save(settings: Tuning, model: PreTrainedModel) -> None:
+    """Write the model as the draft was stored, with its tokenizer; the checkpoints are no longer needed."""
+    stored = _stored_dtype(settings.draft)
+    cast("nn.Module", model).to(stored)
+    model.save_pretrained(settings.out)
+    tokenizer = AutoTokenizer.from_pretrained(resolve(settings.draft))
+    tokenizer.save_pretrained(settings.out)
+    shutil.rmtree(settings.out / _CHECKPOINTS)
+
+
+def _stored_dtype(name: str) -> torch.dtype:
+    """In what precision a model's weights are stored."""
+    kind = AutoConfig.from_pretrained(resolve(name)).dtype
+    return kind if isinstance(kind, torch.dtype) else torch.float32
+
+
+def _samples(target: PreTrainedModel, held_out: Sequence[Passage], settings: Tuning) -> dict[str, list[Sample]]:
+    """Text that the target writes after the beginnings of each client's held-out passages, at each temperature."""
+    names = sorted({passage.client for passage in held_out})
+    chosen = {
+        name: [passage for passage in held_out if passage.client == name][: settings.measured_rows] for name in names
+    }
+    length = min(PROMPT_TOKENS, *(len(passage.tokens) - 1 for own in chosen.values() for passage in own), PROMPT_TOKENS)
+    beginnings = [passage.tokens[:length] for own in chosen.values() for passage in own]
+    prompts = torch.from_numpy(np.stack(beginnings).astype(np.int64))  # [rows, prompt]
+    samples: dict[str, list[Sample]] = {name: [] for name in names}
+    for temperature in TEMPERATURES:
+        generator = torch.Generator(target.device).manual_seed(settings.seed)
+        texts = write_texts(target, prompts, _MEASURED_TOKENS, temperature, generator)
+        by_client = torch.split(texts, [len(own) for own in chosen.values()])
+        for name, own in zip(names, by_client, strict=True):
+            samples[name].append(Sample(own, length, temperature))
+    return samples
+
+
+def _measured(
+    target: PreTrainedModel, draft: PreTrainedModel, samples: dict[str, list[Sample]], clients: Sequence[Client]
+) -> dict[str, dict[float, Figures]]:
+    budgets = {client.name: client.budget for client in clients}
+    return {
+        name: {
+            sample.temperature: measure(target, draft, sample, sorted({cards.BUDGET, budgets[name]})) for sample in own
+        }
+        for name, own in samples.items()
+    }
+
+
+def _parameters(model: PreTrainedModel) -> int:
+    module: nn.Module = model
+    return sum(parameter.numel() for parameter in module.parameters())
