@@ -54,6 +54,7 @@ __all__ = [
     "Hello",
     "Open",
     "Opened",
+    "Redraft",
     "ServerMessage",
     "Snapshot",
     "Tokenizer",
@@ -119,6 +120,8 @@ class Open(_Message, tag=ord("O"), frozen=True):
     max_draft: Asked
     """The longest draft this stream's drafter will ever send: 0 asks for plain decoding."""
     ignore_eos: bool = False
+    domain: ShortText = ""
+    """What the text is about, in the user's own words: kept with what a server records, and used for nothing else."""
 
 
 class DraftEnd(IntEnum):
@@ -152,6 +155,14 @@ class Close(_Message, tag=ord("C"), frozen=True):
     """The agent wants no more of this stream (stop string, user gone)."""
 
     stream: StreamId
+
+
+class Redraft(_Message, tag=ord("R"), frozen=True):
+    """From now on this link's drafts come of another drafter: what is believed of the one before no longer holds."""
+
+    drafter: ShortText
+    fingerprint: ShortText | None = None
+    """As in `Hello`."""
 
 
 class GetTokenizer(_Message, tag=ord("K"), frozen=True):
@@ -243,7 +254,7 @@ class Snapshot(_Message, tag=ord("S"), frozen=True):
     snapshot: bytes
 
 
-AgentMessage: TypeAlias = Hello | Open | Draft | Close | GetTokenizer
+AgentMessage: TypeAlias = Hello | Open | Draft | Close | Redraft | GetTokenizer
 ServerMessage: TypeAlias = Welcome | Tokenizer | Opened | Verdict | Failure | Goodbye | Snapshot
 
 

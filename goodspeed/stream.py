@@ -114,6 +114,8 @@ class ServedStream:
     max_draft: int
     max_length: int
     eos_tokens: Collection[int]
+    domain: str = ""
+    """As in `messages.Open`."""
     cached: int = 0
     """How many tokens stand in the KV slab; rolling back is making this smaller."""
     finish: Finish | None = field(default=None)
@@ -151,6 +153,7 @@ class ServedStream:
             max_draft=message.max_draft,
             max_length=max_length,
             eos_tokens=() if message.ignore_eos else eos_tokens,
+            domain=message.domain,
         )
 
     @property

@@ -24,6 +24,7 @@ from goodspeed.messages import (
     Hello,
     Open,
     Opened,
+    Redraft,
     ServerMessage,
     Snapshot,
     Tokenizer,
@@ -63,7 +64,7 @@ AGENT: dict[type, st.SearchStrategy[AgentMessage]] = {
         software=texts,
     ),
     Open: st.builds(
-        Open, numbers, token_lists, numbers, params, st.integers(1, 2**31 - 1), st.integers(0, 64), st.booleans()
+        Open, numbers, token_lists, numbers, params, st.integers(1, 2**31 - 1), st.integers(0, 64), st.booleans(), texts
     ),
     Draft: st.builds(
         Draft,
@@ -74,6 +75,7 @@ AGENT: dict[type, st.SearchStrategy[AgentMessage]] = {
         end=st.sampled_from(DraftEnd),
     ),
     Close: st.builds(Close, numbers),
+    Redraft: st.builds(Redraft, texts, st.none() | texts),
     GetTokenizer: st.builds(GetTokenizer),
 }
 SERVER: dict[type, st.SearchStrategy[ServerMessage]] = {

@@ -18,6 +18,7 @@ from goodspeed_agent.ahead import Ahead, AheadMode
 from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.desk import Desk
 from goodspeed_agent.drafters import Drafter
+from goodspeed_agent.drafters.swappable import Swappable
 from goodspeed_agent.drafting import Drafting
 from goodspeed_agent.driver import tokens_of
 from goodspeed_agent.generation import Generation, Request
@@ -46,6 +47,8 @@ class TextRequest:
     ignore_eos: bool = False
     max_draft: int | None = None
     """The longest draft; None leaves it to drafter and server."""
+    domain: str = ""
+    """What it is about, for those who tune drafts on what the server records."""
 
     def validate(self) -> None:
         """Check what can be checked without a server.
@@ -53,7 +56,7 @@ class TextRequest:
         Raises:
             InvalidRequest: naming the value, and the range it has to be in.
         """
-        Request((0,), self.params, self.max_new_tokens, self.max_draft or 0, self.ignore_eos).validate()
+        self.tokenized((0,), self.max_draft or 0).validate()
         if not self.prompt:
             raise InvalidRequest("the prompt is empty", code="empty_prompt")
         if not isinstance(self.prompt, str):
@@ -64,6 +67,11 @@ class TextRequest:
             raise InvalidRequest("a stop string is empty: it would end every text before it begins")
         for text in self.stop:
             _check_text("a stop string", text)
+        _check_text("the domain", self.domain)
+
+    def tokenized(self, prompt: Sequence[int], max_draft: int) -> Request:
+        """The same of a prompt in tokens, with a longest draft that drafter and server agree on."""
+        return Request(tuple(prompt), self.params, self.max_new_tokens, max_draft, self.ignore_eos, self.domain)
 
 
 def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
@@ -133,7 +141,7 @@ class Agent:
         _check_text("the agent's name", name or "")
         if len(name or "") > MAX_TEXT:
             raise InvalidRequest(f"the agent's name has {len(name or '')} characters: {MAX_TEXT} at most")
-        self._drafter = drafter
+        self._drafter = Swappable(drafter)
         self._backoff = backoff or Backoff()
         hello = Hello(
             PROTOCOL_VERSION,
@@ -159,7 +167,7 @@ class Agent:
         await self.link.__aenter__()
         self._desk = Desk()
         try:
-            self._check_fingerprint()
+            self._check_fingerprint(self._drafter)
             self.tokenizer = TargetTokenizer(self.link.files)
         except BaseException as error:
             await self.__aexit__(type(error), error, error.__traceback__)
@@ -174,11 +182,23 @@ class Agent:
         finally:
             self._desk.close()
 
-    def _check_fingerprint(self) -> None:
+    async def swap(self, drafter: Drafter) -> None:
+        """Draft with another drafter from now on; streams go on, and the server learns anew how often it accepts.
+
+        Raises:
+            TokenizerMismatch: the draft's tokenizer is not the target's; nothing has changed.
+        """
+        self._check_fingerprint(drafter)
+        self._drafter.current = drafter
+        for calibration in self._calibrations.values():
+            calibration.restart()
+        await self.link.redraft(drafter.name, drafter.fingerprint)
+
+    def _check_fingerprint(self, drafter: Drafter) -> None:
         welcome = self.link.welcome
-        if self._drafter.fingerprint not in (None, welcome.fingerprint):
+        if drafter.fingerprint not in (None, welcome.fingerprint):
             raise TokenizerMismatch(
-                f"the draft {self._drafter.name!r} does not share a tokenizer with {welcome.model!r}: "
+                f"the draft {drafter.name!r} does not share a tokenizer with {welcome.model!r}: "
                 "choose a draft of the same family, or --draft suffix, which fits every target"
             )
 
@@ -245,6 +265,6 @@ class Agent:
             )
         wanted = MAX_DRAFT_TOKENS if request.max_draft is None else request.max_draft
         max_draft = min(wanted, self._drafter.max_draft, welcome.max_draft)
-        made = Request(tuple(prompt), request.params, request.max_new_tokens, max_draft, request.ignore_eos)
+        made = request.tokenized(prompt, max_draft)
         made.validate()
         return made

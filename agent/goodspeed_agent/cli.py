@@ -28,6 +28,7 @@ from goodspeed_agent.drafters import SuffixDrafter, default_draft, load_drafter
 from goodspeed_agent.exits import Exit, exit_codes, run
 from goodspeed_agent.progress import ProgressDisplay
 from goodspeed_agent.prompts import PromptLine, read_prompts
+from goodspeed_agent.reloading import reloading
 from goodspeed_agent.report import Completion
 
 __all__ = ["app"]
@@ -69,6 +70,9 @@ DraftAhead = Annotated[
         help="Draft on beyond what the server asks for; auto does so while enough of it turns out to be of use."
     ),
 ]
+Domain = Annotated[
+    str, typer.Option(help="What the text is about, in a word: kept with what the server records for tuning drafts.")
+]
 MaxDraft = Annotated[int | None, typer.Option(help="The longest draft; by default as drafter and server like it.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what goes on, on standard error.")]
 
@@ -91,6 +95,7 @@ def complete(
     stop: Stop = None,
     ignore_eos: IgnoreEos = False,
     max_draft: MaxDraft = None,
+    domain: Domain = "",
     draft_ahead: DraftAhead = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
     name: Name = None,
@@ -105,7 +110,7 @@ def complete(
         text = _prompt(prompt, prompt_file)
         request = _request(
             [{"role": "user", "content": text}] if chat else text,
-            max_new_tokens, temperature, top_p, top_k, min_p, seed, stop, ignore_eos, max_draft,
+            max_new_tokens, temperature, top_p, top_k, min_p, seed, stop, ignore_eos, max_draft, domain,
         )  # fmt: skip
         began_s = time.monotonic()
         write = None if as_json else _write
@@ -136,6 +141,7 @@ def run_file(
     stop: Stop = None,
     ignore_eos: IgnoreEos = False,
     max_draft: MaxDraft = None,
+    domain: Domain = "",
     draft_ahead: DraftAhead = "auto",
     name: Name = None,
     threads: Threads = 1,
@@ -146,7 +152,9 @@ def run_file(
     _write_utf8()
     _log_to_stderr(verbose)
     with exit_codes():
-        defaults = _request("-", max_new_tokens, temperature, top_p, top_k, min_p, seed, stop, ignore_eos, max_draft)
+        defaults = _request(
+            "-", max_new_tokens, temperature, top_p, top_k, min_p, seed, stop, ignore_eos, max_draft, domain
+        )
         lines = _read_prompts(prompts, defaults)
         console = Console(stderr=True)
 
@@ -176,10 +184,11 @@ def _request(
     stop: list[str] | None,
     ignore_eos: bool,
     max_draft: int | None,
+    domain: str,
 ) -> TextRequest:
     """What the options ask for, checked."""
     params = SamplingParams(temperature, top_p, top_k, min_p, seed)
-    request = TextRequest(prompt, params, max_new_tokens, tuple(stop or ()), ignore_eos, max_draft)
+    request = TextRequest(prompt, params, max_new_tokens, tuple(stop or ()), ignore_eos, max_draft, domain)
     request.validate()
     return request
 
@@ -200,7 +209,8 @@ def _with_agent(
     chosen = draft or default_draft()
     if draft is None and chosen == "suffix":
         _note("drafting from the text's own repetitions; for a draft model: pip install 'goodspeed[models]'")
-    drafter = load_drafter(chosen, threads=threads)
+    load = functools.partial(load_drafter, chosen, threads=threads)
+    drafter = load()
 
     async def main() -> T:
         async with AsyncExitStack() as stack:
@@ -212,6 +222,7 @@ def _with_agent(
                 # Nobody asked for this draft; the one that fits every target does as well.
                 _note(f"{chosen} does not fit this server's model; drafting from the text's own repetitions instead")
                 agent = await stack.enter_async_context(make(SuffixDrafter()))
+            stack.enter_context(reloading(agent, load, _note))
             return await work(agent)
 
     return run(main())

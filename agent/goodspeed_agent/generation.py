@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from goodspeed.errors import InvalidRequest
-from goodspeed.messages import MAX_DRAFT_TOKENS, Draft, DraftEnd, Open, Verdict
+from goodspeed.messages import MAX_DRAFT_TOKENS, MAX_TEXT, Draft, DraftEnd, Open, Verdict
 from goodspeed.sampling import SamplingParams
 from goodspeed.stream import Transcript
 from goodspeed_agent.drafters.interface import Guess
@@ -24,6 +24,8 @@ class Request:
     max_new_tokens: int = 128
     max_draft: int = 0
     ignore_eos: bool = False
+    domain: str = ""
+    """What it is about; see `messages.Open`."""
 
     def validate(self) -> None:
         """Check every value that can be checked here.
@@ -38,6 +40,8 @@ class Request:
             raise InvalidRequest(f"max_new_tokens is {self.max_new_tokens}: it must be 1 or above")
         if not 0 <= self.max_draft <= MAX_DRAFT_TOKENS:
             raise InvalidRequest(f"max_draft is {self.max_draft}: it must be between 0 and {MAX_DRAFT_TOKENS}")
+        if len(self.domain) > MAX_TEXT:
+            raise InvalidRequest(f"the domain has {len(self.domain)} characters: {MAX_TEXT} at most")
 
 
 class Generation:
@@ -68,6 +72,7 @@ class Generation:
             self.request.max_new_tokens,
             self.request.max_draft,
             self.request.ignore_eos,
+            self.request.domain,
         )
 
     def draft(self, guesses: Sequence[Guess], computed_s: float = 0.0, end: DraftEnd = DraftEnd.FAR_ENOUGH) -> Draft:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeAlias, TypeVar
 
+import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.frames import Close as CloseFrame
@@ -41,6 +42,7 @@ from goodspeed.messages import (
     Goodbye,
     Hello,
     Opened,
+    Redraft,
     ServerMessage,
     Tokenizer,
     Verdict,
@@ -194,6 +196,13 @@ class Link:
         channel = Channel(self, next(self._ids), self._connection)
         self._channels[channel.stream] = channel
         return channel
+
+    async def redraft(self, drafter: str, fingerprint: str | None) -> None:
+        """Tell the server, and every server from now on, that another drafter drafts here; see `messages.Redraft`."""
+        self._hello = msgspec.structs.replace(self._hello, drafter=drafter, fingerprint=fingerprint)
+        # A connection that is gone is made again with the new greeting.
+        with contextlib.suppress(ConnectionClosed):
+            await self._connection.send(encode(Redraft(drafter, fingerprint)))
 
     async def _keep(self) -> None:
         """Read until the link is lost, make it again, and so on, until it cannot be made."""

@@ -35,9 +35,14 @@ class Calibration:
     """
 
     def __init__(self, *, prior_weight: float = 4.0, memory: float = 500.0) -> None:
-        self._trials = [prior_weight] * _BINS
-        self._hits = [prior_weight * (index + 0.5) / _BINS for index in range(_BINS)]
+        self._prior_weight = prior_weight
         self._keep = 1.0 - 1.0 / memory
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was seen: the drafter is another."""
+        self._trials = [self._prior_weight] * _BINS
+        self._hits = [self._prior_weight * (index + 0.5) / _BINS for index in range(_BINS)]
 
     def chance(self, confidence: float) -> float:
         """That a guess of this confidence comes true, if those before it do."""

@@ -31,6 +31,7 @@ class _Line(msgspec.Struct, forbid_unknown_fields=True):
     stop: str | list[str] | None = None
     ignore_eos: bool | None = None
     max_draft: int | None = None
+    domain: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ def _read(number: int, text: bytes, defaults: TextRequest) -> PromptLine:
         stop=defaults.stop if stop is None else tuple(stop),
         ignore_eos=given.get("ignore_eos", defaults.ignore_eos),
         max_draft=given.get("max_draft", defaults.max_draft),
+        domain=given.get("domain", defaults.domain),
     )
     request.validate()
     return PromptLine(number, line.id, request)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from goodspeed.errors import InvalidRequest
 from goodspeed.utility import AlphaFair
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Client", "UtilityGuide"]
 
@@ -97,6 +99,8 @@ class UtilityGuide:
         Args:
             goodput: tokens per round of the clients in the batch, each a scalar.
         """
+        import torch  # not above: a plain `goodspeed` imports this file for `Client`, and may have no torch
+
         self.remember(goodput)
         weights = self.weights(list(goodput))
         return -torch.stack([weights[name] * value for name, value in goodput.items()]).sum()

@@ -19,6 +19,8 @@ from goodspeed.tuning.passages import Passage
 __all__ = ["Lesson", "Row", "accepted", "coarse", "coarse_log_p", "coarse_log_q", "collate", "cut"]
 
 _TINY = 1e-9
+_NONE = -1
+"""In place of a token that is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Lesson:
     known: Tensor
     """bool [rows, length - 1]: where the target's distribution is known."""
     support: Tensor
-    """int64 [rows, length - 1, k]."""
+    """int64 [rows, length - 1, k]; -1 for no token, where a passage's distributions are narrower than others'."""
     log_p: Tensor
     """float32 [rows, length - 1, k]; 0 where nothing is known."""
     clients: tuple[str, ...]
@@ -84,7 +86,7 @@ def collate(rows: Sequence[Row]) -> Lesson:
     width = max(row.passage.support.shape[1] for row in rows)
     tokens = np.zeros((len(rows), length), np.int64)
     known = np.zeros((len(rows), length - 1), np.bool_)
-    support = np.zeros((len(rows), length - 1, width), np.int64)
+    support = np.full((len(rows), length - 1, width), _NONE, np.int64)
     log_p = np.zeros((len(rows), length - 1, width), np.float32)
     for place, row in enumerate(rows):
         passage = row.passage
@@ -138,13 +140,14 @@ def coarse_log_q(logits: Tensor, support: Tensor) -> Tensor:
 
     Args:
         logits: of the draft, [..., vocab].
-        support: int64 [..., k], different tokens.
+        support: int64 [..., k], different tokens; negative where there is none.
 
     Returns:
         float32 or wider, [..., k + 1].
     """
     logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-    chosen = logits.gather(-1, support) - logits.logsumexp(-1, keepdim=True)
+    chosen = logits.gather(-1, support.clamp_min(0)) - logits.logsumexp(-1, keepdim=True)
+    chosen = chosen.masked_fill(support < 0, LOG_FLOOR)
     return _with_rest(chosen.clamp_min(LOG_FLOOR))
 
 

@@ -41,7 +41,9 @@ def strata(sources: Sequence[Source]) -> tuple[list[Row], list[tuple[float, list
 
 
 def mixed(groups: Sequence[tuple[float, Sequence[int]]], seed: int) -> Iterator[int]:
-    """Draw indices for ever, so that every run of them holds each group in its share; all of a group before any twice.
+    """Draw indices for ever, so that the first n hold each group in its share, to within one index, whatever n is.
+
+    All of a group come before any of them comes twice.
 
     Args:
         groups: share and indices of each; shares are above 0 and none is empty.
@@ -53,7 +55,9 @@ def mixed(groups: Sequence[tuple[float, Sequence[int]]], seed: int) -> Iterator[
     decks = [_shuffled(indices, seed, place) for place, (_, indices) in enumerate(groups)]
     while True:
         owed += shares
-        place = int(owed.argmax())
+        # Of those that are owed anything, whoever would be the first to be owed a whole one. To serve who is owed most
+        # is not enough: a small group may then be owed more than one when many large ones are due together.
+        place = int(np.where(owed > 0, (1.0 - owed) / shares, np.inf).argmin())
         owed[place] -= 1.0
         yield next(decks[place])
 

@@ -22,20 +22,20 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from goodspeed.catalog import fingerprint, load_model, resolve, tokenizer_files
-from goodspeed.errors import InvalidRequest, TokenizerMismatch
+from goodspeed.errors import CorruptData, InvalidRequest, TokenizerMismatch
 from goodspeed.tuning import cards
 from goodspeed.tuning.clients import Client, UtilityGuide
-from goodspeed.tuning.lessons import cut
-from goodspeed.tuning.losses import make_loss
+from goodspeed.tuning.lessons import Row, cut
+from goodspeed.tuning.losses import LOSSES, make_loss
 from goodspeed.tuning.measuring import TEMPERATURES, Figures, Sample, measure
 from goodspeed.tuning.mixing import Source, strata
 from goodspeed.tuning.passages import Passage
 from goodspeed.tuning.sources import PROMPT_TOKENS, DataSpec, load_source
 from goodspeed.tuning.teaching import write_texts
-from goodspeed.tuning.trainer import TuningTrainer
+from goodspeed.tuning.trainer import GoodputKeeper, TuningTrainer
 from goodspeed.utility import AlphaFair
 
 __all__ = ["LORA_PARAMETERS", "Tuning", "tune"]
@@ -94,6 +94,12 @@ class Tuning:
     def __post_init__(self) -> None:
         if not self.sources:
             raise InvalidRequest("there is nothing to learn from: give --data or --prompts")
+        if self.loss not in LOSSES:
+            raise InvalidRequest(f"there is no loss {self.loss!r}: choose {', '.join(LOSSES)}")
+        AlphaFair(self.fairness)
+        budget = max([self.budget, *(client.budget for client in self.clients)])
+        if budget > _MEASURED_TOKENS:
+            raise InvalidRequest(f"a budget is {budget}: the texts that a draft is measured on have {_MEASURED_TOKENS}")
         if not 0 < self.held_out < 1:
             raise InvalidRequest(f"held-out is {self.held_out}: it is a share between 0 and 1")
         if self.row_tokens < 8:
@@ -151,22 +157,32 @@ def tune(settings: Tuning) -> cards.Card:
 
 
 def _check_out(settings: Tuning) -> None:
-    asked = {"draft": settings.draft, "target": settings.target, "loss": settings.loss, "seed": settings.seed}
-    settings.out.mkdir(parents=True, exist_ok=True)
-    note = settings.out / _CHECKPOINTS / "run.json"
+    try:
+        settings.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidRequest(f"{settings.out} is no folder ({error.strerror}): choose another --out") from None
+    note = _note(settings)
     if not note.exists():
         if settings.resume:
             raise InvalidRequest(f"there is no run to resume in {settings.out}: leave out --resume")
         if any(settings.out.iterdir()):
             raise InvalidRequest(f"{settings.out} is not empty: choose another --out, or --resume what was begun there")
-        note.parent.mkdir()
-        note.write_text(json.dumps(asked), encoding="utf-8")
         return
     if not settings.resume:
         raise InvalidRequest(f"a run was begun in {settings.out}: --resume it, or choose another --out")
     begun = json.loads(note.read_text(encoding="utf-8"))
-    if begun != asked:
+    if begun != _asked(settings):
         raise InvalidRequest(f"the run begun in {settings.out} was another ({begun}): choose another --out")
+
+
+def _note(settings: Tuning) -> Path:
+    """Where a run that has begun says what it is."""
+    return settings.out / _CHECKPOINTS / "run.json"
+
+
+def _asked(settings: Tuning) -> dict[str, str | int]:
+    """What makes a run that run, and no other."""
+    return {"draft": settings.draft, "target": settings.target, "loss": settings.loss, "seed": settings.seed}
 
 
 def _read_sources(
@@ -185,6 +201,11 @@ def _read_sources(
             at_most=settings.rows,
             seed=settings.seed + number,
         )
+        highest = max(max(passage.tokens.max(), passage.support.max(initial=0)) for passage in passages)
+        if highest >= target.config.vocab_size:
+            raise CorruptData(
+                f"{spec.path} has tokens that {settings.target} does not know: another target's, it seems"
+            )
         if len(passages) < 2:
             raise InvalidRequest(f"{spec.path} has one passage only: there has to be one to hold out, too")
         order = rng.permutation(len(passages))
@@ -217,7 +238,9 @@ def _train(
     lora: bool,
 ) -> _Trained:
     rows, groups = strata(sources)
-    evaluated = cut(held_out, settings.row_tokens)[:_EVALUATED_ROWS]
+    evaluated = _evaluated(settings, held_out)
+    if not any(row.end - row.first >= guide.clients[row.client].budget for row in evaluated):
+        raise InvalidRequest("none of the passages held out is as long as its client's budget: record longer ones")
     model = _trainable(draft, settings, lora=lora)
     trainer = TuningTrainer(
         model,
@@ -227,13 +250,29 @@ def _train(
         groups=groups,
         held_out=evaluated,
         guide=guide,
-        callbacks=cast("list[TrainerCallback]", [EarlyStoppingCallback(settings.patience)]),
+        callbacks=cast("list[TrainerCallback]", [EarlyStoppingCallback(settings.patience), GoodputKeeper(guide)]),
     )
-    checkpoint = cast("Any", get_last_checkpoint)(str(settings.out / _CHECKPOINTS)) if settings.resume else None
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if not settings.resume:
+        # Not before: a run that came to nothing has begun nothing that would have to be resumed, or cleared away.
+        _note(settings).parent.mkdir()
+        _note(settings).write_text(json.dumps(_asked(settings)), encoding="utf-8")
+    trainer.train(resume_from_checkpoint=_last_checkpoint(settings))
     best = cast("Any", trainer.model)
     merged: PreTrainedModel = best.merge_and_unload() if lora else best
     return _Trained(merged, trainer.state.global_step)
+
+
+def _evaluated(settings: Tuning, held_out: Sequence[Passage]) -> list[Row]:
+    """Some windows of the passages held out, of every source and client alike."""
+    windows = cut(held_out, settings.row_tokens)
+    order = np.random.default_rng(settings.seed).permutation(len(windows))
+    return [windows[place] for place in order[:_EVALUATED_ROWS]]
+
+
+def _last_checkpoint(settings: Tuning) -> str | None:
+    """The last whole one: `trainer_state.json` is written last."""
+    found = [path for path in _note(settings).parent.glob("checkpoint-*") if (path / TRAINER_STATE_NAME).exists()]
+    return max((str(path) for path in found), key=lambda path: int(path.rpartition("-")[2]), default=None)
 
 
 def _trainable(draft: PreTrainedModel, settings: Tuning, *, lora: bool) -> PreTrainedModel:
@@ -280,6 +319,7 @@ def _arguments(settings: Tuning, draft: PreTrainedModel, *, lora: bool) -> Train
         report_to=[],
         remove_unused_columns=False,
         dataloader_pin_memory=not on_cpu,
+        restore_callback_states_from_checkpoint=True,
         disable_tqdm=not settings.progress_bar,
         seed=settings.seed,
     )

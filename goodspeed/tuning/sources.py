@@ -200,13 +200,15 @@ def _file_texts(file: Path, client: str) -> list[_Text]:
     if file.suffix != ".jsonl":
         return [_Text(content, client)]
     texts = []
-    for number, line in enumerate(content.splitlines(), 1):
+    # Not `splitlines`: JSON may hold U+2028 and its like as they are.
+    for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-            texts.append(_Text(entry.get("text") or entry["prompt"], str(entry.get("client", client))))
-        except (ValueError, KeyError, AttributeError):
+            text = entry.get("text") or entry["prompt"]
+            texts.append(_Text(text + "", str(entry.get("client", client))))
+        except (ValueError, KeyError, AttributeError, TypeError):
             raise CorruptData(
                 f"{file}, line {number}: not a JSON object with a text or a prompt, and if you like a client"
             ) from None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from goodspeed.tuning.losses import Loss
 from goodspeed.tuning.mixing import mixed
 from goodspeed.tuning.objectives import block_goodput
 
-__all__ = ["TuningTrainer", "goodputs"]
+__all__ = ["GoodputKeeper", "TuningTrainer", "goodputs"]
 
 
 class _Rows(Dataset[Row]):
@@ -45,6 +47,27 @@ class _Order(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return itertools.islice(mixed(self._groups, self._seed), self._count)
+
+
+class GoodputKeeper(TrainerCallback):
+    """Keeps the clients' smoothed goodputs beside each checkpoint: the utility's weights are part of a run's state."""
+
+    def __init__(self, guide: UtilityGuide) -> None:
+        self._guide = guide
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Write them down."""
+        self._file(args, state).write_text(json.dumps(self._guide.goodput), encoding="utf-8")
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Read them, where a run goes on."""
+        file = self._file(args, state)
+        if file.exists():
+            self._guide.goodput.update(json.loads(file.read_text(encoding="utf-8")))
+
+    @staticmethod
+    def _file(args: Any, state: Any) -> Path:
+        return Path(args.output_dir, f"checkpoint-{state.global_step}", "goodput.json")
 
 
 class TuningTrainer(Trainer):

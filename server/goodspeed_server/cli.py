@@ -93,6 +93,11 @@ def run(
     ] = 500.0,
     prefill_chunk: Annotated[int, typer.Option(min=1, help="Prompt tokens one pass may carry.")] = 512,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the forward pass.")] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Keep every text and the target's likeliest tokens in this folder, for goodspeed tune."),
+    ] = None,
+    record_max_mb: Annotated[float, typer.Option(min=1, help="Of --record; the oldest is deleted.")] = 1024.0,
     monitor: Annotated[bool, typer.Option("--monitor", help="Draw the live monitor here.")] = False,
     log_file: Annotated[Path | None, typer.Option(help="Log here rather than to stderr; wise with --monitor.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log who comes and goes.")] = False,
@@ -113,6 +118,8 @@ def run(
             max_streams=max_streams,
             max_length=max_length,
             threads=threads,
+            record=record,
+            record_max_bytes=int(record_max_mb * 2**20),
             rounds=RoundSettings(
                 rounds=rounds,
                 capacity=capacity,

@@ -29,6 +29,7 @@ from goodspeed.messages import (
     Goodbye,
     Hello,
     Open,
+    Redraft,
     ServerMessage,
     Welcome,
     decode_agent,
@@ -158,12 +159,8 @@ class Link:
             raise ProtocolError(f"no Hello came within {_HANDSHAKE_TIMEOUT_S:g} s") from None
         if not isinstance(hello, Hello):
             raise ProtocolError(f"the first message is a {type(hello).__name__}: it must be a Hello")
+        self._check_fingerprint(hello)
         model = self._model
-        if hello.fingerprint is not None and hello.fingerprint != model.fingerprint:
-            raise TokenizerMismatch(
-                f"the tokenizer of draft {hello.drafter!r} differs from that of {model.name!r}, so its token "
-                "ids mean something else: take a draft of the target's own family, or --draft suffix, which needs none"
-            )
         self.post(
             Welcome(
                 protocol=PROTOCOL_VERSION,
@@ -181,6 +178,14 @@ class Link:
             )
         )
         return hello
+
+    def _check_fingerprint(self, drafting: Hello | Redraft) -> None:
+        model = self._model
+        if drafting.fingerprint is not None and drafting.fingerprint != model.fingerprint:
+            raise TokenizerMismatch(
+                f"the tokenizer of draft {drafting.drafter!r} differs from that of {model.name!r}, so its token "
+                "ids mean something else: take a draft of the target's own family, or --draft suffix, which needs none"
+            )
 
     async def _serve_agent(self, hello: Hello) -> None:
         account = AgentAccount(hello.name, hello.drafter, PRIOR_ALPHA)
@@ -202,6 +207,10 @@ class Link:
                     self._rounds.open(self, account, message)
                 case Close():
                     self._rounds.close(self, message.stream)
+                case Redraft():
+                    self._check_fingerprint(message)
+                    self._rounds.redraft(self, account, message.drafter)
+                    logger.info("agent %s drafts with %s from now on", account.name, message.drafter)
                 case GetTokenizer():
                     if self._tokenizer_sent:
                         raise ProtocolError("the tokenizer was asked for twice on one link")

@@ -92,6 +92,11 @@ class LiveStream:
     closed: bool = False
     """Whether it has ended; if a pass is at its row then, the row is released when the pass is over."""
 
+    def redrafted(self, estimator: AcceptanceEstimator) -> None:
+        """Its drafts come of another drafter, of which nothing is known yet but what `estimator` says."""
+        self.estimator = estimator
+        self.matching, self.pace, self.probing = HitOrMiss(), Pace(), Probing()
+
     def to_verify(self) -> tuple[Sequence[int], Sequence[DraftDistribution]]:
         """What the next pass verifies, and what it was drawn from."""
         if self.draft is not None:

@@ -13,17 +13,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from goodspeed.errors import InvalidRequest
-from goodspeed.estimation import Goodput
+from goodspeed.estimation import PRIOR_ALPHA, Goodput
 from goodspeed.messages import Draft, DraftEnd, Failure, Open, Opened, Verdict
 from goodspeed.rounds import Barrier, Rolling, Rounds
 from goodspeed.stream import Commit, ServedStream, check_draft
-from goodspeed.timing import PassSample
+from goodspeed.timing import Pace, PassSample
 from goodspeed.verification import DraftDistribution, Rule
 from goodspeed_server.admission import Admission
 from goodspeed_server.engine import Engine
 from goodspeed_server.live import AgentAccount, LiveStream, Outbox
 from goodspeed_server.passes import PlannedPass, plan_pass
 from goodspeed_server.planner import Planner
+from goodspeed_server.recording import Recorder, Verified
 from goodspeed_server.settings import OVERDUE, RoundSettings
 from goodspeed_server.telemetry import RoundRecord, Telemetry
 from goodspeed_server.verifier import Outcome, Verifier
@@ -43,6 +44,7 @@ class RoundLoop:
         eos_tokens: any of them ends a stream.
         settings: the operator's choices.
         telemetry: is told about every round.
+        recorder: is told what tuning needs of every verdict; None records nothing.
         clock: seconds, monotonic.
     """
 
@@ -55,6 +57,7 @@ class RoundLoop:
         eos_tokens: frozenset[int],
         settings: RoundSettings,
         telemetry: Telemetry,
+        recorder: Recorder | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
@@ -64,6 +67,7 @@ class RoundLoop:
         self._eos_tokens = eos_tokens
         self._settings = settings
         self._telemetry = telemetry
+        self._recorder = recorder
         self._clock = clock
         self.waits = settings.rounds == "barrier"
         """Whether streams are verified only once their drafts are here."""
@@ -176,6 +180,17 @@ class RoundLoop:
         if (here or not more) and self._rounds.arrive(live, now, here, more=more):
             self._changed.set()
 
+    def redraft(self, outbox: Outbox, account: AgentAccount, drafter: str) -> None:
+        """A link's drafts come of another drafter: what was learned of the one before is forgotten."""
+        account.drafter = drafter
+        account.prior_alpha, account.pace = PRIOR_ALPHA, Pace()
+        for (owner, _), live in self._live.items():
+            if owner is outbox:
+                live.redrafted(self.planner.estimator(PRIOR_ALPHA))
+                if self._recorder is not None:
+                    # A text is recorded with what drafted it: what follows is another's.
+                    self._recorder.ended(live)
+
     def close(self, outbox: Outbox, number: int) -> None:
         """End a stream its agent wants no more of; one that is not open is no error, since verdicts cross closes."""
         key = (outbox, number)
@@ -258,21 +273,30 @@ class RoundLoop:
         now = self._clock()
         commits = []
         going_on: list[tuple[LiveStream, Commit]] = []
+        ended: list[LiveStream] = []
+        verified: list[Verified] = []
+        first = 0
         for live, turn, judgement in zip(planned.verified, planned.work.turns, outcome.judgements, strict=True):
             live.in_pass = False
+            begun, first = first, first + len(turn.drafted) + 1
             if live.closed:
                 self._release(live)
                 continue
             commit = live.stream.commit(turn.drafted, judgement)
             commits.append(commit)
+            verified.append(Verified(live, begun, len(turn.drafted), commit))
             self.planner.committed(live, turn.drafted, judgement, commit, now)
             live.draft, live.q = None, []
             self._telemetry.committed(live, len(turn.drafted), commit, now)
             if commit.finish:
                 self._tell(live, commit)
-                self._end(live)
+                ended.append(live)
             else:
                 going_on.append((live, commit))
+        if self._recorder is not None:
+            self._recorder.passed(outcome.logits, verified)
+        for live in ended:
+            self._end(live)
         self._advance_prefill(planned.prefilled)
         self._schedule([live for live, _ in going_on])
         for live, commit in going_on:
@@ -372,6 +396,8 @@ class RoundLoop:
     def _end(self, live: LiveStream) -> None:
         """Forget a stream; its row is free at once, or when the pass it is in is over."""
         live.closed = True
+        if self._recorder is not None:
+            self._recorder.ended(live)
         live.account.prior_alpha += 0.3 * (live.estimator.alpha - live.account.prior_alpha)
         live.account.pace = live.pace.copy()
         self._rounds.leave(live)

@@ -33,6 +33,7 @@ from goodspeed_server.engine import Engine, Layout
 from goodspeed_server.link import SNAPSHOT_INTERVAL_S, Link, ServedModel
 from goodspeed_server.memory import free_bytes, kv_bytes_per_token, rows_that_fit
 from goodspeed_server.planner import Planner
+from goodspeed_server.recording import Recorder
 from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.settings import AUTO_MAX_LENGTH, AUTO_MAX_STREAMS, ServerSettings
 from goodspeed_server.telemetry import Observer, ServerFacts, Telemetry
@@ -150,6 +151,9 @@ class VerificationServer:
             max_frame_bytes=min(MAX_AGENT_FRAME_BYTES, 2 * _TOKEN_BYTES * engine.max_length + _FRAME_ROOM_BYTES),
             eos_tokens=eos_tokens,
         )
+        self._recorder = (
+            Recorder(settings.record, max_bytes=settings.record_max_bytes) if settings.record is not None else None
+        )
         self._rounds = RoundLoop(
             engine,
             rule=rule,
@@ -157,6 +161,7 @@ class VerificationServer:
             eos_tokens=eos_tokens,
             settings=rounds,
             telemetry=self._telemetry,
+            recorder=self._recorder,
         )
         self._links: set[Link] = set()
         self._running: asyncio.Task[None] | None = None
@@ -268,6 +273,8 @@ class VerificationServer:
             link.abort()
         listener.close()
         await listener.wait_closed()
+        if self._recorder is not None:
+            await asyncio.to_thread(self._recorder.close)
 
     def _rounds_ended(self, running: asyncio.Task[None]) -> None:
         if not running.cancelled() and running.exception() is not None:

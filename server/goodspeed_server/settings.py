@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 from goodspeed.catalog import DEFAULT_TARGET
@@ -97,6 +98,10 @@ class ServerSettings:
     threads: int | None = None
     """CPU threads of the forward pass; None: torch's own choice."""
     rounds: RoundSettings = field(default_factory=RoundSettings)
+    record: Path | None = None
+    """Where to keep what tuning needs of every verdict, the users' texts among it; None keeps nothing."""
+    record_max_bytes: int = 2**30
+    """The oldest of it is deleted for what is new."""
 
     def __post_init__(self) -> None:
         _choose("scheduler", self.scheduler, ("auto", *SCHEDULERS))

@@ -56,6 +56,8 @@ class Outcome:
     """Busy time of the forward pass, by `Engine.busy_clock`; so is `judge_s`."""
     judge_s: float
     """Everything else: laying the pass out, sampling, judging."""
+    logits: Tensor
+    """What was judged by: float32 [sum(S_i + 1), vocab]."""
 
 
 class Verifier:
@@ -87,7 +89,7 @@ class Verifier:
         forwarded = self._clock()
         judgements = self._judge(work.turns, logits) if work.turns else []
         forward_s = forwarded - started
-        return Outcome(judgements, forward_s, self._clock() - begun - forward_s)
+        return Outcome(judgements, forward_s, self._clock() - begun - forward_s, logits)
 
     def _judge_coupled(self, turns: Sequence[Turn], logits: Tensor) -> list[Judgement]:
         drawn = self._draw(turns, logits).tolist()
