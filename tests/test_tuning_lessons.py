@@ -45,7 +45,9 @@ def test_windows_cover_every_known_position_once(texts: list[Passage], length: i
         assert row.begin == max(0, row.end - length)
         place = next(place for place, text in enumerate(texts) if text is row.passage)
         seen.update((place, position) for position in range(row.first, row.end))
-    expected = {(i, position) for i, text in enumerate(texts) for position in range(text.start, text.start + text.known)}
+    expected = {
+        (i, position) for i, text in enumerate(texts) for position in range(text.start, text.start + text.known)
+    }
     assert seen == Counter(expected)
 
 

@@ -211,7 +211,9 @@ def test_with_passing_it_is_what_real_rounds_commit() -> None:
     passed = passing(torch.from_numpy(target[here, there]).log(), torch.from_numpy(draft[here, there]).log())
     values = []
     for row in range(len(text)):
-        value = block_goodput(accepted[row : row + 1], torch.ones(1, 40, dtype=torch.bool), BUDGET, passed[row : row + 1])
+        value = block_goodput(
+            accepted[row : row + 1], torch.ones(1, 40, dtype=torch.bool), BUDGET, passed[row : row + 1]
+        )
         assert value is not None
         values.append(float(value))
     difference = np.array(values) - by_text

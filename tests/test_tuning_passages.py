@@ -52,9 +52,7 @@ def passages(draw: st.DrawFn, width: int) -> Passage:
 def same(one: Passage, other: Passage) -> bool:
     """Dtypes included."""
     pairs = [(getattr(one, field.name), getattr(other, field.name)) for field in fields(Passage)]
-    return all(
-        (np.array_equal(a, b) and a.dtype == b.dtype) if isinstance(a, np.ndarray) else a == b for a, b in pairs
-    )
+    return all((np.array_equal(a, b) and a.dtype == b.dtype) if isinstance(a, np.ndarray) else a == b for a, b in pairs)
 
 
 @given(st.integers(1, 5).flatmap(lambda width: st.lists(passages(width), min_size=1, max_size=4)))

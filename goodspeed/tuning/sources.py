@@ -119,7 +119,9 @@ def load_source(
         documents = _encoded([own[place] for place in order], tokenizer)
         if spec.kind == "read":
             rows = _windows(documents, row_tokens, _CHOICE * share)
-            passages += read_texts(target, rows[torch.randperm(len(rows), generator=generator)[:share]], client=client)
+            if len(rows):
+                chosen = rows[torch.randperm(len(rows), generator=generator)[:share]]
+                passages += read_texts(target, chosen, client=client)
         else:
             length = min(PROMPT_TOKENS, row_tokens // 2)
             prompts += _prompts(client, [ids[:length] for ids in itertools.islice(documents, share) if ids], share)
