@@ -242,6 +242,10 @@ def _train(
     if not any(row.end - row.first >= guide.clients[row.client].budget for row in evaluated):
         raise InvalidRequest("none of the passages held out is as long as its client's budget: record longer ones")
     model = _trainable(draft, settings, lora=lora)
+    if not settings.resume:
+        # Not before: a run that came to nothing has begun nothing that would have to be resumed, or cleared away.
+        _note(settings).parent.mkdir()
+        _note(settings).write_text(json.dumps(_asked(settings)), encoding="utf-8")
     trainer = TuningTrainer(
         model,
         _arguments(settings, draft, lora=lora),
@@ -252,10 +256,6 @@ def _train(
         guide=guide,
         callbacks=cast("list[TrainerCallback]", [EarlyStoppingCallback(settings.patience), GoodputKeeper(guide)]),
     )
-    if not settings.resume:
-        # Not before: a run that came to nothing has begun nothing that would have to be resumed, or cleared away.
-        _note(settings).parent.mkdir()
-        _note(settings).write_text(json.dumps(_asked(settings)), encoding="utf-8")
     trainer.train(resume_from_checkpoint=_last_checkpoint(settings))
     best = cast("Any", trainer.model)
     merged: PreTrainedModel = best.merge_and_unload() if lora else best
