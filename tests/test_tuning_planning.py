@@ -103,7 +103,7 @@ def test_links_of_one_name_are_one_client() -> None:
         agent("gone", "x", streams=0),
     )
     edge, other = clients_of(state(*rows))
-    assert (edge.name, edge.budget, edge.weight) == ("edge", round(13 / 4), pytest.approx(5.0))
+    assert (edge.name, edge.budget, edge.weight) == ("edge", round(13 / 4), 5.0)
     assert edge.goodput == pytest.approx(7 / 4)
     assert edge.rounds_per_s == pytest.approx(8 / (7 / 4))  # eight tokens a second for each of its streams
     assert (other.budget, other.goodput) == (3, 1.25)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer
+from torch import nn
 from transformers import PreTrainedModel
 
 from goodspeed.errors import CorruptData, InvalidRequest
@@ -23,9 +24,16 @@ from tests.tiny_models import VOCAB, tiny_llama
 ROW = 12
 
 
+def reading(seed: int) -> PreTrainedModel:
+    model = tiny_llama(seed)
+    module: nn.Module = model
+    module.eval()
+    return model
+
+
 @pytest.fixture(scope="module")
 def target() -> PreTrainedModel:
-    return tiny_llama().eval()
+    return reading(0)
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +126,13 @@ def test_lines_of_json_name_their_clients(tmp_path: Path, target: PreTrainedMode
 
 
 def test_a_folder_has_its_subfolders_as_clients(tmp_path: Path, target: PreTrainedModel, tokenizer: Tokenizer) -> None:
-    """Each gets its part of the rows, however much the others wrote; files of other kinds are passed over."""
+    """Each gets its part of the rows, however much the others wrote; what is too short or no text is passed over."""
     folder = tmp_path / "corpus"
-    for name, rows in (("ann/deep/a.py", 9), ("bob/b.rst", 2), ("c.txt", 1)):
+    for name, rows in (("ann/deep/a.py", 9), ("bob/b.rst", 2), ("c.txt", 1), ("short/s.txt", 0)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(words(rows * ROW))
     (folder / "bob" / "picture.png").write_bytes(b"\xff\xfe")
-    passages = load(DataSpec(folder), target, tokenizer, at_most=9)
+    passages = load(DataSpec(folder), target, tokenizer, at_most=12)
     assert Counter(one.client for one in passages) == {"ann": 3, "bob": 2, "corpus": 1}
 
 
@@ -238,7 +246,7 @@ def test_a_folder_of_nothing_says_what_would_be_read(
 
 
 def test_figures_are_those_of_plain_arithmetic(target: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    draft = tiny_llama(1).eval()
+    draft = reading(1)
     prompts = torch.randint(VOCAB, (4, 3), generator=torch.Generator().manual_seed(0))
     monkeypatch.setattr("goodspeed.tuning.measuring._READ_TOKENS", 3 * 13)  # a piece is three rows
     for temperature in TEMPERATURES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from goodspeed.tuning.clients import UtilityGuide
 from goodspeed.tuning.lessons import Lesson, Row, accepted, coarse, collate
@@ -21,6 +22,8 @@ from goodspeed.tuning.mixing import mixed
 from goodspeed.tuning.objectives import block_goodput
 
 __all__ = ["GoodputKeeper", "TuningTrainer", "goodputs"]
+
+logger = logging.getLogger(__name__)
 
 
 class _Rows(Dataset[Row]):
@@ -70,6 +73,21 @@ class GoodputKeeper(TrainerCallback):
         return Path(args.output_dir, f"checkpoint-{state.global_step}", "goodput.json")
 
 
+class _Teller(TrainerCallback):
+    """Says in the log how it is going."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        figures = [f"{name} {value:.4g}" for name, value in (logs or {}).items() if isinstance(value, (int, float))]
+        logger.info("step %d of %d: %s", state.global_step, state.max_steps, ", ".join(figures))
+
+
+class _Bar(ProgressCallback):
+    """The library's bar alone."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        pass
+
+
 class TuningTrainer(Trainer):
     """Trains a draft on rows of passages, and evaluates it by its clients' goodput.
 
@@ -107,8 +125,13 @@ class TuningTrainer(Trainer):
             data_collator=lambda chosen: {"lesson": collate(chosen)},
             train_dataset=_Rows(rows),
             eval_dataset=_Rows(held_out),
-            callbacks=callbacks,
+            callbacks=[*callbacks, _Teller()],
         )
+        # Both would print figures among what a script is to read.
+        self.remove_callback(PrinterCallback)
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(_Bar())
         # Our losses are means already: it shall divide by the accumulated batches, as for any other loss.
         self.model_accepts_loss_kwargs = False
 
