@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from goodspeed.errors import InvalidRequest
@@ -18,6 +18,7 @@ from goodspeed.utility import AlphaFair
 positive = st.floats(0.05, 20)
 
 
+@settings(max_examples=50)
 @given(
     st.sampled_from([0.0, 0.5, 1.0, 2.0, 5.0]),
     st.lists(st.tuples(positive, positive, positive), min_size=1, max_size=5),

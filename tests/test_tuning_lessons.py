@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from goodspeed.tuning.lessons import Row, accepted, coarse, coarse_log_p, coarse_log_q, collate, cut
@@ -35,6 +35,7 @@ def passages(draw: st.DrawFn) -> Passage:
     return passage(length, start, known, width=draw(st.integers(1, 5)), seed=draw(st.integers(0, 999)))
 
 
+@settings(max_examples=50)
 @given(st.lists(passages(), min_size=1, max_size=3), st.integers(2, 17))
 def test_windows_cover_every_known_position_once(texts: list[Passage], length: int) -> None:
     seen: Counter[tuple[int, int]] = Counter()
@@ -51,6 +52,7 @@ def test_windows_cover_every_known_position_once(texts: list[Passage], length: i
     assert seen == Counter(expected)
 
 
+@settings(max_examples=50)
 @given(st.lists(passages(), min_size=1, max_size=3), st.integers(2, 17))
 def test_a_batch_holds_what_its_rows_do(texts: list[Passage], length: int) -> None:
     rows = cut(texts, length)
@@ -81,6 +83,7 @@ def test_clients_stay_with_their_rows() -> None:
     assert lesson.to(torch.device("cpu")).clients == lesson.clients
 
 
+@settings(max_examples=50)
 @given(st.integers(0, 2**32), st.integers(1, VOCAB))
 def test_the_rest_is_one_outcome_for_both(seed: int, width: int) -> None:
     rng = np.random.default_rng(seed)

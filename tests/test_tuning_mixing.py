@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from goodspeed.tuning.lessons import Row
@@ -21,6 +21,7 @@ def laid_out(sizes: list[int]) -> list[list[int]]:
     return [list(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
 
 
+@settings(max_examples=40)
 @given(shares_and_sizes, st.integers(0, 2**32))
 def test_the_first_n_hold_every_group_in_its_share_within_one(figures: list[tuple[float, int]], seed: int) -> None:
     groups = laid_out([size for _, size in figures])
@@ -42,6 +43,7 @@ def test_many_large_groups_do_not_keep_a_small_one_waiting() -> None:
         assert np.abs(counts - n * np.array(shares) / sum(shares)).max() <= 1 + 1e-9
 
 
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(0, 2**32))
 def test_all_of_a_group_come_before_any_of_them_comes_twice(sizes: list[int], seed: int) -> None:
     groups = laid_out(sizes)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -55,6 +55,7 @@ def same(one: Passage, other: Passage) -> bool:
     return all((np.array_equal(a, b) and a.dtype == b.dtype) if isinstance(a, np.ndarray) else a == b for a, b in pairs)
 
 
+@settings(max_examples=30)
 @given(st.integers(1, 5).flatmap(lambda width: st.lists(passages(width), min_size=1, max_size=4)))
 def test_what_is_written_is_read_again(written: list[Passage]) -> None:
     with tempfile.TemporaryDirectory() as folder:
