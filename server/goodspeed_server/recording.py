@@ -38,6 +38,8 @@ _WAITING_BYTES = 2**28
 """Logits that may wait for the thread; with more than that a pass is left out."""
 _SHARD_TOKENS = 2**16
 """Distributions of a shard."""
+_SHARD_S = 60.0
+"""What is finished is on the disk after so long, if anything goes on at all."""
 _PIECE_TOKENS = 2**10
 """A text so long is written as far as it is, so that its distributions leave the memory."""
 
@@ -129,7 +131,7 @@ class Recorder:
         folder: made if it is not there; what earlier runs recorded stays until room is needed.
         max_bytes: of all shards in it; the oldest are deleted for new ones.
         shard_tokens: distributions of a shard.
-        clock: names the shards, nanoseconds, so that the oldest sort first.
+        clock: nanoseconds; names the shards, so that the oldest sort first.
 
     Raises:
         InvalidRequest: the folder cannot be written to, or the bound is too small.
@@ -164,6 +166,7 @@ class Recorder:
         self._texts: dict[int, _Text] = {}
         self._finished: list[Passage] = []
         self._failing = False
+        self._written_ns = clock()
         self.recorded = 0
         """Passages on the disk so far."""
         self.left_out = 0
@@ -245,7 +248,8 @@ class Recorder:
                 finally:
                     with self._lock:
                         self._waiting_bytes -= logits.nbytes
-        if sum(passage.known for passage in self._finished) >= self._shard_tokens:
+        full = sum(passage.known for passage in self._finished) >= self._shard_tokens
+        if full or self._clock() - self._written_ns >= _SHARD_S * 1e9:
             self._write()
 
     def _keep(self, logits: Tensor, turns: Sequence[_Turn]) -> None:
@@ -278,9 +282,10 @@ class Recorder:
 
     def _write(self) -> None:
         passages, self._finished = self._finished, []
+        self._written_ns = self._clock()
         if not passages:
             return
-        path = self._folder / f"{self._clock():020d}-{os.getpid()}{SHARD_SUFFIX}"
+        path = self._folder / f"{self._written_ns:020d}-{os.getpid()}{SHARD_SUFFIX}"
         try:
             write_shard(path, passages)
             self._make_room(keep=path)

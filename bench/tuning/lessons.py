@@ -1,0 +1,56 @@
+"""What all tuning experiments learn from: the recipe's corpus, and what the target writes after its beginnings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from bench.recipe import corpus
+from goodspeed.catalog import DEFAULT_TARGET, load_model, tokenizer_files
+from goodspeed.tuning.passages import SHARD_SUFFIX, write_shard
+from goodspeed.tuning.sources import DataSpec, load_source
+
+__all__ = ["make_lessons"]
+
+ROW_TOKENS = 256
+SHARD_ROWS = 500
+
+
+def make_lessons(folder: Path, rows: int, seed: int = 0) -> Path:
+    """Read the standard library as the recipe does, and have the target read and write; what is there is kept.
+
+    The clients are the corpus's domains: code, prose and tests.
+
+    Args:
+        folder: for the corpus and the shards.
+        rows: so many of 256 tokens are read, and as many written.
+        seed: of the choice of rows, and of what the target writes.
+
+    Returns:
+        The folder with the shards.
+    """
+    shards = folder / "lessons"
+    if any(shards.glob(f"*{SHARD_SUFFIX}")):
+        return shards
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = folder / "train.jsonl"
+    documents = corpus.split(corpus.read_standard_library())["train"]
+    texts.write_text("".join(json.dumps({"text": one.text, "client": one.domain}) + "\n" for one in documents))
+    target = load_model(DEFAULT_TARGET)
+    tokenizer = tokenizers.Tokenizer.from_buffer(tokenizer_files(DEFAULT_TARGET)["tokenizer.json"])
+    passages = [
+        passage
+        for kind in ("read", "write")
+        for passage in load_source(
+            DataSpec(texts, kind=kind), target, tokenizer, row_tokens=ROW_TOKENS, at_most=rows, seed=seed
+        )
+    ]
+    order = np.random.default_rng(seed).permutation(len(passages))
+    shards.mkdir()
+    for number, begin in enumerate(range(0, len(order), SHARD_ROWS)):
+        chosen = [passages[place] for place in order[begin : begin + SHARD_ROWS]]
+        write_shard(shards / f"{number:03d}{SHARD_SUFFIX}", chosen)
+    return shards
