@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check format install bench bench-quick bench-engine bench-worth bench-capacity bench-overhead bench-scheduler bench-simulated bench-wire models clean picture
+.PHONY: demo test check format install bench bench-quick bench-engine bench-worth bench-capacity bench-overhead bench-scheduler bench-simulated bench-tune bench-tune-clients bench-tune-losses bench-wire models clean picture
 
 picture: $(INSTALLED)  ## the README's picture of the monitor, from a run of the demo
 	mkdir -p build
@@ -60,6 +60,15 @@ bench-scheduler: $(INSTALLED)  ## budgets for 10,000 streams
 
 bench-simulated: $(INSTALLED)  ## rounds, policies, never worse than plain decoding, 10,000 streams: a virtual clock
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.simulated all
+
+bench-tune: $(INSTALLED)  ## a deployment that records, tunes and swaps its drafts, with a plot: about ten minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.tuning live
+
+bench-tune-losses: $(INSTALLED)  ## every loss at the same steps, two seeds: about an hour
+	$(BIN)/python -m bench.tuning losses
+
+bench-tune-clients: $(INSTALLED)  ## the utility-guided loss against others, three clients of one draft
+	$(BIN)/python -m bench.tuning clients
 
 bench-wire: $(INSTALLED)  ## bytes per drafted token
 	$(BIN)/python -m bench.wire --json bench/results/wire.json

@@ -136,5 +136,5 @@ def test_a_narrower_passage_in_a_batch_is_what_it_is_alone() -> None:
 
 def test_a_long_prompt_is_cut_to_what_comes_right_before() -> None:
     text = passage(30, 20, 10)
-    assert [(row.begin, row.first, row.end) for row in cut([text], 8)] == [(13, 20, 21), (20, 21, 28), (22, 28, 30)]
+    assert [(row.begin, row.first, row.end) for row in cut([text], 8)] == [(16, 20, 24), (20, 24, 28), (22, 28, 30)]
     assert cut([text], 30) == [Row(text, 0, 20, 30)]

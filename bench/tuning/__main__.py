@@ -41,8 +41,8 @@ def losses(
     work: Work = Path("build/tuning"),
     rows: Rows = 1500,
     seeds: Seeds = 2,
-    steps: Annotated[int, typer.Option(help="Updates, of every loss.")] = 200,
-    settling: Annotated[int, typer.Option(help="Updates of cross-entropy before, at most.")] = 800,
+    steps: Annotated[int, typer.Option(help="Updates, of every loss.")] = 150,
+    settling: Annotated[int, typer.Option(help="Updates of cross-entropy before, at most.")] = 500,
 ) -> None:
     """Compare the losses on the bundled pair."""
     console = _prepare()

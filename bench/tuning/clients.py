@@ -12,7 +12,7 @@ from rich.table import Table
 
 from goodspeed.catalog import DEFAULT_TARGET
 from goodspeed.tuning.clients import Client
-from goodspeed.tuning.run import Tuning, tune
+from goodspeed.tuning.run import Prepared, Tuning, prepare, tune
 from goodspeed.tuning.sources import DataSpec
 
 __all__ = ["compare", "report"]
@@ -26,27 +26,32 @@ def compare(lessons: Path, folder: Path, seeds: Iterable[int], steps: int) -> li
     """Tune the shared draft by each loss with each seed; results that are there already are kept."""
     cards = []
     for seed in seeds:
+        prepared: Prepared | None = None
         for loss in COMPARED:
             out = folder / f"shared-{loss}-{seed}"
             if not (out / "card.json").exists():
-                tune(
-                    Tuning(
-                        draft=DRAFT,
-                        target=DEFAULT_TARGET,
-                        out=out,
-                        sources=[DataSpec(lessons)],
-                        loss=loss,
-                        clients=CLIENTS,
-                        steps=steps,
-                        evaluate_every=steps,
-                        learning_rate=3e-3,
-                        seed=seed,
-                        measured_rows=48,
-                        progress_bar=False,
-                    )
-                )
+                settings = _tuning(lessons, out, loss, seed, steps)
+                prepared = prepared or prepare(settings)
+                tune(settings, prepared)
             cards.append(json.loads((out / "card.json").read_bytes()))
     return cards
+
+
+def _tuning(lessons: Path, out: Path, loss: str, seed: int, steps: int) -> Tuning:
+    return Tuning(
+        draft=DRAFT,
+        target=DEFAULT_TARGET,
+        out=out,
+        sources=[DataSpec(lessons)],
+        loss=loss,
+        clients=CLIENTS,
+        steps=steps,
+        evaluate_every=steps,
+        learning_rate=3e-3,
+        seed=seed,
+        measured_rows=48,
+        progress_bar=False,
+    )
 
 
 def report(cards: Sequence[dict[str, Any]], temperature: str = "1") -> Table:

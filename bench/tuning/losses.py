@@ -16,7 +16,7 @@ from rich.table import Table
 
 from goodspeed.catalog import DEFAULT_TARGET
 from goodspeed.tuning.losses import LOSSES
-from goodspeed.tuning.run import Tuning, tune
+from goodspeed.tuning.run import Prepared, Tuning, prepare, tune
 from goodspeed.tuning.sources import DataSpec
 
 __all__ = ["compare", "figures", "report", "settle"]
@@ -46,10 +46,13 @@ def compare(
     """
     cards = []
     for seed in seeds:
+        prepared: Prepared | None = None
         for loss in losses:
             out = folder / f"{Path(start).name}-{loss}-{seed}"
             if not (out / "card.json").exists():
-                tune(_tuning(str(start), lessons, out, loss, seed, steps, evaluate_every=steps, patience=1))
+                settings = _tuning(str(start), lessons, out, loss, seed, steps, evaluate_every=steps, patience=1)
+                prepared = prepared or prepare(settings)
+                tune(settings, prepared)
             cards.append(json.loads((out / "card.json").read_bytes()))
     return cards
 

@@ -67,16 +67,17 @@ class Lesson:
 def cut(passages: Sequence[Passage], length: int) -> list[Row]:
     """Cut passages into windows of at most `length` tokens that cover every known position once.
 
-    A window begins as early as it may, so that its distributions are read with what came before them.
+    A window begins as early as it may, so that its distributions are read with what came before them: where there is so
+    much, half a window of it.
     """
     assert length >= 2
     rows = []
     for passage in passages:
         first, last = passage.start, passage.start + passage.known
-        end = min(last, max(length, first + 1))
+        end = min(last, max(length, first + length // 2))
         while first < last:
             rows.append(Row(passage, max(0, end - length), first, end))
-            first, end = end, min(last, end + length - 1)
+            first, end = end, min(last, end + length // 2)
     return rows
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -38,7 +38,7 @@ from goodspeed.tuning.teaching import write_texts
 from goodspeed.tuning.trainer import GoodputKeeper, TuningTrainer
 from goodspeed.utility import AlphaFair
 
-__all__ = ["LORA_PARAMETERS", "Tuning", "tune"]
+__all__ = ["LORA_PARAMETERS", "Prepared", "Tuning", "prepare", "tune"]
 
 logger = logging.getLogger(__name__)
 
@@ -108,16 +108,27 @@ class Tuning:
             raise InvalidRequest(f"learning-rate is {self.learning_rate}: it must be above 0")
 
 
-def tune(settings: Tuning) -> cards.Card:
-    """Tune a draft, write it to `settings.out` as a model folder, and measure what it has brought.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a run learns from and is measured on; it does not depend on draft or loss, so that many may share it."""
+
+    target: PreTrainedModel
+    sources: Sequence[Source]
+    held_out: Sequence[Passage]
+    clients: Sequence[Client]
+    samples: Mapping[str, Sequence[Sample]]
+    """By client, one for each temperature."""
+
+
+def prepare(settings: Tuning) -> Prepared:
+    """Read the sources, and let the target write what drafts are measured on.
 
     Raises:
-        InvalidRequest: a setting is out of range, or what is in `out` belongs to another run.
-        ModelError: a model cannot be loaded.
+        InvalidRequest: there is too little in a source.
+        ModelError: the target cannot be loaded.
         TokenizerMismatch: the draft would speak of other tokens.
         CorruptData: a source cannot be read.
     """
-    _check_out(settings)
     files = tokenizer_files(settings.target)
     if fingerprint(tokenizer_files(settings.draft)) != fingerprint(files):
         raise TokenizerMismatch(
@@ -128,12 +139,28 @@ def tune(settings: Tuning) -> cards.Card:
     tokenizer = tokenizers.Tokenizer.from_buffer(files["tokenizer.json"])
     sources, held_out = _read_sources(settings, target, tokenizer)
     clients = _clients(settings, [*held_out, *(row.passage for source in sources for row in source.rows)])
-    guide = UtilityGuide(clients, AlphaFair(settings.fairness))
+    return Prepared(target, sources, held_out, clients, _samples(target, held_out, settings))
+
+
+def tune(settings: Tuning, prepared: Prepared | None = None) -> cards.Card:
+    """Tune a draft, write it to `settings.out` as a model folder, and measure what it has brought.
+
+    Args:
+        settings: what is asked for.
+        prepared: by `prepare`, from settings that differ in draft, loss, steps and `out` at most.
+
+    Raises:
+        InvalidRequest: a setting is out of range, or what is in `out` belongs to another run.
+        ModelError: the draft cannot be loaded.
+        GoodSpeedError: as `prepare`.
+    """
+    _check_out(settings)
+    known = prepared or prepare(settings)
+    guide = UtilityGuide(known.clients, AlphaFair(settings.fairness))
     draft = load_model(settings.draft, device=settings.device, dtype="float32")
-    samples = _samples(target, held_out, settings)
-    before = _measured(target, draft, samples, clients)
+    before = _measured(known, draft)
     lora = settings.method == "lora" or (settings.method == "auto" and _parameters(draft) >= LORA_PARAMETERS)
-    trained = _train(settings, draft, sources, held_out, guide, lora=lora)
+    trained = _train(settings, draft, known.sources, known.held_out, guide, lora=lora)
     _save(settings, trained.model)
     tuned = load_model(str(settings.out), device=settings.device, dtype="float32")
     card = cards.Card(
@@ -148,9 +175,9 @@ def tune(settings: Tuning) -> cards.Card:
         sources=[f"{spec.path.name} ({spec.kind}, share {spec.share:g})" for spec in settings.sources],
         parameters=_parameters(tuned),
         bytes=sum(file.stat().st_size for file in settings.out.glob("*.safetensors")),
-        clients=clients,
+        clients=known.clients,
         before=before,
-        after=_measured(target, tuned, samples, clients),
+        after=_measured(known, tuned),
     )
     cards.write(card, settings.out)
     return card
@@ -360,15 +387,11 @@ def _samples(target: PreTrainedModel, held_out: Sequence[Passage], settings: Tun
     return samples
 
 
-def _measured(
-    target: PreTrainedModel, draft: PreTrainedModel, samples: dict[str, list[Sample]], clients: Sequence[Client]
-) -> dict[str, dict[float, Figures]]:
-    budgets = {client.name: client.budget for client in clients}
+def _measured(known: Prepared, draft: PreTrainedModel) -> dict[str, dict[float, Figures]]:
+    budgets = {client.name: sorted({cards.BUDGET, client.budget}) for client in known.clients}
     return {
-        name: {
-            sample.temperature: measure(target, draft, sample, sorted({cards.BUDGET, budgets[name]})) for sample in own
-        }
-        for name, own in samples.items()
+        name: {sample.temperature: measure(known.target, draft, sample, budgets[name]) for sample in own}
+        for name, own in known.samples.items()
     }
 
 
