@@ -150,6 +150,16 @@ def test_plan_prints_json_with_parameters_from_cards_and_folders(tmp_path: Path)
     assert told["candidates"][0]["gain_per_hour"] >= told["candidates"][1]["gain_per_hour"]
 
 
+def test_a_draft_whose_weights_are_cut_off_is_named(tmp_path: Path) -> None:
+    weights = tmp_path / "mine" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"\x08")
+    path = saved(tmp_path, state(agent("b", str(weights.parent))))
+    result = CliRunner().invoke(app, ["tune", "--plan", "--state", str(path), "--flops", "1e9"])
+    assert result.exit_code == 1
+    assert f"{weights} cannot be read" in result.stderr
+
+
 def test_plan_prints_a_table_with_its_arithmetic(tmp_path: Path) -> None:
     path = saved(tmp_path, state(agent("a", "pico-draft-s"), agent("c", "suffix")))
     result = CliRunner(env={"COLUMNS": "160"}).invoke(app, ["tune", "--plan", "--state", str(path), "--flops", "1e9"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from dataclasses import asdict
 from enum import StrEnum
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from goodspeed.catalog import DEFAULT_DRAFT, DEFAULT_TARGET, bundled, resolve
-from goodspeed.errors import GoodSpeedError, InvalidRequest, ModelError
+from goodspeed.errors import CorruptData, GoodSpeedError, InvalidRequest, ModelError
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed.tuning.planning import GAP_CLOSED, Candidate, measured_flops, plan
 from goodspeed.tuning.state import clients_of, read_state
@@ -83,7 +84,7 @@ def tune(
         float, typer.Option(help="--plan: the share of the way from its acceptance to 1 that a draft is to move.")
     ] = GAP_CLOSED,
     flops: Annotated[
-        float | None, typer.Option(help="--plan: operations a second of training.", show_default="measured")
+        float | None, typer.Option(min=1.0, help="--plan: operations a second of training.", show_default="measured")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON rather than tables.")] = False,
 ) -> None:
@@ -231,21 +232,19 @@ def _ranking(candidates: list[Candidate]) -> Table:
 
 
 def _parameters(drafter: str) -> int | None:
-    """How many a draft has, by its card; None if there is no such model here."""
+    """How many a draft has, by its card or its weights; None if there is no such model here."""
     known = {model.name: model.parameters for model in bundled()}
     if drafter in known:
         return known[drafter]
     weights = list(Path(resolve(drafter)).glob("*.safetensors"))
-    if not weights:
-        return None
-    from safetensors import safe_open
+    return sum(map(_weights, weights)) if weights else None
 
-    total = 0
-    for path in weights:
+
+def _weights(path: Path) -> int:
+    from safetensors import SafetensorError, safe_open
+
+    try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118
-                count = 1
-                for size in file.get_slice(name).get_shape():
-                    count *= size
-                total += count
-    return total
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CorruptData(f"{path} cannot be read ({error}): copy it again") from None

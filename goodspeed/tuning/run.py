@@ -207,9 +207,15 @@ def _note(settings: Tuning) -> Path:
     return settings.out / _CHECKPOINTS / "run.json"
 
 
-def _asked(settings: Tuning) -> dict[str, str | int]:
+def _asked(settings: Tuning) -> dict[str, Any]:
     """What makes a run that run, and no other."""
-    return {"draft": settings.draft, "target": settings.target, "loss": settings.loss, "seed": settings.seed}
+    return {
+        "draft": settings.draft,
+        "target": settings.target,
+        "data": [[str(spec.path), spec.share, spec.kind] for spec in settings.sources],
+        "loss": settings.loss,
+        "seed": settings.seed,
+    }
 
 
 def _read_sources(
