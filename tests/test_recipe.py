@@ -1,4 +1,4 @@
-"""The recipe's arithmetic: the split, Muon, the batches, acceptance and the tuning loss."""
+"""The recipe's arithmetic: the split, the batches, acceptance and the tuning loss."""
 
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,6 @@ from transformers import LlamaForCausalLM
 from bench.recipe import acceptance, architecture, corpus, tuning
 from bench.recipe.batches import WINDOW, WindowSampler
 from bench.recipe.corpus import Document, Domain
-from bench.recipe.optimizer import orthogonalise
 from bench.recipe.pretraining import next_token_loss
 from bench.recipe.tokenizer import Tokens
 from bench.recipe.training import Budget, Objective, Progress, load_weights, train
@@ -44,23 +43,6 @@ def test_near_duplicates_and_parts_of_one_file_stay_together() -> None:
 def test_the_digest_knows_the_side_of_a_document() -> None:
     document = Document("a.py", "code", "a.py", "text")
     assert corpus.digest({"train": [document], "held_out": []}) != corpus.digest({"train": [], "held_out": [document]})
-
-
-def test_documents_survive_saving(tmp_path: Path) -> None:
-    sides: dict[corpus.Split, list[Document]] = {
-        "train": [Document("a.py", "code", "a.py", "é\u2028\n")],
-        "held_out": [Document("b.py", "tests", "b.py", "b")],
-    }
-    corpus.save(sides, tmp_path)
-    assert corpus.load(tmp_path) == sides
-
-
-@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 8, 24), (2, 24, 8)])
-def test_muon_steps_have_singular_values_near_one(shape: tuple[int, ...]) -> None:
-    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    singular = torch.linalg.svdvals(orthogonalise(matrices))
-    assert singular.max() < 1.3
-    assert singular.median() > 0.6
 
 
 def test_an_epoch_visits_every_window_and_a_batch_depends_on_its_index_alone() -> None:

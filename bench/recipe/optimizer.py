@@ -1,8 +1,4 @@
-"""Muon for the matrices, AdamW for embeddings and norms.
-
-`torch.optim.Muon` orthogonalises in bfloat16, which CPUs without bfloat16 units emulate very slowly; this one
-stays in float32 and handles all matrices of one shape in a single batched product.
-"""
+"""Muon for the matrices, AdamW for embeddings and norms, on several threads; see `goodspeed.tuning.optimizer`."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -13,22 +9,10 @@ import torch
 from torch import nn
 
 from bench.recipe.workers import Workers
+from goodspeed.tuning.optimizer import orthogonalise
 
 MUON_LR = 5e-3
 ADAMW_LR = 3e-3
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-
-
-def orthogonalise(matrices: torch.Tensor, steps: int = 5) -> torch.Tensor:
-    """Newton-Schulz: each of [n, rows, columns] becomes nearly U V^T of its SVD (Jordan et al., 2024)."""
-    a, b, c = NEWTON_SCHULZ
-    tall = matrices.size(-2) > matrices.size(-1)
-    x: torch.Tensor = matrices.mT if tall else matrices
-    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):

@@ -74,11 +74,11 @@ def live(
     work: Annotated[Path, typer.Option(help="Folder for everything on the way; emptied first.")] = Path(
         "build/tuning-live"
     ),
-    seconds: Annotated[float, typer.Option(help="Of each phase that is compared.")] = 90.0,
-    steps: Annotated[int, typer.Option(help="Of the tuning.")] = 250,
+    seconds: Annotated[float, typer.Option(help="Of each phase that is compared.")] = 80.0,
+    steps: Annotated[int, typer.Option(help="Of the tuning.")] = 200,
     rows: Annotated[
         int, typer.Option(help="Rows of 256 tokens that the target writes beside what was recorded.")
-    ] = 500,
+    ] = 150,
 ) -> None:
     """Record, tune and swap in a running deployment."""
     console = _prepare()

@@ -237,7 +237,7 @@ async def _tune(address: str, folder: Path, steps: int, rows: int) -> None:
         "-m", "goodspeed", "tune", "--draft", DRAFT, "--out", str(folder / "tuned"),
         "--data", str(folder / "shards"), "--prompts", str(folder / "prompts.jsonl"), "--rows", str(rows),
         "--state", str(folder / "state.json"), "--loss", "utility", "--steps", str(steps),
-        "--evaluate-every", str(max(1, steps // 5)), "--threads", "1",
+        "--evaluate-every", str(max(1, steps // 4)), "--batch-rows", "8", "--threads", "1",
     )  # fmt: skip
     (folder / "tune.txt").write_text(said)
 

@@ -36,6 +36,13 @@ class Method(StrEnum):
     LORA = "lora"
 
 
+class Optimizer(StrEnum):
+    """What takes the steps."""
+
+    MUON = "muon"
+    ADAMW = "adamw"
+
+
 def tune(
     out: Annotated[Path | None, typer.Option(help="Folder for the tuned draft: new, or empty.")] = None,
     draft: Annotated[str, typer.Option(help="Draft: bundled, a folder, or a Hugging Face name.")] = DEFAULT_DRAFT,
@@ -62,7 +69,8 @@ def tune(
         float | None, typer.Option(help="Of the utility.", show_default="the server's, or 1: proportional")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Updates, at most.")] = 1000,
-    learning_rate: Annotated[float | None, typer.Option(show_default="1e-3; of adapters 2e-4")] = None,
+    optimizer: Annotated[Optimizer, typer.Option(help="Of a full tuning.")] = Optimizer.MUON,
+    learning_rate: Annotated[float | None, typer.Option(show_default="5e-3; of AdamW 1e-3, of adapters 2e-4")] = None,
     batch_rows: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 16,
     accumulate: Annotated[int, typer.Option(min=1, help="Batches of an update.")] = 1,
     row_tokens: Annotated[int, typer.Option(min=8, help="Tokens of a row.")] = 256,
@@ -113,6 +121,7 @@ def tune(
             budget=budget,
             fairness=fairness if fairness is not None else known.fairness if known is not None else 1.0,
             steps=steps,
+            optimizer=optimizer.value,
             learning_rate=learning_rate,
             batch_rows=batch_rows,
             accumulate=accumulate,

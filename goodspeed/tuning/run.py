@@ -32,6 +32,7 @@ from goodspeed.tuning.lessons import Row, cut
 from goodspeed.tuning.losses import LOSSES, make_loss
 from goodspeed.tuning.measuring import TEMPERATURES, Figures, Sample, measure
 from goodspeed.tuning.mixing import Source, strata
+from goodspeed.tuning.optimizer import muon_and_adamw
 from goodspeed.tuning.passages import Passage
 from goodspeed.tuning.sources import PROMPT_TOKENS, DataSpec, load_source
 from goodspeed.tuning.teaching import write_texts
@@ -68,8 +69,10 @@ class Tuning:
     budget: int = 4
     fairness: float = 1.0
     steps: int = 1000
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """Of a full tuning; adapters always have AdamW."""
     learning_rate: float | None = None
-    """None for what suits full tuning or adapters."""
+    """None for what suits the optimiser, or adapters."""
     batch_rows: int = 16
     accumulate: int = 1
     row_tokens: int = 256
@@ -287,6 +290,7 @@ def _train(
         groups=groups,
         held_out=evaluated,
         guide=guide,
+        optimizer=None if lora or settings.optimizer == "adamw" else muon_and_adamw(model, _rate(settings, lora=lora)),
         callbacks=cast("list[TrainerCallback]", [EarlyStoppingCallback(settings.patience), GoodputKeeper(guide)]),
     )
     trainer.train(resume_from_checkpoint=_last_checkpoint(settings))
@@ -324,7 +328,6 @@ def _trainable(draft: PreTrainedModel, settings: Tuning, *, lora: bool) -> PreTr
 
 def _arguments(settings: Tuning, draft: PreTrainedModel, *, lora: bool) -> TrainingArguments:
     on_cpu = draft.device.type == "cpu"
-    rate = settings.learning_rate or (2e-4 if lora else 1e-3)
     best = "eval_utility" if settings.loss == "utility" else "eval_goodput"
     return TrainingArguments(
         output_dir=str(settings.out / _CHECKPOINTS),
@@ -332,7 +335,7 @@ def _arguments(settings: Tuning, draft: PreTrainedModel, *, lora: bool) -> Train
         per_device_train_batch_size=settings.batch_rows,
         per_device_eval_batch_size=settings.batch_rows,
         gradient_accumulation_steps=settings.accumulate,
-        learning_rate=rate,
+        learning_rate=_rate(settings, lora=lora),
         lr_scheduler_type="cosine",
         warmup_steps=min(100, settings.steps // 10),
         weight_decay=0.01,
@@ -356,6 +359,12 @@ def _arguments(settings: Tuning, draft: PreTrainedModel, *, lora: bool) -> Train
         disable_tqdm=not settings.progress_bar,
         seed=settings.seed,
     )
+
+
+def _rate(settings: Tuning, *, lora: bool) -> float:
+    if settings.learning_rate is not None:
+        return settings.learning_rate
+    return 2e-4 if lora else {"muon": 5e-3, "adamw": 1e-3}[settings.optimizer]
 
 
 def _save(settings: Tuning, model: PreTrainedModel) -> None:

@@ -99,6 +99,7 @@ class TuningTrainer(Trainer):
         groups: how `rows` are mixed; see `mixing`.
         held_out: what is evaluated on.
         guide: the clients.
+        optimizer: of the model's parameters; None for AdamW.
         callbacks: transformers' own.
     """
 
@@ -112,6 +113,7 @@ class TuningTrainer(Trainer):
         groups: Sequence[tuple[float, Sequence[int]]],
         held_out: Sequence[Row],
         guide: UtilityGuide,
+        optimizer: torch.optim.Optimizer | None = None,
         callbacks: list[TrainerCallback],
     ) -> None:
         assert args.max_steps > 0
@@ -126,6 +128,7 @@ class TuningTrainer(Trainer):
             train_dataset=_Rows(rows),
             eval_dataset=_Rows(held_out),
             callbacks=[*callbacks, _Teller()],
+            optimizers=(optimizer, None),
         )
         # Both would print figures among what a script is to read.
         self.remove_callback(PrinterCallback)
