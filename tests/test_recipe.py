@@ -45,6 +45,15 @@ def test_the_digest_knows_the_side_of_a_document() -> None:
     assert corpus.digest({"train": [document], "held_out": []}) != corpus.digest({"train": [], "held_out": [document]})
 
 
+def test_documents_survive_saving(tmp_path: Path) -> None:
+    sides: dict[corpus.Split, list[Document]] = {
+        "train": [Document("a.py", "code", "a.py", "é\u2028\n")],
+        "held_out": [Document("b.py", "tests", "b.py", "b")],
+    }
+    corpus.save(sides, tmp_path)
+    assert corpus.load(tmp_path) == sides
+
+
 def test_an_epoch_visits_every_window_and_a_batch_depends_on_its_index_alone() -> None:
     tokens: dict[Domain, Tokens] = {
         "code": np.arange(5 * WINDOW, dtype=np.uint16),
