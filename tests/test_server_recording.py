@@ -172,6 +172,13 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         recorder(tmp_path, max_bytes=5)
 
 
+def test_a_pass_whose_streams_were_all_closed_meanwhile_is_nothing_to_record(tmp_path: Path) -> None:
+    writing = recorder(tmp_path)
+    writing.passed(torch.zeros(3, VOCAB), [])
+    writing.close()
+    assert (writing.recorded, writing.left_out, list(tmp_path.iterdir())) == (0, 0, [])
+
+
 def test_a_defect_in_recording_is_logged_and_recording_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

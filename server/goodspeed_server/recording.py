@@ -181,6 +181,8 @@ class Recorder:
             logits: float32 [sum(S_i + 1), vocab], which nobody changes any more.
             verified: whose they are.
         """
+        if not verified:
+            return  # prompts alone, or streams that were closed meanwhile
         turns = [self._turn(part) for part in verified]
         with self._lock:
             room = self._waiting_bytes + logits.nbytes <= _WAITING_BYTES
