@@ -37,6 +37,7 @@ NEW_TOKENS = 96
 TEMPERATURE = 0.7
 OPENING_CHARACTERS = 240
 PROMPTS = 3000
+READING_S = 1.0
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
@@ -216,10 +217,11 @@ async def _watch(address: str, seen: Experiment, begun: float) -> None:
     async with contextlib.aclosing(snapshots(address)) as arriving:
         async for snapshot in arriving:
             rows = {row.name: row for row in snapshot.agents}
-            if len(rows) == len(DOMAINS):
+            now = time.monotonic() - begun
+            if len(rows) == len(DOMAINS) and (not seen.readings or now >= seen.readings[-1].at_s + READING_S):
                 seen.readings.append(
                     Reading(
-                        time.monotonic() - begun,
+                        now,
                         {name: row.committed for name, row in rows.items()},
                         {name: row.alpha for name, row in rows.items()},
                         {name: row.budget for name, row in rows.items()},

@@ -40,7 +40,7 @@ def draw(seen: Experiment, path: Path) -> None:
         above.text(
             (phase.begin_s + phase.end_s) / 2, 1.0, phase.name, ha="center", transform=above.get_xaxis_transform()
         )
-    above.set(ylabel=f"tokens/s, over {SMOOTHED_S:g} s (dotted: the phase's)", ylim=(0, None))
+    above.set(ylabel=f"tokens/s ({SMOOTHED_S:g} s; dotted: phase)", ylim=(0, None))
     below.set(ylabel="estimated acceptance", xlabel="seconds", ylim=(0, 1))
     above.legend(loc="lower left", fontsize=8, frameon=False)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=110)
