@@ -41,18 +41,21 @@ def losses(
     work: Work = Path("build/tuning"),
     rows: Rows = 1500,
     seeds: Seeds = 2,
+    only: Annotated[list[str] | None, typer.Option(help="A loss; may be repeated. All by default.")] = None,
     steps: Annotated[int, typer.Option(help="Updates, of every loss.")] = 150,
+    batch_rows: Annotated[int, typer.Option(help="Rows of a batch.")] = 8,
     settling: Annotated[int, typer.Option(help="Updates of cross-entropy before, at most.")] = 500,
+    name: Annotated[str, typer.Option(help="Of the file with the results.")] = "losses",
 ) -> None:
     """Compare the losses on the bundled pair."""
     console = _prepare()
     lessons = make_lessons(work, rows)
     settled = comparing.settle(lessons, work, settling)
-    cards = comparing.compare(settled, lessons, work, comparing.COMPARED, range(seeds), steps)
-    raw = comparing.compare(comparing.RAW, lessons, work, ("cross-entropy", "forward-kl"), range(seeds), steps)
-    console.print(comparing.report(cards, f"From the settled draft, {steps} steps, {seeds} seeds: mean ± half spread"))
-    console.print(comparing.report(raw, f"From the raw bundled draft, {steps} steps, {seeds} seeds"))
-    (RESULTS / "losses.json").write_text(json.dumps({"settled": cards, "raw": raw}, indent=1) + "\n")
+    compared = only or comparing.COMPARED
+    cards = comparing.compare(settled, lessons, work, compared, range(seeds), steps, batch_rows)
+    title = f"From the settled draft, {steps} steps of {batch_rows} rows, {seeds} seeds: mean ± half spread"
+    console.print(comparing.report(cards, title))
+    (RESULTS / f"{name}.json").write_text(json.dumps(cards, indent=1) + "\n")
 
 
 @app.command()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,20 @@ def settle(lessons: Path, folder: Path, steps: int) -> Path:
     """Train the raw draft on by cross-entropy until it stands still, at most so many steps; what is there is kept."""
     out = folder / "settled"
     if not (out / "card.json").exists():
-        tune(_tuning(RAW, lessons, out, "cross-entropy", 0, steps, evaluate_every=100, patience=2))
+        settings = _tuning(RAW, lessons, out, "cross-entropy", 0, steps, 8, evaluate_every=100, patience=2)
+        # Where it stands still depends on the optimiser: it is the plain one, whatever the losses are compared with.
+        tune(replace(settings, optimizer="adamw"))
     return out
 
 
 def compare(
-    start: Path | str, lessons: Path, folder: Path, losses: Iterable[str], seeds: Iterable[int], steps: int
+    start: Path | str,
+    lessons: Path,
+    folder: Path,
+    losses: Iterable[str],
+    seeds: Iterable[int],
+    steps: int,
+    batch_rows: int,
 ) -> list[dict[str, Any]]:
     """Tune by each loss with each seed; results that are there already are kept.
 
@@ -48,9 +57,11 @@ def compare(
     for seed in seeds:
         prepared: Prepared | None = None
         for loss in losses:
-            out = folder / f"{Path(start).name}-{loss}-{seed}"
+            out = folder / f"{Path(start).name}-{loss}-{steps}x{batch_rows}-{seed}"
             if not (out / "card.json").exists():
-                settings = _tuning(str(start), lessons, out, loss, seed, steps, evaluate_every=steps, patience=1)
+                settings = _tuning(
+                    str(start), lessons, out, loss, seed, steps, batch_rows, evaluate_every=steps, patience=1
+                )
                 prepared = prepared or prepare(settings)
                 tune(settings, prepared)
             cards.append(json.loads((out / "card.json").read_bytes()))
@@ -58,7 +69,16 @@ def compare(
 
 
 def _tuning(
-    start: str, lessons: Path, out: Path, loss: str, seed: int, steps: int, *, evaluate_every: int, patience: int
+    start: str,
+    lessons: Path,
+    out: Path,
+    loss: str,
+    seed: int,
+    steps: int,
+    batch_rows: int,
+    *,
+    evaluate_every: int,
+    patience: int,
 ) -> Tuning:
     return Tuning(
         draft=start,
@@ -67,7 +87,7 @@ def _tuning(
         sources=[DataSpec(lessons)],
         loss=loss,
         steps=steps,
-        batch_rows=8,
+        batch_rows=batch_rows,
         evaluate_every=evaluate_every,
         patience=patience,
         seed=seed,
