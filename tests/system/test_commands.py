@@ -92,30 +92,14 @@ async def test_the_monitor_draws_in_the_servers_own_terminal() -> None:
         os.close(controller)
 
 
-@pytest.mark.parametrize(
-    ("options", "code", "sentence"),
-    [
-        (("--model", "no-such-model"), 1, "neither bundled"),
-        (("--scheduler", "lottery"), 2, "choose auto, seconds, goodspeed"),
-        (("--device", "abacus"), 1, "cannot be used here"),
-        (("--dtype", "float3"), 1, "choose auto"),
-    ],
-)
-async def test_a_server_that_cannot_start_says_why(options: tuple[str, ...], code: int, sentence: str) -> None:
-    process = await start_server(*options)
+async def test_a_server_that_cannot_start_says_why() -> None:
+    process = await start_server("--scheduler", "lottery")
     output, complaints = await process.communicate()
-    assert (process.returncode, output) == (code, b"")
-    assert complaints.startswith(b"goodspeed-server: ")
-    assert sentence in complaints.decode()
+    assert (process.returncode, output) == (2, b"")
+    assert complaints.startswith(
+        b"goodspeed-server: scheduler 'lottery' does not exist: choose auto, seconds, goodspeed"
+    )
     assert b"Traceback" not in complaints
-
-
-async def test_a_port_in_use_is_named() -> None:
-    async with server() as address:
-        second = await start_server(port=int(address.rsplit(":", 1)[1]))
-        _, complaints = await second.communicate()
-    assert second.returncode == 1
-    assert "is in use by another program" in complaints.decode()
 
 
 async def test_a_second_signal_ends_a_server_at_once() -> None:
@@ -129,7 +113,10 @@ async def test_a_second_signal_ends_a_server_at_once() -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("--server", "ws://127.0.0.1:9", "--prompt", "x", "--connect-timeout", "0.1"), "check the address"),
+        (
+            ("--server", "ws://127.0.0.1:9", "--prompt", "x", "--draft", "suffix", "--connect-timeout", "0.1"),
+            "check the address",
+        ),
         (("--server", "http://[", "--prompt", "x"), "is no server address"),
         (("--server", "ws://127.0.0.1:9", "--prompt", "x", "--temperature", "-1"), "temperature is -1"),
         (("--server", "ws://127.0.0.1:9", "--prompt", "x", "--draft", "no-such-draft"), "neither bundled"),
