@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import re
-import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -27,6 +25,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from bench.processes import ENVIRONMENT, serving
 from bench.workloads import Prompt, load_prompts
 from goodspeed.errors import GoodSpeedError
 from goodspeed.snapshot import ServerSnapshot
@@ -41,6 +40,9 @@ FIRST_LIGHT = "suffix"
 STREAMS_PER_AGENT = 2
 PROMPTS_PER_AGENT = 3
 TEMPERATURE = 0.7
+POLICY = ("--scheduler", "goodspeed")
+"""The default schedule would let few of them draft: agents that share two cores with the server are no help to it.
+The paper's spends the capacity it has, so that there is something to see."""
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -83,7 +85,7 @@ def main(
 
 
 async def _demo(console: Console, max_new_tokens: int, timeout_s: float, record: Path | None) -> None:
-    async with asyncio.timeout(timeout_s), _server() as address:
+    async with asyncio.timeout(timeout_s), serving(*POLICY) as address:
         console.print(f"the server is {address}; {len(DRAFTERS)} agents link up: {', '.join(DRAFTERS)}")
         watching = top(address, once=False, as_json=False, console=console)
         async with _beside(watching), _beside(_busiest(address, record)):
@@ -97,30 +99,6 @@ async def _demo(console: Console, max_new_tokens: int, timeout_s: float, record:
     if len(texts) != 1:
         raise GoodSpeedError(f"the prompt all agents share gave {len(texts)} different texts")
     console.print(f"lossless: {len(runs)} drafters, one prompt in common, T = {TEMPERATURE}: token for token one text")
-
-
-@contextlib.asynccontextmanager
-async def _server() -> AsyncIterator[str]:
-    """Start `goodspeed-server` and yield its address; it ends in order with the context.
-
-    The default schedule would let few of them draft: agents that share two cores with the server are no help to it.
-    The paper's spends the capacity it has, so that there is something to see.
-    """
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "goodspeed_server", "run", "--port", "0", "--threads", "1",
-        "--scheduler", "goodspeed",
-        stdout=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        line = (await process.stdout.readline()).decode()
-        if not line.startswith("listening on "):
-            raise GoodSpeedError("the server did not start; its message is above")
-        yield line.removeprefix("listening on ").strip()
-    finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-        await process.wait()
 
 
 @contextlib.asynccontextmanager
@@ -183,7 +161,7 @@ async def _agent(address: str, drafter: str, prompts: Sequence[Prompt], folder: 
         "--prompts", str(todo), "--output", str(done), "--concurrency", str(STREAMS_PER_AGENT),
         "--max-new-tokens", str(max_new_tokens), "--temperature", str(TEMPERATURE), "--seed", "1",
         stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
     )  # fmt: skip
     try:
         _, said = await process.communicate()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 
 from rich.table import Table
 
+from bench.tuning.runs import cards_of
 from goodspeed.catalog import DEFAULT_TARGET
 from goodspeed.tuning.clients import Client
-from goodspeed.tuning.run import Prepared, Tuning, prepare, tune
+from goodspeed.tuning.run import Tuning
 from goodspeed.tuning.sources import DataSpec
 
 __all__ = ["compare", "report"]
@@ -24,17 +24,9 @@ COMPARED = ("forward-kl", "neg-log-alpha", "inverse-goodput", "block", "utility"
 
 def compare(lessons: Path, folder: Path, seeds: Iterable[int], steps: int) -> list[dict[str, Any]]:
     """Tune the shared draft by each loss with each seed; results that are there already are kept."""
-    cards = []
-    for seed in seeds:
-        prepared: Prepared | None = None
-        for loss in COMPARED:
-            out = folder / f"shared-{loss}-{seed}"
-            if not (out / "card.json").exists():
-                settings = _tuning(lessons, out, loss, seed, steps)
-                prepared = prepared or prepare(settings)
-                tune(settings, prepared)
-            cards.append(json.loads((out / "card.json").read_bytes()))
-    return cards
+    return cards_of(
+        _tuning(lessons, folder / f"shared-{loss}-{seed}", loss, seed, steps) for seed in seeds for loss in COMPARED
+    )
 
 
 def _tuning(lessons: Path, out: Path, loss: str, seed: int, steps: int) -> Tuning:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import random
 import shutil
 import signal
@@ -22,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.processes import ENVIRONMENT, serving
 from bench.recipe import corpus
 from goodspeed.catalog import resolve
 from goodspeed.errors import GoodSpeedError
@@ -38,7 +38,7 @@ TEMPERATURE = 0.7
 OPENING_CHARACTERS = 240
 PROMPTS = 3000
 READING_S = 1.0
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+POLICY = ("--scheduler", "goodspeed", "--capacity", str(DRAFTED_A_STREAM * STREAMS * len(DOMAINS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ async def run(folder: Path, *, seconds: float, steps: int, rows: int) -> Experim
         await asyncio.sleep(lasting)
         seen.phases.append(Phase(name, begin, time.monotonic() - begun))
 
-    async with _server("--record", str(folder / "shards")) as address, contextlib.AsyncExitStack() as stack:
+    async with serving(*POLICY, "--record", str(folder / "shards")) as address, contextlib.AsyncExitStack() as stack:
         agents = [await stack.enter_async_context(_agent(address, folder, domain)) for domain in DOMAINS]
         watching = asyncio.create_task(_watch(address, seen, begun))
         for agent in agents:
@@ -193,26 +193,6 @@ async def _agent(address: str, folder: Path, domain: str) -> AsyncIterator[_Agen
         await listening
 
 
-@contextlib.asynccontextmanager
-async def _server(*options: str) -> AsyncIterator[str]:
-    capacity = DRAFTED_A_STREAM * STREAMS * len(DOMAINS)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "goodspeed_server", "run", "--port", "0", "--threads", "1",
-        "--scheduler", "goodspeed", "--capacity", str(capacity), *options,
-        stdout=PIPE, env=ENVIRONMENT,
-    )  # fmt: skip
-    try:
-        assert process.stdout is not None
-        line = (await process.stdout.readline()).decode()
-        if not line.startswith("listening on "):
-            raise GoodSpeedError("the server did not start; its message is above")
-        yield line.removeprefix("listening on ").strip()
-    finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-        await process.wait()
-
-
 async def _watch(address: str, seen: Experiment, begun: float) -> None:
     async with contextlib.aclosing(snapshots(address)) as arriving:
         async for snapshot in arriving:
@@ -259,7 +239,7 @@ async def _compare_with_the_target(folder: Path, domain: str) -> tuple[int, int]
     finished = [json.loads(line) for line in (folder / f"{domain}.out.jsonl").read_text().splitlines()]
     prompts = (folder / f"{domain}.jsonl").read_text().splitlines()[: len(finished)]
     (folder / f"{domain}.again.jsonl").write_text("".join(line + "\n" for line in prompts))
-    async with _server() as address:
+    async with serving(*POLICY) as address:
         await _output(
             "-m", "goodspeed_agent", "run", "--server", address, "--draft", "none", "--concurrency", "16",
             "--prompts", str(folder / f"{domain}.again.jsonl"), "--output", str(folder / f"{domain}.target.jsonl"),

@@ -6,7 +6,6 @@ cross-entropy until its held-out goodput stands still, and all losses start from
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -15,9 +14,10 @@ from typing import Any
 
 from rich.table import Table
 
+from bench.tuning.runs import cards_of
 from goodspeed.catalog import DEFAULT_TARGET
 from goodspeed.tuning.losses import LOSSES
-from goodspeed.tuning.run import Prepared, Tuning, prepare, tune
+from goodspeed.tuning.run import Tuning, tune
 from goodspeed.tuning.sources import DataSpec
 
 __all__ = ["compare", "figures", "report", "settle"]
@@ -53,19 +53,15 @@ def compare(
     Returns:
         A card each, with the loss and the seed in `training`.
     """
-    cards = []
-    for seed in seeds:
-        prepared: Prepared | None = None
-        for loss in losses:
-            out = folder / f"{Path(start).name}-{loss}-{steps}x{batch_rows}-{seed}"
-            if not (out / "card.json").exists():
-                settings = _tuning(
-                    str(start), lessons, out, loss, seed, steps, batch_rows, evaluate_every=steps, patience=1
-                )
-                prepared = prepared or prepare(settings)
-                tune(settings, prepared)
-            cards.append(json.loads((out / "card.json").read_bytes()))
-    return cards
+
+    def out(loss: str, seed: int) -> Path:
+        return folder / f"{Path(start).name}-{loss}-{steps}x{batch_rows}-{seed}"
+
+    return cards_of(
+        _tuning(str(start), lessons, out(loss, seed), loss, seed, steps, batch_rows, evaluate_every=steps, patience=1)
+        for seed in seeds
+        for loss in losses
+    )
 
 
 def _tuning(

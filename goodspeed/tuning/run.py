@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,6 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer import TRAINER_STATE_NAME
 
 from goodspeed.catalog import fingerprint, load_model, resolve, tokenizer_files
 from goodspeed.errors import CorruptData, InvalidRequest, TokenizerMismatch
@@ -37,6 +34,7 @@ from goodspeed.tuning.passages import Passage
 from goodspeed.tuning.sources import PROMPT_TOKENS, DataSpec, load_source
 from goodspeed.tuning.teaching import write_texts
 from goodspeed.tuning.trainer import GoodputKeeper, TuningTrainer
+from goodspeed.tuning.unfinished import UnfinishedRun
 from goodspeed.utility import AlphaFair
 
 __all__ = ["LORA_PARAMETERS", "Prepared", "Tuning", "prepare", "tune"]
@@ -46,7 +44,6 @@ logger = logging.getLogger(__name__)
 LORA_PARAMETERS = 50_000_000
 """From this size on a draft gets adapters, unless the user says otherwise: its optimiser's state is what costs."""
 
-_CHECKPOINTS = "checkpoints"
 _EVALUATED_ROWS = 256
 _MEASURED_TOKENS = 128
 
@@ -110,6 +107,18 @@ class Tuning:
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise InvalidRequest(f"learning-rate is {self.learning_rate}: it must be above 0")
 
+    @property
+    def unfinished(self) -> UnfinishedRun:
+        """What the run keeps in `out` until it is over."""
+        asked = {
+            "draft": self.draft,
+            "target": self.target,
+            "data": [[str(spec.path), spec.share, spec.kind] for spec in self.sources],
+            "loss": self.loss,
+            "seed": self.seed,
+        }
+        return UnfinishedRun(self.out, asked)
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -157,7 +166,7 @@ def tune(settings: Tuning, prepared: Prepared | None = None) -> cards.Card:
         ModelError: the draft cannot be loaded.
         GoodSpeedError: as `prepare`.
     """
-    _check_out(settings)
+    settings.unfinished.check(resume=settings.resume)
     known = prepared or prepare(settings)
     guide = UtilityGuide(known.clients, AlphaFair(settings.fairness))
     draft = load_model(settings.draft, device=settings.device, dtype="float32")
@@ -184,41 +193,6 @@ def tune(settings: Tuning, prepared: Prepared | None = None) -> cards.Card:
     )
     cards.write(card, settings.out)
     return card
-
-
-def _check_out(settings: Tuning) -> None:
-    try:
-        settings.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidRequest(f"{settings.out} is no folder ({error.strerror}): choose another --out") from None
-    note = _note(settings)
-    if not note.exists():
-        if settings.resume:
-            raise InvalidRequest(f"there is no run to resume in {settings.out}: leave out --resume")
-        if any(settings.out.iterdir()):
-            raise InvalidRequest(f"{settings.out} is not empty: choose another --out, or --resume what was begun there")
-        return
-    if not settings.resume:
-        raise InvalidRequest(f"a run was begun in {settings.out}: --resume it, or choose another --out")
-    begun = json.loads(note.read_text(encoding="utf-8"))
-    if begun != _asked(settings):
-        raise InvalidRequest(f"the run begun in {settings.out} was another ({begun}): choose another --out")
-
-
-def _note(settings: Tuning) -> Path:
-    """Where a run that has begun says what it is."""
-    return settings.out / _CHECKPOINTS / "run.json"
-
-
-def _asked(settings: Tuning) -> dict[str, Any]:
-    """What makes a run that run, and no other."""
-    return {
-        "draft": settings.draft,
-        "target": settings.target,
-        "data": [[str(spec.path), spec.share, spec.kind] for spec in settings.sources],
-        "loss": settings.loss,
-        "seed": settings.seed,
-    }
 
 
 def _read_sources(
@@ -280,8 +254,7 @@ def _train(
     model = _trainable(draft, settings, lora=lora)
     if not settings.resume:
         # Not before: a run that came to nothing has begun nothing that would have to be resumed, or cleared away.
-        _note(settings).parent.mkdir()
-        _note(settings).write_text(json.dumps(_asked(settings)), encoding="utf-8")
+        settings.unfinished.begin()
     trainer = TuningTrainer(
         model,
         _arguments(settings, draft, lora=lora),
@@ -293,7 +266,7 @@ def _train(
         optimizer=None if lora or settings.optimizer == "adamw" else muon_and_adamw(model, _rate(settings, lora=lora)),
         callbacks=cast("list[TrainerCallback]", [EarlyStoppingCallback(settings.patience), GoodputKeeper(guide)]),
     )
-    trainer.train(resume_from_checkpoint=_last_checkpoint(settings))
+    trainer.train(resume_from_checkpoint=settings.unfinished.last_checkpoint())
     best = cast("Any", trainer.model)
     merged: PreTrainedModel = best.merge_and_unload() if lora else best
     return _Trained(merged, trainer.state.global_step)
@@ -304,12 +277,6 @@ def _evaluated(settings: Tuning, held_out: Sequence[Passage]) -> list[Row]:
     windows = cut(held_out, settings.row_tokens)
     order = np.random.default_rng(settings.seed).permutation(len(windows))
     return [windows[place] for place in order[:_EVALUATED_ROWS]]
-
-
-def _last_checkpoint(settings: Tuning) -> str | None:
-    """The last whole one: `trainer_state.json` is written last."""
-    found = [path for path in _note(settings).parent.glob("checkpoint-*") if (path / TRAINER_STATE_NAME).exists()]
-    return max((str(path) for path in found), key=lambda path: int(path.rpartition("-")[2]), default=None)
 
 
 def _trainable(draft: PreTrainedModel, settings: Tuning, *, lora: bool) -> PreTrainedModel:
@@ -330,7 +297,7 @@ def _arguments(settings: Tuning, draft: PreTrainedModel, *, lora: bool) -> Train
     on_cpu = draft.device.type == "cpu"
     best = "eval_utility" if settings.loss == "utility" else "eval_goodput"
     return TrainingArguments(
-        output_dir=str(settings.out / _CHECKPOINTS),
+        output_dir=str(settings.unfinished.checkpoints),
         max_steps=settings.steps,
         per_device_train_batch_size=settings.batch_rows,
         per_device_eval_batch_size=settings.batch_rows,
@@ -374,7 +341,7 @@ def _save(settings: Tuning, model: PreTrainedModel) -> None:
     model.save_pretrained(settings.out)
     tokenizer = AutoTokenizer.from_pretrained(resolve(settings.draft))
     tokenizer.save_pretrained(settings.out)
-    shutil.rmtree(settings.out / _CHECKPOINTS)
+    settings.unfinished.over()
 
 
 def _stored_dtype(name: str) -> torch.dtype:
