@@ -74,6 +74,12 @@ async def test_every_committed_token_is_recorded_with_what_the_target_thought(tm
     assert read_shards(tmp_path / "drafted")[0].blocks[:, 3].sum() > 0
 
 
+def test_an_operator_is_told_that_texts_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "goodspeed_server"):
+        recorder(tmp_path).close()
+    assert caplog.messages == [f"everything that is verified is recorded to {tmp_path}, the users' texts among it"]
+
+
 async def test_the_agents_name_and_the_texts_domain_are_recorded(tmp_path: Path) -> None:
     async with serving(tiny_settings(record=tmp_path / "shards")) as (_, address):
         agent = Agent(address, SuffixDrafter(), name="box", cache=TokenizerCache(tmp_path / "cache"))

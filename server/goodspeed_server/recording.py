@@ -173,6 +173,7 @@ class Recorder:
         """Passes that were dropped, for want of memory or by a defect, and passages that the disk did not take."""
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
         self._thread.start()
+        logger.warning("everything that is verified is recorded to %s, the users' texts among it", folder)
 
     def passed(self, logits: Tensor, verified: Sequence[Verified]) -> None:
         """Take a pass; never blocks.
