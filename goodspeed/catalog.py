@@ -10,13 +10,14 @@ import functools
 import hashlib
 import json
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import tokenizers
 
-from goodspeed.errors import ModelError, UnknownModel, UnsupportedModel
+from goodspeed.errors import CorruptData, ModelError, UnknownModel, UnsupportedModel
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +32,7 @@ __all__ = [
     "digest",
     "fingerprint",
     "load_model",
+    "parameters_of",
     "refuse_recurrent",
     "resolve",
     "tokenizer_files",
@@ -225,6 +227,21 @@ def refuse_recurrent(name: str, config: PretrainedConfig) -> None:
             f"{name!r} ({kind}) has recurrent layers ({', '.join(recurrent)}): rejected tokens cannot be rolled back "
             "out of a recurrent state; choose a model whose layers are all attention, such as Qwen3 or Llama"
         )
+
+
+def parameters_of(weights: Path) -> int:
+    """How many parameters a safetensors file holds; nothing of them is read.
+
+    Raises:
+        CorruptData: it is cut off, or no such file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, framework="numpy") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.offset_keys())
+    except (OSError, SafetensorError) as error:
+        raise CorruptData(f"{weights} cannot be read ({error}): copy it again") from None
 
 
 def tokenizer_files(name: str) -> Files:

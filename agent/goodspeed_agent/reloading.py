@@ -25,8 +25,11 @@ def reloading(agent: Agent, load: Callable[[], Drafter], say: Callable[[str], No
         load: makes the drafter; blocks, on a thread of its own.
         say: is told what came of it.
     """
-    loop = asyncio.get_running_loop()
     number = getattr(signal, "SIGHUP", None)
+    if number is None:
+        yield
+        return
+    loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
 
     async def reload() -> None:
@@ -43,14 +46,10 @@ def reloading(agent: Agent, load: Callable[[], Drafter], say: Callable[[str], No
         tasks.add(task)
         task.add_done_callback(tasks.discard)
 
-    with contextlib.suppress(NotImplementedError):
-        if number is not None:
-            loop.add_signal_handler(number, begin)
+    loop.add_signal_handler(number, begin)
     try:
         yield
     finally:
-        if number is not None:
-            with contextlib.suppress(NotImplementedError):
-                loop.remove_signal_handler(number)
+        loop.remove_signal_handler(number)
         for task in tasks:
             task.cancel()

@@ -13,6 +13,7 @@ from bench.recipe.acceptance import Acceptance
 from bench.recipe.architecture import CONTEXT_LENGTH
 from bench.recipe.repetition import NGRAM, WRITTEN_TOKENS
 from bench.recipe.tokenizer import VOCAB_SIZE, for_transformers
+from goodspeed.catalog import parameters_of
 
 TARGET = "pico-target"
 SOURCES = "the Python {version} standard library: .py files, their docstrings, the pydoc help topics"
@@ -69,7 +70,7 @@ def _card(facts: Facts, folder: Path) -> dict[str, Any]:
         "name": facts.name,
         "role": "target" if facts.name == TARGET else "draft",
         "description": facts.description,
-        "parameters": _parameters(weights),
+        "parameters": parameters_of(weights),
         "bytes": weights.stat().st_size,
         "vocab_size": VOCAB_SIZE,
         "context_length": CONTEXT_LENGTH,
@@ -92,13 +93,6 @@ def _card(facts: Facts, folder: Path) -> dict[str, Any]:
         "repetition": facts.repetition and {k: round(v, 3) for k, v in asdict(facts.repetition).items()},
         "training": dict(facts.training),
     }
-
-
-def _parameters(weights: Path) -> int:
-    from safetensors import safe_open
-
-    with safe_open(weights, framework="pt") as file:
-        return sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
 
 
 def _readme(card: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -12,13 +13,13 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from transformers.utils import logging as transformers_logging
 
 from bench.tuning import clients as sharing
 from bench.tuning import losses as comparing
 from bench.tuning.lessons import make_lessons
 from bench.tuning.live import DOMAINS, run
 from bench.tuning.plots import draw
+from goodspeed.tuning.trainer import quiet
 
 RESULTS = Path(__file__).parents[1] / "results" / "tuning"
 
@@ -31,7 +32,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
 def _prepare() -> Console:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    quiet()
     RESULTS.mkdir(parents=True, exist_ok=True)
     return Console(width=180)
 
@@ -96,7 +97,7 @@ def live(
         table.add_row(f"edge-{domain}", *cells)
     console.print(table)
     console.print(f"{seen.texts} texts finished meanwhile; {seen.different} differ from what the target writes alone")
-    (RESULTS / "live.json").write_text(json.dumps(seen.to_json()) + "\n")
+    (RESULTS / "live.json").write_text(json.dumps(asdict(seen)) + "\n")
     draw(seen, RESULTS / "live.png")
     if seen.different:
         raise typer.Exit(1)

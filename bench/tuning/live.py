@@ -17,7 +17,7 @@ import sys
 import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +77,6 @@ class Experiment:
         first, last = inside[0], inside[-1]
         return (last.committed[agent] - first.committed[agent]) / (last.at_s - first.at_s)
 
-    def to_json(self) -> dict[str, Any]:
-        """Everything but the tensors."""
-        return asdict(self)
-
 
 async def run(folder: Path, *, seconds: float, steps: int, rows: int) -> Experiment:
     """Run it.
@@ -130,7 +126,7 @@ async def run(folder: Path, *, seconds: float, steps: int, rows: int) -> Experim
 
 
 def write_prompts(folder: Path) -> None:
-    """A file of prompts for each agent, and one of all of them for the tuning; none of it was trained on."""
+    """A file of prompts for each agent, and one of all of them for the tuning; the bundled models never saw it."""
     documents = corpus.split(corpus.read_standard_library())["held_out"]
     rng = random.Random(0)
     everything = []

@@ -1,7 +1,7 @@
-"""Every loss at the same steps, from a draft that next-token training has no more to give: what each gains, and where.
+"""Every loss at the same steps, from a draft with more next-token training behind it: what each gains, and where.
 
-The raw bundled draft was trained briefly; more of the same would still help it. So it is first trained on by
-cross-entropy until its held-out goodput stands still, and all losses start from there, cross-entropy among them.
+The raw bundled draft was trained briefly, and any loss would help it. So it is first trained on by cross-entropy, until
+its held-out goodput stands still or the steps run out; all losses start from there, cross-entropy among them.
 """
 
 from __future__ import annotations

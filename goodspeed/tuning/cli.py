@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
-import math
 import sys
 from dataclasses import asdict
 from enum import StrEnum
@@ -16,8 +16,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from goodspeed.catalog import DEFAULT_DRAFT, DEFAULT_TARGET, bundled, resolve
-from goodspeed.errors import CorruptData, GoodSpeedError, InvalidRequest, ModelError
+from goodspeed.catalog import DEFAULT_DRAFT, DEFAULT_TARGET, bundled, parameters_of, resolve
+from goodspeed.errors import GoodSpeedError, InvalidRequest, ModelError
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed.tuning.planning import GAP_CLOSED, Candidate, measured_flops, plan
 from goodspeed.tuning.state import clients_of, read_state
@@ -145,26 +145,22 @@ def tune(
 
 
 def _check_libraries(threads: int | None) -> None:
-    try:
-        import torch
-        import transformers  # noqa: F401
-    except ImportError as error:
-        raise ModelError(
-            f"tuning needs torch and transformers ({error.name} is missing): pip install 'goodspeed[tune]'"
-        ) from None
+    for library in ("torch", "transformers", "accelerate"):
+        if importlib.util.find_spec(library) is None:
+            raise ModelError(f"tuning needs {library}, which is missing: pip install 'goodspeed[tune]'")
     if threads is not None:
+        import torch
+
         torch.set_num_threads(threads)
 
 
 def _tune(settings: Tuning, *, as_json: bool) -> None:
-    from transformers.utils import logging as transformers_logging
-
     from goodspeed.tuning.run import tune as run
+    from goodspeed.tuning.trainer import quiet
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("goodspeed.tuning").setLevel(logging.INFO)
-    # It warns of tied weights, which are left out of a checkpoint on purpose.
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    quiet()
     run(settings)
     card = json.loads((settings.out / "card.json").read_bytes())
     if as_json:
@@ -246,14 +242,4 @@ def _parameters(drafter: str) -> int | None:
     if drafter in known:
         return known[drafter]
     weights = list(Path(resolve(drafter)).glob("*.safetensors"))
-    return sum(map(_weights, weights)) if weights else None
-
-
-def _weights(path: Path) -> int:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise CorruptData(f"{path} cannot be read ({error}): copy it again") from None
+    return sum(map(parameters_of, weights)) if weights else None

@@ -48,7 +48,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """Update every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:
@@ -88,7 +88,7 @@ class Together(torch.optim.Optimizer):
         self.param_groups = [group for part in parts for group in part.param_groups]  # a schedule sets their rates
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> Any:
         """Let each take its step."""
         assert closure is None
         for part in self._parts:

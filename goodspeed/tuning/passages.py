@@ -112,7 +112,7 @@ def read_shard(path: Path) -> list[Passage]:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata: dict[str, str] = file.metadata() or {}
-            tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.offset_keys()}
         if metadata.get("format") != _FORMAT:
             raise CorruptData(f"{path} is no shard of passages: it says {metadata.get('format')!r}, not {_FORMAT!r}")
         return list(_passages(tensors, json.loads(metadata["passages"])))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +37,6 @@ from goodspeed.tuning.unfinished import UnfinishedRun
 from goodspeed.utility import AlphaFair
 
 __all__ = ["LORA_PARAMETERS", "Prepared", "Tuning", "prepare", "tune"]
-
-logger = logging.getLogger(__name__)
 
 LORA_PARAMETERS = 50_000_000
 """From this size on a draft gets adapters, unless the user says otherwise: its optimiser's state is what costs."""
@@ -356,7 +353,7 @@ def _samples(target: PreTrainedModel, held_out: Sequence[Passage], settings: Tun
     chosen = {
         name: [passage for passage in held_out if passage.client == name][: settings.measured_rows] for name in names
     }
-    length = min(PROMPT_TOKENS, *(len(passage.tokens) - 1 for own in chosen.values() for passage in own), PROMPT_TOKENS)
+    length = min([PROMPT_TOKENS, *(len(passage.tokens) - 1 for own in chosen.values() for passage in own)])
     beginnings = [passage.tokens[:length] for own in chosen.values() for passage in own]
     prompts = torch.from_numpy(np.stack(beginnings).astype(np.int64))  # [rows, prompt]
     samples: dict[str, list[Sample]] = {name: [] for name in names}

@@ -7,13 +7,14 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedModel, PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.utils import logging as transformers_logging
 
 from goodspeed.tuning.clients import UtilityGuide
 from goodspeed.tuning.lessons import Lesson, Row, accepted, coarse, collate
@@ -21,7 +22,7 @@ from goodspeed.tuning.losses import Loss
 from goodspeed.tuning.mixing import mixed
 from goodspeed.tuning.objectives import block_goodput
 
-__all__ = ["GoodputKeeper", "TuningTrainer", "goodputs"]
+__all__ = ["GoodputKeeper", "TuningTrainer", "goodputs", "quiet"]
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +166,11 @@ class TuningTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
         count = self.args.max_steps * self.args.gradient_accumulation_steps * self.args.per_device_train_batch_size
         return _Order(self._groups, count, self.args.seed)
+
+
+def quiet() -> None:
+    """Let the library speak of errors only: it warns of tied weights, which a checkpoint leaves out on purpose."""
+    cast("Any", transformers_logging.set_verbosity_error)()
 
 
 @torch.no_grad()

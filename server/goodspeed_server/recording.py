@@ -289,17 +289,19 @@ class Recorder:
         if not passages:
             return
         path = self._folder / f"{self._written_ns:020d}-{os.getpid()}{SHARD_SUFFIX}"
+        trouble = None
         try:
             write_shard(path, passages)
             self._make_room(keep=path)
         except OSError as error:
+            trouble = error.strerror
+        if trouble is None:
+            self.recorded += len(passages)
+        else:
             self.left_out += len(passages)
-            if not self._failing:
-                logger.error("nothing can be recorded to %s (%s); the server serves on", self._folder, error.strerror)  # noqa: TRY400
-            self._failing = True
-            return
-        self.recorded += len(passages)
-        self._failing = False
+            if not self._failing:  # once, and not with every shard of a full disk
+                logger.error("nothing can be recorded to %s (%s); the server serves on", self._folder, trouble)
+        self._failing = trouble is not None
 
     def _make_room(self, keep: Path) -> None:
         """Delete the oldest shards until the rest is within the bound."""

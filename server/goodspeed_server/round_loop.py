@@ -26,7 +26,7 @@ from goodspeed_server.passes import PlannedPass, plan_pass
 from goodspeed_server.planner import Planner
 from goodspeed_server.recording import Recorder, Verified
 from goodspeed_server.settings import OVERDUE, RoundSettings
-from goodspeed_server.telemetry import RoundRecord, Telemetry
+from goodspeed_server.telemetry import Phases, RoundRecord, Telemetry
 from goodspeed_server.verifier import Outcome, Verifier
 
 __all__ = ["RoundLoop"]
@@ -61,7 +61,7 @@ class RoundLoop:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
-        self._verifier = Verifier(engine, rule)
+        self._verifier = Verifier(engine, rule, keep_logits=recorder is not None)
         self._rule = rule
         self.planner = planner
         self._eos_tokens = eos_tokens
@@ -232,23 +232,8 @@ class RoundLoop:
                 verified = self._clock()
                 self._learn_from_pass(planned, verified - verifying)
                 commits = self._commit(planned, outcome)
-                self._telemetry.round_over(
-                    RoundRecord(
-                        at=verified,
-                        gather_s=gathered - gathering,
-                        plan_s=verifying - gathered,
-                        verify_s=verified - verifying,
-                        forward_s=outcome.forward_s,
-                        judge_s=outcome.judge_s,
-                        commit_s=self._clock() - verified,
-                        streams=len(commits),
-                        prompts=len(planned.work.chunks),
-                        prefilled=sum(len(chunk.tokens) for chunk in planned.work.chunks),
-                        drafted=sum(len(turn.drafted) for turn in planned.work.turns),
-                        accepted=sum(commit.accepted for commit in commits),
-                        committed=sum(commit.size for commit in commits),
-                    )
-                )
+                phases = Phases(gathering, gathered, verifying, verified, self._clock())
+                self._telemetry.round_over(RoundRecord.of(planned.work, outcome, commits, phases))
         finally:
             self._engine_thread.shutdown(wait=True)
 
@@ -274,7 +259,7 @@ class RoundLoop:
         commits = []
         going_on: list[tuple[LiveStream, Commit]] = []
         ended: list[LiveStream] = []
-        verified: list[Verified] = []
+        verified: list[Verified] = []  # for the recorder, if there is one
         first = 0
         for live, turn, judgement in zip(planned.verified, planned.work.turns, outcome.judgements, strict=True):
             live.in_pass = False
@@ -284,7 +269,8 @@ class RoundLoop:
                 continue
             commit = live.stream.commit(turn.drafted, judgement)
             commits.append(commit)
-            verified.append(Verified(live, begun, len(turn.drafted), commit))
+            if self._recorder is not None:
+                verified.append(Verified(live, begun, len(turn.drafted), commit))
             self.planner.committed(live, turn.drafted, judgement, commit, now)
             live.draft, live.q = None, []
             self._telemetry.committed(live, len(turn.drafted), commit, now)
@@ -293,7 +279,7 @@ class RoundLoop:
                 ended.append(live)
             else:
                 going_on.append((live, commit))
-        if self._recorder is not None:
+        if self._recorder is not None and outcome.logits is not None:
             self._recorder.passed(outcome.logits, verified)
         for live in ended:
             self._end(live)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -14,13 +14,24 @@ from goodspeed.stream import Commit
 from goodspeed.timing import PassCost, PassSample
 from goodspeed.utility import AlphaFair
 from goodspeed_server.live import AgentAccount, LiveStream
+from goodspeed_server.verifier import Outcome, Pass
 
-__all__ = ["Observer", "Rate", "RoundRecord", "ServerFacts", "Telemetry"]
+__all__ = ["Observer", "Phases", "Rate", "RoundRecord", "ServerFacts", "Telemetry"]
 
 HISTORY_S = 60
 _RATE_WINDOW_S = 5
 _RECENT_ROUNDS = 64
 _LEAST_GOODPUT = 0.1
+
+
+class Phases(NamedTuple):
+    """When a round's phases began, seconds, and when the last was over."""
+
+    gathering: float
+    planning: float
+    verifying: float
+    committing: float
+    over: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +54,25 @@ class RoundRecord:
     drafted: int
     accepted: int
     committed: int
+
+    @classmethod
+    def of(cls, work: Pass, outcome: Outcome, commits: Sequence[Commit], phases: Phases) -> RoundRecord:
+        """What is to be counted of a pass, of what came of it, and of when."""
+        return cls(
+            at=phases.committing,
+            gather_s=phases.planning - phases.gathering,
+            plan_s=phases.verifying - phases.planning,
+            verify_s=phases.committing - phases.verifying,
+            forward_s=outcome.forward_s,
+            judge_s=outcome.judge_s,
+            commit_s=phases.over - phases.committing,
+            streams=len(commits),
+            prompts=len(work.chunks),
+            prefilled=sum(len(chunk.tokens) for chunk in work.chunks),
+            drafted=sum(len(turn.drafted) for turn in work.turns),
+            accepted=sum(commit.accepted for commit in commits),
+            committed=sum(commit.size for commit in commits),
+        )
 
 
 class Observer(Protocol):

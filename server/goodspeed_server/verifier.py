@@ -56,8 +56,8 @@ class Outcome:
     """Busy time of the forward pass, by `Engine.busy_clock`; so is `judge_s`."""
     judge_s: float
     """Everything else: laying the pass out, sampling, judging."""
-    logits: Tensor
-    """What was judged by: float32 [sum(S_i + 1), vocab]."""
+    logits: Tensor | None
+    """What was judged by, where it is kept: float32 [sum(S_i + 1), vocab]."""
 
 
 class Verifier:
@@ -66,9 +66,11 @@ class Verifier:
     Args:
         engine: holds the target and its KV slab.
         rule: `coupled` or `ratio`.
+        keep_logits: whether outcomes hold them; a pass of many rows and a large vocabulary has a lot.
     """
 
-    def __init__(self, engine: Engine, rule: Rule) -> None:
+    def __init__(self, engine: Engine, rule: Rule, *, keep_logits: bool = False) -> None:
+        self._keep_logits = keep_logits
         self._engine = engine
         self._clock = engine.busy_clock
         self._judge = {"coupled": self._judge_coupled, "ratio": self._judge_ratio}[rule]
@@ -89,7 +91,7 @@ class Verifier:
         forwarded = self._clock()
         judgements = self._judge(work.turns, logits) if work.turns else []
         forward_s = forwarded - started
-        return Outcome(judgements, forward_s, self._clock() - begun - forward_s, logits)
+        return Outcome(judgements, forward_s, self._clock() - begun - forward_s, logits if self._keep_logits else None)
 
     def _judge_coupled(self, turns: Sequence[Turn], logits: Tensor) -> list[Judgement]:
         drawn = self._draw(turns, logits).tolist()
