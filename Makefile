@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check format install bench bench-quick bench-engine bench-worth bench-capacity bench-overhead bench-scheduler bench-simulated bench-tune bench-tune-clients bench-tune-losses bench-wire models clean picture
+.PHONY: demo test check format install bench bench-quick bench-engine bench-worth bench-capacity bench-overhead bench-scheduler bench-simulated bench-tune bench-tune-clients bench-tune-losses bench-wire models models-tuned clean picture
 
 picture: $(INSTALLED)  ## the README's picture of the monitor, from a run of the demo
 	mkdir -p build
@@ -75,6 +75,12 @@ bench-wire: $(INSTALLED)  ## bytes per drafted token
 
 models: $(INSTALLED)  ## train the bundled models again (hours)
 	$(BIN)/python -m bench.recipe all
+
+models-tuned: $(INSTALLED)  ## tune the bundled drafts again, from those that are there: over an hour
+	$(BIN)/python -m bench.recipe corpus
+	$(BIN)/python -m bench.recipe tokenizer
+	$(BIN)/python -m bench.recipe tune
+	$(BIN)/python -m bench.recipe cards
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

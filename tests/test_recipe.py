@@ -1,4 +1,4 @@
-"""The recipe's arithmetic: the split, the batches, acceptance and the tuning loss."""
+"""The recipe: the split, the batches, the training loop, and where drafts begin."""
 
 from functools import partial
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from bench.recipe import acceptance, architecture, corpus, tuning
+from bench.recipe import architecture, corpus
 from bench.recipe.batches import WINDOW, WindowSampler
 from bench.recipe.corpus import Document, Domain
 from bench.recipe.pretraining import next_token_loss
@@ -90,40 +90,6 @@ def test_training_learns_and_a_finished_run_is_not_repeated(tmp_path: Path, monk
     assert load_weights(other, tmp_path) == progress
     assert train(other, objective, tmp_path, budget, workers, log=lambda _: None) == progress
     assert torch.equal(next_token_loss(other, tokens), next_token_loss(model, tokens))
-
-
-@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
-def test_acceptance_agrees_with_a_sum_by_hand(temperature: float) -> None:
-    target, draft = tiny(0), tiny(1)
-    with torch.no_grad():
-        for model in (target, draft):
-            model.model.embed_tokens.weight.mul_(20)
-    prompts = torch.arange(3 * acceptance.PROMPT_TOKENS).view(3, -1)
-    texts = acceptance.write(target, prompts, 8, temperature, seed=0)
-    measured = acceptance.measure(target, draft, texts, temperature, seed=0)
-    with torch.no_grad():
-        p, q = (model(input_ids=texts).logits[:, -9:-1] for model in (target, draft))
-    if temperature == 0:
-        expected = (p.argmax(-1) == q.argmax(-1)).float().mean()
-    else:
-        expected = torch.minimum((p / temperature).softmax(-1), (q / temperature).softmax(-1)).sum(-1).mean()
-    assert measured.ratio == pytest.approx(expected.item(), abs=1e-5)
-    assert measured.coupled <= measured.ratio + 0.1
-    same = acceptance.measure(target, target, texts, temperature, seed=0)
-    assert (same.ratio, same.coupled) == pytest.approx((1.0, 1.0))
-
-
-def test_the_tuning_loss_is_the_kl_and_vanishes_for_the_target_itself() -> None:
-    target, draft = tiny(0), tiny(1)
-    tokens: dict[Domain, Tokens] = {"code": np.arange(3 * WINDOW, dtype=np.uint16) % 2048}
-    lesson = tuning.prepare(target, WindowSampler(tokens, 0, 1), 2, 1, seed=0, workers=Workers(2))
-    rows = torch.arange(len(lesson.tokens))
-    with torch.no_grad():
-        log_p, log_q = (m(input_ids=lesson.tokens).logits.log_softmax(-1) for m in (target, draft))
-        expected = (log_p.exp() * (log_p - log_q)).sum(-1).mean()
-        assert tuning.forward_kl(draft, lesson, rows).item() == pytest.approx(expected.item(), rel=0.02, abs=1e-4)
-        assert tuning.forward_kl(target, lesson, rows).item() == pytest.approx(0.0, abs=1e-4)
-    assert tuning.mean_acceptance(target, lesson) == pytest.approx(1.0, abs=1e-2)
 
 
 def test_a_draft_inherits_the_first_and_the_last_layer_and_the_embeddings() -> None:

@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.recipe import architecture
-from bench.recipe.acceptance import PROMPT_TOKENS
 from bench.recipe.batches import WINDOW
 from bench.recipe.corpus import Domain
 from bench.recipe.repetition import (
@@ -20,6 +19,7 @@ from bench.recipe.repetition import (
 )
 from bench.recipe.tokenizer import Tokens
 from bench.recipe.workers import Workers
+from goodspeed.tuning.sources import PROMPT_TOKENS
 
 TINY = architecture.Shape(width=16, layers=1, heads=2, kv_heads=1, mlp_width=32)
 

@@ -9,14 +9,15 @@ import typer
 
 from bench.recipe.cards import TARGET
 from bench.recipe.training import Budget, Progress
-from bench.recipe.workshop import DRAFTS, TUNED, Workshop
+from bench.recipe.tuning import TUNED
+from bench.recipe.workshop import DRAFTS, Workshop
 
 MODELS = Path(__file__).parents[2] / "goodspeed" / "models"
 TARGET_S = 9300.0
 DRAFT_CPU_S = {"pico-draft-s": 200.0, "pico-draft-l": 120.0}
-TUNE_CPU_S = {"pico-draft-m": 400.0, "pico-draft-l-tuned": 3700.0}
 
 Work = Annotated[Path, typer.Option(help="Folder for everything on the way; a step resumes what it finds there.")]
+Models = Annotated[Path, typer.Option(help="Folder that has, or receives, a folder a model.")]
 Threads = Annotated[int, typer.Option(help="CPU threads.")]
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
@@ -70,30 +71,28 @@ def drafts(
 
 
 @app.command()
-def tune(
-    work: Work = Path("build/recipe"),
-    threads: Threads = 2,
-    cpu_s: Annotated[float | None, typer.Option(help="CPU-seconds for a draft in all, earlier runs included.")] = None,
-    until: Annotated[str | None, typer.Option(help="HH:MM, local time, instead of --cpu-s.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Draft to tune; may be repeated.")] = None,
-) -> None:
-    """Tune drafts to the target."""
-    workshop = _workshop(work, threads)
-    if not workshop.has_lessons():
-        workshop.prepare_lessons()
-    for name in only or TUNED:
-        spent = Budget(cpu_s or TUNE_CPU_S[name]) if until is None else _until(until, workshop.progress(name))
-        workshop.tune(name, spent)
+def export(work: Work = Path("build/recipe"), models: Models = MODELS) -> None:
+    """Write what is trained on next tokens to the folder of models."""
+    _workshop(work, 1).export(models)
 
 
 @app.command()
-def cards(
+def tune(
     work: Work = Path("build/recipe"),
     threads: Threads = 2,
-    models: Annotated[Path, typer.Option(help="Folder that receives a folder a model.")] = MODELS,
+    models: Models = MODELS,
+    only: Annotated[list[str] | None, typer.Option(help="Draft to tune; may be repeated.")] = None,
 ) -> None:
-    """Measure the models, and export them with their cards."""
-    _workshop(work, threads).export(models)
+    """Tune drafts in the folder of models to the target there, by `goodspeed tune`."""
+    workshop = _workshop(work, threads)
+    for name in only or TUNED:
+        workshop.tune(name, models)
+
+
+@app.command()
+def cards(work: Work = Path("build/recipe"), threads: Threads = 2, models: Models = MODELS) -> None:
+    """Measure the models, and complete their cards."""
+    _workshop(work, threads).measure(models)
 
 
 @app.command("all")
@@ -105,10 +104,10 @@ def everything(work: Work = Path("build/recipe"), threads: Threads = 2) -> None:
     workshop.pretrain(TARGET, Budget(TARGET_S, clock="wall"))
     for name in DRAFTS:
         workshop.pretrain(name, Budget(DRAFT_CPU_S[name]))
-    workshop.prepare_lessons()
-    for name in TUNED:
-        workshop.tune(name, Budget(TUNE_CPU_S[name]))
     workshop.export(MODELS)
+    for name in TUNED:
+        workshop.tune(name, MODELS)
+    workshop.measure(MODELS)
 
 
 def _until(clock: str, progress: Progress) -> Budget:

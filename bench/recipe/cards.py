@@ -1,6 +1,11 @@
-"""A trained model as a folder of the package: weights, tokenizer, and its card for people and for machines."""
+"""A trained model as a folder of the package: weights, tokenizer, and its card for people and for machines.
+
+A card is begun with what is known of the training when the weights are exported, and completed with what is measured
+on them.
+"""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,11 +14,12 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import GenerationConfig, PreTrainedModel
 
-from bench.recipe.acceptance import Acceptance
 from bench.recipe.architecture import CONTEXT_LENGTH
 from bench.recipe.repetition import NGRAM, WRITTEN_TOKENS
 from bench.recipe.tokenizer import VOCAB_SIZE, for_transformers
 from goodspeed.catalog import parameters_of
+from goodspeed.tuning.cards import BUDGET
+from goodspeed.tuning.measuring import TEMPERATURES, Figures
 
 TARGET = "pico-target"
 SOURCES = "the Python {version} standard library: .py files, their docstrings, the pydoc help topics"
@@ -31,18 +37,28 @@ class Repetition:
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What was measured about a model."""
+class Origin:
+    """Where a model comes from."""
 
     name: str
     description: str
     python_version: str
     corpus_sha256: str
     tokens_seen: int
-    held_out_loss: Mapping[str, Mapping[str, float]]
-    acceptance: Mapping[str, Acceptance] | None
-    repetition: Repetition | None
     training: Mapping[str, Any]
+    tuning: Mapping[str, Any] | None = None
+    """What `goodspeed tune` measured by client, before and after."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on the weights that are shipped."""
+
+    held_out_loss: Mapping[str, Mapping[str, float]]
+    acceptance: Mapping[float, Figures] | None
+    """A draft's, by temperature."""
+    repetition: Repetition | None
+    """The target's."""
 
 
 def export(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path) -> None:
@@ -56,43 +72,65 @@ def export(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path) -> None:
     for_transformers(tokenizer, CONTEXT_LENGTH).save_pretrained(folder, save_jinja_files=False)
 
 
-def write(facts: Facts, folder: Path) -> None:
-    """Writes `card.json` and `README.md` beside the exported model in `folder`."""
-    card = _card(facts, folder)
-    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_readme(card), encoding="utf-8")
+def copy_weights(source: Path, folder: Path, like: Path) -> None:
+    """Puts the weights that a tuning left in `source` into `folder`, everything else from `like`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in like.iterdir():
+        if file.name not in ("model.safetensors", "card.json", "README.md"):
+            shutil.copyfile(file, folder / file.name)
+    shutil.copyfile(source / "model.safetensors", folder / "model.safetensors")
 
 
-def _card(facts: Facts, folder: Path) -> dict[str, Any]:
+def begin(origin: Origin, folder: Path) -> None:
+    """Writes the card of the exported model in `folder`, without what is to be measured."""
     weights = folder / "model.safetensors"
-    against = None if facts.acceptance is None else {"target": TARGET}
-    return {
-        "name": facts.name,
-        "role": "target" if facts.name == TARGET else "draft",
-        "description": facts.description,
+    card = {
+        "name": origin.name,
+        "role": "target" if origin.name == TARGET else "draft",
+        "description": origin.description,
         "parameters": parameters_of(weights),
         "bytes": weights.stat().st_size,
         "vocab_size": VOCAB_SIZE,
         "context_length": CONTEXT_LENGTH,
         "data": {
-            "sources": SOURCES.format(version=facts.python_version),
+            "sources": SOURCES.format(version=origin.python_version),
             "licence": LICENCE,
-            "corpus_sha256": facts.corpus_sha256,
-            "train_tokens_seen": facts.tokens_seen,
+            "corpus_sha256": origin.corpus_sha256,
+            "train_tokens_seen": origin.tokens_seen,
         },
-        "held_out_loss": {
-            domain: {unit: round(value, 4) for unit, value in losses.items()}
-            for domain, losses in facts.held_out_loss.items()
-        },
-        "acceptance": against
-        and facts.acceptance
-        and against | {t: round(a.ratio, 3) for t, a in facts.acceptance.items()},
-        "acceptance_coupled": against
-        and facts.acceptance
-        and against | {t: round(a.coupled, 3) for t, a in facts.acceptance.items()},
-        "repetition": facts.repetition and {k: round(v, 3) for k, v in asdict(facts.repetition).items()},
-        "training": dict(facts.training),
+        "held_out_loss": {},
+        "acceptance": None,
+        "acceptance_coupled": None,
+        "acceptance_length": None,
+        "repetition": None,
+        "training": dict(origin.training),
+        "tuning": origin.tuning,
     }
+    _write(card, folder)
+
+
+def complete(measured: Measured, folder: Path) -> None:
+    """Puts into the card in `folder` what was measured, and writes the page for people."""
+    card = json.loads((folder / "card.json").read_bytes())
+    card["held_out_loss"] = {
+        domain: {unit: round(value, 4) for unit, value in losses.items()}
+        for domain, losses in measured.held_out_loss.items()
+    }
+    if measured.acceptance is not None:
+        by_temperature = {f"{temperature:g}": found for temperature, found in measured.acceptance.items()}
+        card["acceptance"] = {"target": TARGET} | {t: round(f.acceptance, 3) for t, f in by_temperature.items()}
+        card["acceptance_coupled"] = {"target": TARGET} | {t: round(f.coupled, 3) for t, f in by_temperature.items()}
+        card["acceptance_length"] = {"target": TARGET, "budget": BUDGET} | {
+            t: round(f.length[BUDGET], 3) for t, f in by_temperature.items()
+        }
+    if measured.repetition is not None:
+        card["repetition"] = {what: round(share, 3) for what, share in asdict(measured.repetition).items()}
+    _write(card, folder)
+    (folder / "README.md").write_text(_readme(card), encoding="utf-8")
+
+
+def _write(card: Mapping[str, Any], folder: Path) -> None:
+    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
 def _readme(card: Mapping[str, Any]) -> str:
@@ -125,6 +163,7 @@ def _readme(card: Mapping[str, Any]) -> str:
         "",
         *_repetition_lines(card),
         *_acceptance_lines(card),
+        *_tuning_lines(card),
         "## Training",
         "",
         *(f"- {key.replace('_', ' ')}: {value}" for key, value in card["training"].items()),
@@ -154,13 +193,39 @@ def _repetition_lines(card: Mapping[str, Any]) -> list[str]:
 def _acceptance_lines(card: Mapping[str, Any]) -> list[str]:
     if card["acceptance"] is None:
         return []
+    ratio, coupled, length = (card[key] for key in ("acceptance", "acceptance_coupled", "acceptance_length"))
     return [
-        f"## Acceptance against {card['acceptance']['target']}",
+        f"## Acceptance against {ratio['target']}",
         "",
-        "Share of drafted tokens accepted, on text that the target wrote after held-out prompts.",
+        "Share of drafted tokens accepted, on text that the target wrote after held-out prompts, and the tokens that a",
+        f"round of {length['budget']} drafted ones commits, the recovered or bonus one included.",
         "",
-        "| temperature | ratio rule | coupled rule |",
-        "|---|---|---|",
-        *(f"| {t} | {card['acceptance'][t]:.3f} | {card['acceptance_coupled'][t]:.3f} |" for t in ("0", "0.7", "1")),
+        f"| temperature | ratio rule | coupled rule | tokens a round, S = {length['budget']} |",
+        "|---|---|---|---|",
+        *(
+            f"| {t} | {ratio[t]:.3f} | {coupled[t]:.3f} | {length[t]:.2f} |"
+            for t in (f"{temperature:g}" for temperature in TEMPERATURES)
+        ),
+        "",
+    ]
+
+
+def _tuning_lines(card: Mapping[str, Any]) -> list[str]:
+    if card["tuning"] is None:
+        return []
+    before, after = card["tuning"]["before"], card["tuning"]["after"]
+    return [
+        "## What the tuning brought",
+        "",
+        "As `goodspeed tune` measured it, after beginnings of passages that it held out.",
+        "",
+        f"| domain | temperature | acceptance | tokens a round, S = {BUDGET} |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {t} | {before[name][t]['acceptance']:.3f} -> {found['acceptance']:.3f} "
+            f"| {before[name][t]['length'][str(BUDGET)]:.2f} -> {found['length'][str(BUDGET)]:.2f} |"
+            for name, by_temperature in after.items()
+            for t, found in by_temperature.items()
+        ),
         "",
     ]

@@ -11,7 +11,6 @@ import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from bench.recipe.acceptance import PROMPT_TOKENS
 from bench.recipe.architecture import CONTEXT_LENGTH
 from bench.recipe.batches import WindowSampler, evaluation_windows
 from bench.recipe.corpus import Domain
@@ -19,6 +18,7 @@ from bench.recipe.repetition import Continuations, continue_greedily, repeated_s
 from bench.recipe.tokenizer import Tokens
 from bench.recipe.training import Budget, Objective, Progress
 from bench.recipe.workers import Workers
+from goodspeed.tuning.sources import PROMPT_TOKENS
 
 SHORT_SEQUENCE = 256
 LONG_FROM = 0.8

@@ -11,11 +11,12 @@ from functools import partial
 import torch
 from transformers import PreTrainedModel
 
-from bench.recipe.acceptance import PROMPT_TOKENS, write
 from bench.recipe.batches import WINDOW, WindowSampler
 from bench.recipe.corpus import Domain
 from bench.recipe.tokenizer import Tokens
 from bench.recipe.workers import Workers
+from goodspeed.tuning.sources import PROMPT_TOKENS
+from goodspeed.tuning.teaching import write_texts
 
 NGRAM = 6
 """Long enough to spare what code rightly repeats: indentation, `self.`, an assertion's name."""
@@ -53,7 +54,7 @@ def unlikelihood_loss(model: PreTrainedModel, texts: torch.Tensor) -> torch.Tens
 
 def continue_greedily(model: PreTrainedModel, prompts: torch.Tensor, workers: Workers) -> torch.Tensor:
     """Texts int64 [rows, PROMPT_TOKENS + WRITTEN_TOKENS], prompts included."""
-    greedy = partial(write, model, new_tokens=WRITTEN_TOKENS, temperature=0.0, seed=0)
+    greedy = partial(write_texts, model, new_tokens=WRITTEN_TOKENS, temperature=0.0, generator=torch.Generator())
     return torch.cat(workers.map(greedy, torch.chunk(prompts, workers.threads)))
 
 

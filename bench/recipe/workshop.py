@@ -1,27 +1,34 @@
-"""The recipe's steps on one work folder: each leaves its result there, and finds the earlier ones'."""
+"""The recipe's steps on one work folder: each leaves its result there, and finds the earlier ones'.
+
+What is trained on next tokens is exported to a folder of models, and drafts are tuned and everything is measured from
+there: on the weights that are shipped.
+"""
 
 import hashlib
 import json
 import platform
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedModel
 
-from bench.recipe import acceptance, architecture, cards, corpus, pretraining, repetition, tokenizer, training, tuning
-from bench.recipe.acceptance import PROMPT_TOKENS, TEMPERATURES, WRITTEN_TOKENS, Acceptance
+from bench.recipe import architecture, cards, corpus, lessons, pretraining, repetition, tokenizer, training, tuning
 from bench.recipe.architecture import CONTEXT_LENGTH
-from bench.recipe.batches import WindowSampler, evaluation_windows
+from bench.recipe.batches import evaluation_windows
 from bench.recipe.cards import TARGET
+from bench.recipe.tuning import TUNED
 from bench.recipe.workers import Workers
 from goodspeed.catalog import load_model
+from goodspeed.tuning.cards import BUDGET
+from goodspeed.tuning.measuring import TEMPERATURES, Sample, measure
+from goodspeed.tuning.sources import PROMPT_TOKENS
+from goodspeed.tuning.teaching import write_texts
 
 PROMPTS_A_DOMAIN = 32
-CORPUS_ROWS = 6144
-WRITTEN_ROWS = 6144
-"""A lesson of 3.1M tokens: a draft of 2M parameters learns one of 0.5M by heart within minutes."""
+WRITTEN_TOKENS = 192
 
 INHERITING = {
     "pico-draft-m": f"embeddings and first layer of {TARGET}",
@@ -31,9 +38,7 @@ INHERITING = {
 
 DRAFTS = ("pico-draft-s", "pico-draft-l")
 """Drafts trained on next tokens."""
-TUNED = {"pico-draft-m": None, "pico-draft-l-tuned": "pico-draft-l"}
-"""Drafts tuned to the target, and the drafts that they start from, if any."""
-MODELS = (TARGET, "pico-draft-s", "pico-draft-m", "pico-draft-l", "pico-draft-l-tuned")
+PRETRAINED = (TARGET, *DRAFTS)
 
 DESCRIPTIONS = {
     TARGET: "The bundled target: a tiny Llama trained on the Python standard library.",
@@ -100,82 +105,83 @@ class Workshop:
             return training.Progress()
         return training.load_weights(self._fresh(name), self.folder / name)
 
-    def prepare_lessons(self, corpus_rows: int = CORPUS_ROWS, written_rows: int = WRITTEN_ROWS) -> None:
-        """Writes what the target thinks of training text and of held-out text, for tuning."""
-        target = self._trained(TARGET)
-        for side, rows, written, seed in (
-            ("train", corpus_rows, written_rows, 10_000),
-            ("held_out", 32, 192, 20_000),
-        ):
-            sampler = WindowSampler(tokenizer.load_tokens(self.folder / "corpus", _side(side)), seed, windows_a_batch=4)
-            tuning.save(tuning.prepare(target, sampler, rows, written, seed, self._workers), self._lesson(side))
-
-    def has_lessons(self) -> bool:
-        """Whether lessons from the target's latest checkpoint are there."""
-        checkpoint = self.folder / TARGET / training.CHECKPOINT
-        lessons = [self._lesson(side) for side in ("train", "held_out")]
-        return all(lesson.exists() and lesson.stat().st_mtime > checkpoint.stat().st_mtime for lesson in lessons)
-
-    def tune(self, name: str, budget: training.Budget) -> None:
-        """Tunes a draft to the target until `budget` is spent, resuming."""
-        lesson, held_out = tuning.load(self._lesson("train")), tuning.load(self._lesson("held_out"))
-        before = TUNED[name]
-        draft = (self._untrained(name) if before is None else self._trained(before)).train()
-        objective = tuning.objective(draft, lesson, held_out, _seed(name), self._workers)
-        training.train(draft, objective, self.folder / name, budget, self._workers)
-
     def export(self, models: Path) -> None:
-        """Measures every model that is trained and writes it, with its card, to a folder of its name in `models`."""
-        torch.set_num_threads(self._threads)
-        target = self._trained(TARGET)
-        texts = self._written_by(target)
-        for name in MODELS:
-            if not self._has(name):
-                continue
-            model = self._trained(name)
-            if name == TARGET:
-                facts = self._facts(name, model, repeated=self._repetition(target))
-            else:
-                facts = self._facts(name, model, accepted=self._acceptance(target, model, texts))
-            cards.export(model, self._tokenizer(), models / name)
-            cards.write(facts, models / name)
+        """Writes every model that is trained on next tokens to a folder of its name in `models`."""
+        for name in PRETRAINED:
+            if self._has(name):
+                cards.export(self._trained(name), self._tokenizer(), models / name)
+                cards.begin(self._origin(name, self._pretraining(name), self.progress(name).tokens), models / name)
 
-    def _facts(
-        self,
-        name: str,
-        model: LlamaForCausalLM,
-        accepted: Mapping[str, Acceptance] | None = None,
-        repeated: cards.Repetition | None = None,
-    ) -> cards.Facts:
-        known = json.loads((self.folder / "corpus" / "facts.json").read_bytes())
+    def tune(self, name: str, models: Path) -> None:
+        """Tunes a draft to the target in `models`, and writes it there."""
+        torch.set_num_threads(self._threads)
+        plan = TUNED[name]
+        taught = lessons.make_lessons(self.folder, tuning.LESSON_ROWS, target=str(models / TARGET))
+        start = self._beginning(name, models / TARGET) if plan.start is None else models / plan.start
+        out = self.folder / "tuned" / name
+        card = tuning.tune(
+            start, models / TARGET, taught, out, steps=plan.steps, seed=_seed(name), threads=self._threads
+        )
+        recipe = {"command": "goodspeed tune"} | card["training"] | {"started_from": plan.start or INHERITING[name]}
+        seen = card["training"]["steps"] * tuning.BATCH_TOKENS
+        brought = {key: card[key] for key in ("clients", "utility", "before", "after")}
+        cards.copy_weights(out, models / name, like=start)
+        cards.begin(self._origin(name, recipe, seen, brought), models / name)
+
+    def _beginning(self, name: str, target: Path) -> Path:
+        """An untrained draft that has layers of the target, as a model folder."""
+        folder = self.folder / f"{name}-untrained"
+        model, source = self._fresh(name), load_model(str(target), device="cpu", dtype="float32")
+        assert isinstance(source, LlamaForCausalLM)
+        architecture.inherit(model, source)
+        cards.export(model, self._tokenizer(), folder)
+        return folder
+
+    def measure(self, models: Path) -> None:
+        """Completes the card of every model in `models`."""
+        torch.set_num_threads(self._threads)
+        target = load_model(str(models / TARGET), device="cpu", dtype="float32")
+        samples = self._written_by(target)
+        for folder in sorted(card.parent for card in models.glob("*/card.json")):
+            model = load_model(str(folder), device="cpu", dtype="float32")
+            drafts = folder.name != TARGET
+            measured = cards.Measured(
+                held_out_loss=self._held_out_loss(model),
+                acceptance={s.temperature: measure(target, model, s, [BUDGET]) for s in samples} if drafts else None,
+                repetition=None if drafts else self._repetition(target),
+            )
+            cards.complete(measured, folder)
+
+    def _pretraining(self, name: str) -> dict[str, Any]:
         progress = self.progress(name)
-        recipe: dict[str, object] = {
+        recipe: dict[str, Any] = {
             "loss": _loss(name),
             "optimizer": "Muon for matrices, AdamW for embeddings and norms",
             "steps": progress.steps,
             f"{progress.clock}_seconds": round(progress.train_s),
         }
-        if name in INHERITING:
-            recipe["started_from"] = INHERITING[name]
-        seen = progress.tokens
-        before = TUNED.get(name)
-        if before is not None:
-            earlier = self.progress(before)
-            recipe |= {"started_from": before, f"{earlier.clock}_seconds_before": round(earlier.train_s)}
-            seen += earlier.tokens
-        return cards.Facts(
+        return recipe | ({"started_from": INHERITING[name]} if name in INHERITING else {})
+
+    def _origin(
+        self, name: str, recipe: Mapping[str, Any], tokens_seen: int, brought: Mapping[str, Any] | None = None
+    ) -> cards.Origin:
+        known = self._corpus_facts()
+        return cards.Origin(
             name=name,
             description=DESCRIPTIONS[name],
             python_version=known["python_version"],
             corpus_sha256=known["sha256"],
-            tokens_seen=seen,
-            held_out_loss=self._held_out_loss(model, known["held_out_bytes"]),
-            acceptance=accepted,
-            repetition=repeated,
+            tokens_seen=tokens_seen,
             training=recipe,
+            tuning=brought,
         )
 
-    def _held_out_loss(self, model: LlamaForCausalLM, held_out_bytes: Mapping[str, int]) -> dict[str, dict[str, float]]:
+    def _corpus_facts(self) -> dict[str, Any]:
+        known: dict[str, Any] = json.loads((self.folder / "corpus" / "facts.json").read_bytes())
+        return known
+
+    def _held_out_loss(self, model: PreTrainedModel) -> dict[str, dict[str, float]]:
+        held_out_bytes = self._corpus_facts()["held_out_bytes"]
         tokens = tokenizer.load_tokens(self.folder / "corpus", "held_out")
         losses = pretraining.held_out_losses(model, tokens, length=CONTEXT_LENGTH, at_most=128)
         return {
@@ -186,7 +192,7 @@ class Workshop:
             for domain in corpus.DOMAINS
         }
 
-    def _repetition(self, target: LlamaForCausalLM) -> cards.Repetition:
+    def _repetition(self, target: PreTrainedModel) -> cards.Repetition:
         held_out = tokenizer.load_tokens(self.folder / "corpus", "held_out")
         prompts = pretraining.held_out_prompts(held_out, PROMPTS_A_DOMAIN)
         length = PROMPT_TOKENS + repetition.WRITTEN_TOKENS
@@ -196,15 +202,18 @@ class Workshop:
             held_out=repetition.repeated_share(texts),
         )
 
-    def _written_by(self, target: LlamaForCausalLM) -> dict[float, torch.Tensor]:
+    def _written_by(self, target: PreTrainedModel) -> list[Sample]:
+        """What the target writes after held-out prompts at each temperature."""
         domains = tokenizer.load_tokens(self.folder / "corpus", "held_out")
         prompts = torch.cat([evaluation_windows(t, PROMPT_TOKENS, PROMPTS_A_DOMAIN) for t in domains.values()])
-        return {t: acceptance.write(target, prompts, WRITTEN_TOKENS, t, seed=0) for t in TEMPERATURES}
-
-    def _acceptance(
-        self, target: LlamaForCausalLM, draft: LlamaForCausalLM, texts: Mapping[float, torch.Tensor]
-    ) -> dict[str, Acceptance]:
-        return {f"{t:g}": acceptance.measure(target, draft, texts[t], t, seed=0) for t in TEMPERATURES}
+        return [
+            Sample(
+                write_texts(target, prompts, WRITTEN_TOKENS, temperature, torch.Generator().manual_seed(0)),
+                PROMPT_TOKENS,
+                temperature,
+            )
+            for temperature in TEMPERATURES
+        ]
 
     def _has(self, name: str) -> bool:
         return (self.folder / name / training.CHECKPOINT).exists()
@@ -220,7 +229,7 @@ class Workshop:
         return model
 
     def _fresh(self, name: str) -> LlamaForCausalLM:
-        shape = architecture.SHAPES[TUNED.get(name) or name]
+        shape = architecture.SHAPES[name]
         end_of_text = self._tokenizer().token_to_id(tokenizer.END_OF_TEXT)
         assert end_of_text is not None
         return architecture.build(shape, _seed(name), end_of_text)
@@ -232,23 +241,14 @@ class Workshop:
         model.bfloat16().float().eval()  # type: ignore[no-untyped-call]
         return model
 
-    def _lesson(self, side: str) -> Path:
-        return self.folder / f"lesson-{side}.pt"
-
 
 def _loss(name: str) -> str:
-    if name in TUNED:
-        return "forward KL from the target"
     if name == TARGET:
         start = pretraining.UNLIKELIHOOD_FROM
         return (
             f"next-token cross-entropy; from {start:.0%} of the time on also the unlikelihood of its own greedy loops"
         )
     return "next-token cross-entropy"
-
-
-def _side(name: str) -> corpus.Split:
-    return "train" if name == "train" else "held_out"
 
 
 def _seed(name: str) -> int:

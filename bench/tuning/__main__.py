@@ -14,9 +14,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.recipe.lessons import make_lessons
 from bench.tuning import clients as sharing
 from bench.tuning import losses as comparing
-from bench.tuning.lessons import make_lessons
 from bench.tuning.live import DOMAINS, run
 from bench.tuning.plots import draw
 from goodspeed.tuning.trainer import quiet

@@ -1,4 +1,4 @@
-"""What all tuning experiments learn from: the recipe's corpus, and what the target writes after its beginnings."""
+"""What drafts are tuned upon: the corpus, and what the target writes after its beginnings."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ ROW_TOKENS = 256
 SHARD_ROWS = 500
 
 
-def make_lessons(folder: Path, rows: int, seed: int = 0) -> Path:
-    """Read the standard library as the recipe does, and have the target read and write; what is there is kept.
+def make_lessons(folder: Path, rows: int, *, target: str = DEFAULT_TARGET, seed: int = 0) -> Path:
+    """Read the standard library, and have the target read and write; what is there is kept.
 
     The clients are the corpus's domains: code, prose and tests.
 
     Args:
         folder: for the corpus and the shards.
         rows: so many of 256 tokens are read, and as many written.
+        target: by name, or its folder.
         seed: of the choice of rows, and of what the target writes.
 
     Returns:
@@ -39,13 +40,13 @@ def make_lessons(folder: Path, rows: int, seed: int = 0) -> Path:
     texts = folder / "train.jsonl"
     documents = corpus.split(corpus.read_standard_library())["train"]
     texts.write_text("".join(json.dumps({"text": one.text, "client": one.domain}) + "\n" for one in documents))
-    target = load_model(DEFAULT_TARGET)
-    tokenizer = tokenizers.Tokenizer.from_buffer(tokenizer_files(DEFAULT_TARGET)["tokenizer.json"])
+    model = load_model(target)
+    tokenizer = tokenizers.Tokenizer.from_buffer(tokenizer_files(target)["tokenizer.json"])
     passages = [
         passage
         for kind in ("read", "write")
         for passage in load_source(
-            DataSpec(texts, kind=kind), target, tokenizer, row_tokens=ROW_TOKENS, at_most=rows, seed=seed
+            DataSpec(texts, kind=kind), model, tokenizer, row_tokens=ROW_TOKENS, at_most=rows, seed=seed
         )
     ]
     order = np.random.default_rng(seed).permutation(len(passages))
