@@ -13,10 +13,11 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
+from tests.system.forked import Forked
 from tests.system.one_target import Policy
 
 __all__ = [
@@ -37,21 +38,17 @@ REPOSITORY = Path(__file__).parents[2]
 """What is no part of an install, such as the demo, is run from here."""
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
-Process = asyncio.subprocess.Process
+P = TypeVar("P", asyncio.subprocess.Process, Forked)
 
 
-async def start_server(*options: str, port: int = 0) -> Process:
+async def start_server(*options: str, port: int = 0) -> Forked:
     """Start `goodspeed-server run`; its output is ours to read."""
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "goodspeed_server", "run", "--port", str(port), "--threads", "1", *options,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=ENVIRONMENT,
-    )  # fmt: skip
+    arguments = ("run", "--port", str(port), "--threads", "1", *options)
+    return await Forked.start("goodspeed_server", *arguments, environment=ENVIRONMENT)
 
 
-async def address_of(process: Process) -> str:
+async def address_of(process: Forked) -> str:
     """Wait until a server is ready."""
-    assert process.stdout is not None
-    assert process.stderr is not None
     line = (await process.stdout.readline()).decode()
     if not line:
         raise AssertionError((await process.stderr.read()).decode())
@@ -60,7 +57,7 @@ async def address_of(process: Process) -> str:
 
 
 @contextlib.asynccontextmanager
-async def reaped(process: Process) -> AsyncIterator[Process]:
+async def reaped(process: P) -> AsyncIterator[P]:
     """A process that does not outlive the block, however that ends."""
     try:
         yield process
@@ -68,6 +65,8 @@ async def reaped(process: Process) -> AsyncIterator[Process]:
         if process.returncode is None:
             process.kill()
             await process.wait()
+        if isinstance(process, Forked):
+            process.close()
 
 
 @contextlib.asynccontextmanager
@@ -79,12 +78,9 @@ async def server(*options: str, port: int = 0) -> AsyncIterator[str]:
         assert await process.wait() == 0
 
 
-async def start_agent(*options: str) -> Process:
+async def start_agent(*options: str) -> Forked:
     """Start `goodspeed-agent`; its output is ours to read."""
-    return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "goodspeed_agent", *options,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=ENVIRONMENT,
-    )  # fmt: skip
+    return await Forked.start("goodspeed_agent", *options, environment=ENVIRONMENT)
 
 
 async def agent(*options: str) -> tuple[int, str, str]:

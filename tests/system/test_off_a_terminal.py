@@ -8,6 +8,7 @@ import signal
 import sys
 from asyncio.subprocess import PIPE
 
+from tests.system.forked import Forked
 from tests.system.processes import ENVIRONMENT, REPOSITORY, complete, reaped, start_server
 
 PLAIN_LINE = re.compile(r"up .+ \| .+ rounds/s \| agents \d+, streams \d+, waiting \d+ \| .+ \| \d+ tokens\n")
@@ -19,7 +20,7 @@ async def start_top(address: str) -> asyncio.subprocess.Process:
     )
 
 
-async def ended(process: asyncio.subprocess.Process, number: signal.Signals) -> list[str]:
+async def ended(process: asyncio.subprocess.Process | Forked, number: signal.Signals) -> list[str]:
     """Have it end, see that it does so without a complaint, and give the lines nobody has read yet."""
     process.send_signal(number)
     output, complaints = await process.communicate()

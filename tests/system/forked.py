@@ -1,0 +1,136 @@
+"""Commands of ours as processes forked from one that has imported everything: torch and transformers take seconds.
+
+Such a process is as real as any: it has its own memory, descriptors, signals and exit status. Only what it would have
+imported is there already.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from multiprocessing.reduction import DupFd
+from typing import Any, Self
+from unittest import mock
+
+__all__ = ["Forked"]
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    [
+        "goodspeed_agent.cli",
+        "goodspeed_agent.drafters.model",
+        "goodspeed_server.cli",
+        "goodspeed_server.server",
+        "pytest",
+        "transformers.models.auto.modeling_auto",
+        "transformers.models.auto.tokenization_auto",
+        "transformers.models.llama.modeling_llama",
+    ]
+)
+
+
+class Forked:
+    """A process, as far as the tests need `asyncio.subprocess.Process`."""
+
+    def __init__(self, process: Any, stdout: asyncio.StreamReader, stderr: asyncio.StreamReader) -> None:
+        self._process = process
+        self.stdout = stdout
+        self.stderr = stderr
+        self._transports: list[asyncio.ReadTransport] = []
+
+    @classmethod
+    async def start(cls, module: str, *arguments: str, environment: Mapping[str, str]) -> Self:
+        """Run a module as `python -m` does; its output is ours to read."""
+        # What the first one finds in its environment when it imports torch holds for all.
+        with mock.patch.dict(os.environ, environment, clear=True):
+            multiprocessing.forkserver.ensure_running()
+        pipes = [os.pipe(), os.pipe()]
+        ends = [_Sent(write) for _, write in pipes]
+        process = _CONTEXT.Process(target=_run, args=(module, arguments, dict(environment), ends))
+        process.start()
+        for _, write in pipes:
+            os.close(write)
+        readers = [asyncio.StreamReader(), asyncio.StreamReader()]
+        forked = cls(process, *readers)
+        loop = asyncio.get_running_loop()
+        for reader, (read, _) in zip(readers, pipes, strict=True):
+            protocol = functools.partial(asyncio.StreamReaderProtocol, reader)
+            transport, _ = await loop.connect_read_pipe(protocol, os.fdopen(read, "rb", 0))
+            forked._transports.append(transport)
+        return forked
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit status, below 0 for a signal's; None while it runs."""
+        code: int | None = self._process.exitcode
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Send it."""
+        os.kill(self._process.pid, number)
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    async def wait(self) -> int:
+        """Wait until it has ended."""
+        if self.returncode is None:
+            loop, ended = asyncio.get_running_loop(), asyncio.Event()
+            loop.add_reader(self._process.sentinel, ended.set)
+            try:
+                await ended.wait()
+            finally:
+                loop.remove_reader(self._process.sentinel)
+        code = self.returncode
+        assert code is not None
+        return code
+
+    async def communicate(self) -> tuple[bytes, bytes]:
+        """Read both outputs to their ends, and wait."""
+        output, complaints = await asyncio.gather(self.stdout.read(), self.stderr.read())
+        await self.wait()
+        return output, complaints
+
+    def close(self) -> None:
+        """Let go of the pipes."""
+        for transport in self._transports:
+            transport.close()
+
+
+class _Sent:
+    """A descriptor on its way to another process."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _received, (DupFd(self._number),)
+
+
+def _received(descriptor: Any) -> int:
+    number: int = descriptor.detach()
+    return number
+
+
+def _run(module: str, arguments: Sequence[str], environment: Mapping[str, str], outputs: Sequence[int]) -> None:
+    for number, received in enumerate(outputs, 1):
+        os.dup2(received, number)
+        os.close(received)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [module, *arguments]
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
