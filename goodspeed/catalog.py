@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import tokenizers
 
-from goodspeed.errors import CorruptData, ModelError, UnknownModel, UnsupportedModel
+from goodspeed.errors import CorruptData, GoodSpeedError, ModelError, UnknownModel, UnsupportedModel
 
 if TYPE_CHECKING:
     import torch
@@ -118,7 +118,6 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> PreTr
         ModelError: torch is not installed, or the device or dtype does not exist.
     """
     try:
-        from safetensors import SafetensorError
         from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.utils.logging import disable_progress_bar
     except ImportError as error:
@@ -136,8 +135,10 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> PreTr
         refuse_recurrent(name, config)
         load = cast("Any", AutoModelForCausalLM.from_pretrained)
         model, loading = load(source, dtype=kind, local_files_only=local, output_loading_info=True)
-    # A checkpoint whose shapes are not those of its configuration is a RuntimeError.
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except GoodSpeedError:
+        raise
+    # Whatever stands in a configuration goes through code that did not expect it: any error may come of it.
+    except Exception as error:
         known = ", ".join(model.name for model in bundled())
         raise UnknownModel(
             f"cannot load a model named {name!r}: it is neither bundled ({known}), nor a folder with a causal language "
@@ -257,7 +258,10 @@ def tokenizer_files(name: str) -> Files:
         config = _read_config(folder / _TOKENIZER_CONFIG)
         template = folder / "chat_template.jinja"
         if template.is_file():
-            config["chat_template"] = template.read_text()
+            try:
+                config["chat_template"] = template.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise UnknownModel(f"{template} cannot be read: {_reason(error)}") from None
     else:
         files, config = _converted_tokenizer(name)
     try:

@@ -158,7 +158,11 @@ class Close(_Message, tag=ord("C"), frozen=True):
 
 
 class Redraft(_Message, tag=ord("R"), frozen=True):
-    """From now on this link's drafts come of another drafter: what is believed of the one before no longer holds."""
+    """From now on this link's drafts come of another drafter: what is believed of the one before no longer holds.
+
+    Guesses that were sent before, and that nobody has asked the target about yet, are dropped: what is sent next begins
+    anew.
+    """
 
     drafter: ShortText
     fingerprint: ShortText | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_a_name_that_is_nothing_says_what_there_is(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("damaged", ["config.json", "model.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"{", b"[]"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null"])
 def test_damaged_models_are_refused_in_a_sentence(folder: Path, damaged: str, content: bytes) -> None:
     (folder / damaged).write_bytes(content)
     with pytest.raises(UnknownModel, match="cannot load a model named"):
@@ -62,16 +63,30 @@ def test_damaged_models_are_refused_in_a_sentence(folder: Path, damaged: str, co
 
 @pytest.mark.parametrize(
     ("other", "sentence"),
-    [({"hidden_size": 96}, "cannot load a model named"), ({"num_hidden_layers": 3}, "is incomplete: [0-9]+ of its")],
+    [
+        ({"hidden_size": 96}, "cannot load a model named"),
+        ({"num_hidden_layers": 3}, "is incomplete: [0-9]+ of its"),
+        # Each of these is another kind of error from deep inside the library.
+        ({"num_attention_heads": "four"}, "cannot load a model named"),
+        ({"num_attention_heads": 0}, "cannot load a model named"),
+        ({"dtype": "float12"}, "cannot load a model named"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": None}}, "cannot load a model named"),
+    ],
 )
 def test_weights_that_are_not_those_of_the_configuration_are_refused(
-    folder: Path, other: dict[str, int], sentence: str
+    folder: Path, other: dict[str, Any], sentence: str
 ) -> None:
     config = json.loads((folder / "config.json").read_bytes())
     assert not other.items() <= config.items()
     (folder / "config.json").write_text(json.dumps(config | other))
     with pytest.raises(UnknownModel, match=sentence):
         load_model(str(folder))
+
+
+def test_a_template_that_is_no_text_is_refused(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(UnknownModel, match=r"chat_template\.jinja cannot be read"):
+        tokenizer_files(str(folder))
 
 
 @pytest.mark.parametrize("damaged", ["tokenizer.json", "tokenizer_config.json"])

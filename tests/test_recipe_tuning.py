@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bench.recipe import architecture, cards, tuning
+from bench.recipe import architecture, cards, corpus, lessons, tuning
 from goodspeed.__main__ import app
+from goodspeed.errors import InvalidRequest
 from goodspeed.tuning.measuring import Figures
+from goodspeed.tuning.passages import Passage, read_shards, write_shard
+from tests.tiny_models import VOCAB
 from tests.tuning_pair import contents, make_world, recorded
 
 world = pytest.fixture(scope="module")(make_world)
@@ -95,6 +98,35 @@ def test_a_card_is_begun_at_the_export_and_completed_by_what_is_measured(world: 
         "- loss: forward-kl",
     ):
         assert line in page
+
+
+def test_lessons_are_made_once_and_whole(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [" ".join(f"w{(7 * place + place * number) % VOCAB}" for place in range(600)) for number in range(1, 5)]
+    documents = [corpus.Document(f"{n}", "code" if n % 2 else "prose", f"{n}", text) for n, text in enumerate(words)]
+    monkeypatch.setattr(corpus, "read_standard_library", lambda: documents)
+    monkeypatch.setattr(corpus, "split", lambda found: {"train": found, "held_out": []})
+    monkeypatch.setattr(lessons, "ROW_TOKENS", 16)
+    monkeypatch.setattr(lessons, "SHARD_ROWS", 3)
+    target = str(world / "target")
+    written: list[Path] = []
+
+    def interrupted(path: Path, passages: Sequence[Passage]) -> None:
+        if len(written) == 1:
+            raise KeyboardInterrupt
+        written.append(path)
+        write_shard(path, passages)
+
+    monkeypatch.setattr(lessons, "write_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        lessons.make_lessons(tmp_path, 4, target=target)
+    monkeypatch.setattr(lessons, "write_shard", write_shard)
+    made = lessons.make_lessons(tmp_path, 4, target=target)
+    passages = read_shards(made)
+    assert (len(passages), {passage.client for passage in passages}) == (8, {"code", "prose"})
+    before = contents(made)
+    assert (lessons.make_lessons(tmp_path, 4, target=target), contents(made)) == (made, before)
+    with pytest.raises(InvalidRequest, match="are others"):
+        lessons.make_lessons(tmp_path, 5, target=target)
 
 
 def test_every_tuned_draft_has_a_shape_and_a_start() -> None:

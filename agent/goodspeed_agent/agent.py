@@ -18,7 +18,7 @@ from goodspeed_agent.ahead import Ahead, AheadMode
 from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.desk import Desk
 from goodspeed_agent.drafters import Drafter
-from goodspeed_agent.drafters.swappable import Swappable
+from goodspeed_agent.drafters.swappable import Swappable, try_out
 from goodspeed_agent.drafting import Drafting
 from goodspeed_agent.driver import tokens_of
 from goodspeed_agent.generation import Generation, Request
@@ -162,13 +162,14 @@ class Agent:
             LinkLost: no connection could be made in time.
             Refused: the server said no.
             TokenizerMismatch: the draft's tokenizer is not the target's.
+            ModelError: the draft cannot guess.
             ProtocolError: the server does not speak this protocol.
         """
         await self.link.__aenter__()
         self._desk = Desk()
         try:
-            self._check_fingerprint(self._drafter)
             self.tokenizer = TargetTokenizer(self.link.files)
+            await self._check(self._drafter.current)
         except BaseException as error:
             await self.__aexit__(type(error), error, error.__traceback__)
             raise
@@ -187,20 +188,25 @@ class Agent:
 
         Raises:
             TokenizerMismatch: the draft's tokenizer is not the target's; nothing has changed.
+            ModelError: it cannot guess; nothing has changed.
         """
-        self._check_fingerprint(drafter)
+        await self._check(drafter)
         self._drafter.current = drafter
         for calibration in self._calibrations.values():
             calibration.restart()
         await self.link.redraft(drafter.name, drafter.fingerprint)
 
-    def _check_fingerprint(self, drafter: Drafter) -> None:
+    async def _check(self, drafter: Drafter) -> None:
         welcome = self.link.welcome
         if drafter.fingerprint not in (None, welcome.fingerprint):
             raise TokenizerMismatch(
                 f"the draft {drafter.name!r} does not share a tokenizer with {welcome.model!r}: "
                 "choose a draft of the same family, or --draft suffix, which fits every target"
             )
+        highest = self.tokenizer.highest_token
+        await self._desk.at_once(
+            lambda: try_out(drafter, [0, highest], rule=welcome.rule, vocab_size=welcome.vocab_size)
+        )
 
     async def complete(
         self, request: TextRequest, on_text: OnText | None = None, on_queued: Callable[[], None] | None = None

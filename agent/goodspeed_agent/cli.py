@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import io
 import json
@@ -28,7 +29,7 @@ from goodspeed_agent.drafters import SuffixDrafter, default_draft, load_drafter
 from goodspeed_agent.exits import Exit, exit_codes, run
 from goodspeed_agent.progress import ProgressDisplay
 from goodspeed_agent.prompts import PromptLine, read_prompts
-from goodspeed_agent.reloading import reloading
+from goodspeed_agent.reloading import Reloading
 from goodspeed_agent.report import Completion
 
 __all__ = ["app"]
@@ -210,10 +211,12 @@ def _with_agent(
     if draft is None and chosen == "suffix":
         _note("drafting from the text's own repetitions; for a draft model: pip install 'goodspeed[models]'")
     load = functools.partial(load_drafter, chosen, threads=threads)
-    drafter = load()
 
     async def main() -> T:
         async with AsyncExitStack() as stack:
+            # The first of all: a signal that nobody awaits would end the process.
+            reloading = stack.enter_context(Reloading(load, _note))
+            drafter = await asyncio.to_thread(load)
             try:
                 agent = await stack.enter_async_context(make(drafter))
             except TokenizerMismatch:
@@ -222,7 +225,7 @@ def _with_agent(
                 # Nobody asked for this draft; the one that fits every target does as well.
                 _note(f"{chosen} does not fit this server's model; drafting from the text's own repetitions instead")
                 agent = await stack.enter_async_context(make(SuffixDrafter()))
-            stack.enter_context(reloading(agent, load, _note))
+            reloading.attach(agent)
             return await work(agent)
 
     return run(main())

@@ -210,8 +210,12 @@ class Link:
             while True:
                 await self._read()
                 await self._wait_for_next_attempt("the connection was lost")
+                greeting = self._hello
                 welcome, _, self._connection = await self._connect()
                 self._check_same(welcome)
+                if self._hello is not greeting:
+                    # Another drafter meanwhile; which of the two was greeted with is not known, and twice does no harm.
+                    await self.redraft(self._hello.drafter, self._hello.fingerprint)
                 self.welcome = welcome
                 self.reconnections += 1
                 _log.warning("the link to %s is there again", self.url)

@@ -112,6 +112,11 @@ class TargetTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
+    @property
+    def highest_token(self) -> int:
+        """The last id that it knows; a model may have room for more."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+
     def encode(self, text: str) -> list[int]:
         """Cut a prompt into token ids, with the special tokens the target wants at its start."""
         return self._tokenizer.encode(text).ids

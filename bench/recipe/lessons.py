@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 
 from bench.recipe import corpus
-from goodspeed.catalog import DEFAULT_TARGET, load_model, tokenizer_files
+from goodspeed.catalog import DEFAULT_TARGET, load_model, tokenizer_files, weights_digest
+from goodspeed.errors import InvalidRequest
 from goodspeed.tuning.passages import SHARD_SUFFIX, write_shard
 from goodspeed.tuning.sources import DataSpec, load_source
 
@@ -32,15 +34,23 @@ def make_lessons(folder: Path, rows: int, *, target: str = DEFAULT_TARGET, seed:
 
     Returns:
         The folder with the shards.
+
+    Raises:
+        InvalidRequest: what is there is of other rows, another seed or another target.
     """
-    shards = folder / "lessons"
-    if any(shards.glob(f"*{SHARD_SUFFIX}")):
+    shards, unfinished = folder / "lessons", folder / "lessons.unfinished"
+    model = load_model(target)
+    about = {"rows": rows, "seed": seed, "target": weights_digest(model)}
+    if shards.exists():
+        made = json.loads((shards / "about.json").read_text())
+        if made != about:
+            raise InvalidRequest(f"the lessons in {shards} are others ({made}, not {about}): delete them")
         return shards
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
     texts = folder / "train.jsonl"
     documents = corpus.split(corpus.read_standard_library())["train"]
     texts.write_text("".join(json.dumps({"text": one.text, "client": one.domain}) + "\n" for one in documents))
-    model = load_model(target)
     tokenizer = tokenizers.Tokenizer.from_buffer(tokenizer_files(target)["tokenizer.json"])
     passages = [
         passage
@@ -50,8 +60,9 @@ def make_lessons(folder: Path, rows: int, *, target: str = DEFAULT_TARGET, seed:
         )
     ]
     order = np.random.default_rng(seed).permutation(len(passages))
-    shards.mkdir()
     for number, begin in enumerate(range(0, len(order), SHARD_ROWS)):
         chosen = [passages[place] for place in order[begin : begin + SHARD_ROWS]]
-        write_shard(shards / f"{number:03d}{SHARD_SUFFIX}", chosen)
+        write_shard(unfinished / f"{number:03d}{SHARD_SUFFIX}", chosen)
+    (unfinished / "about.json").write_text(json.dumps(about))
+    unfinished.rename(shards)
     return shards

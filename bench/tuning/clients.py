@@ -25,7 +25,9 @@ COMPARED = ("forward-kl", "neg-log-alpha", "inverse-goodput", "block", "utility"
 def compare(lessons: Path, folder: Path, seeds: Iterable[int], steps: int) -> list[dict[str, Any]]:
     """Tune the shared draft by each loss with each seed; results that are there already are kept."""
     return cards_of(
-        _tuning(lessons, folder / f"shared-{loss}-{seed}", loss, seed, steps) for seed in seeds for loss in COMPARED
+        _tuning(lessons, folder / f"shared-{loss}-{steps}-{seed}", loss, seed, steps)
+        for seed in seeds
+        for loss in COMPARED
     )
 
 

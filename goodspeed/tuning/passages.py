@@ -29,6 +29,8 @@ BLOCK_FIELDS = ("base", "budget", "drafted", "accepted")
 """The columns of `Passage.blocks`."""
 
 _FORMAT = "goodspeed passages 1"
+_FACTS_BYTES = 256
+"""A passage's numbers in the head of a shard."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +61,16 @@ class Passage:
         """At how many positions the target's distribution is known."""
         return len(self.support)
 
+    @property
+    def nbytes(self) -> int:
+        """About how much room it takes, in memory as on disk."""
+        arrays = (self.tokens, self.support, self.log_p, self.blocks)
+        names = (self.client, self.domain, self.drafter)
+        return sum(array.nbytes for array in arrays) + sum(map(len, names)) + _FACTS_BYTES
+
 
 def write_shard(path: Path, passages: Sequence[Passage]) -> None:
-    """Write some passages to one file.
+    """Write some passages to one file, which nobody but its owner may read.
 
     Args:
         path: the file; its folder has to exist.
@@ -94,11 +103,16 @@ def write_shard(path: Path, passages: Sequence[Passage]) -> None:
     data = save(tensors, {"format": _FORMAT, "passages": json.dumps(about)})
     unfinished = path.with_name(path.name + ".unfinished")
     try:
-        unfinished.write_bytes(data)
+        with open(unfinished, "wb", opener=_private) as file:
+            file.write(data)
         os.replace(unfinished, path)
     except OSError:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def read_shard(path: Path) -> list[Passage]:

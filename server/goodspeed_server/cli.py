@@ -97,7 +97,7 @@ def run(
         Path | None,
         typer.Option(help="Keep every text and the target's likeliest tokens in this folder, for goodspeed tune."),
     ] = None,
-    record_max_mb: Annotated[float, typer.Option(min=1, help="Of --record; the oldest is deleted.")] = 1024.0,
+    record_max_mb: Annotated[float, typer.Option(min=64, help="Of --record; the oldest is deleted.")] = 1024.0,
     monitor: Annotated[bool, typer.Option("--monitor", help="Draw the live monitor here.")] = False,
     log_file: Annotated[Path | None, typer.Option(help="Log here rather than to stderr; wise with --monitor.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log who comes and goes.")] = False,

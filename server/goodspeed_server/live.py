@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,6 +44,8 @@ class AgentAccount:
     drafted: int = 0
     accepted: int = 0
     bad_drafts: int = 0
+    redrafted_at: float = -math.inf
+    """When its estimates were last started anew."""
 
 
 @dataclass(slots=True, eq=False)
@@ -89,12 +92,15 @@ class LiveStream:
     """Whether the pass that runs now reads or writes its row."""
     goodput: float = 1.0
     """Smoothed tokens per round, `X` of equation (4); every round commits at least one."""
+    fresh: AcceptanceEstimator | None = None
+    """The estimator from the next verdict on, where another drafter drafts by now: what is here was the old one's."""
     closed: bool = False
     """Whether it has ended; if a pass is at its row then, the row is released when the pass is over."""
 
-    def redrafted(self, estimator: AcceptanceEstimator) -> None:
-        """Its drafts come of another drafter, of which nothing is known yet but what `estimator` says."""
-        self.estimator = estimator
+    def start_afresh(self) -> None:
+        """Forget what was learned of the drafter before."""
+        assert self.fresh is not None
+        self.estimator, self.fresh = self.fresh, None
         self.matching, self.pace, self.probing = HitOrMiss(), Pace(), Probing()
 
     def to_verify(self) -> tuple[Sequence[int], Sequence[DraftDistribution]]:

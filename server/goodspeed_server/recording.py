@@ -1,20 +1,18 @@
 """What a server keeps of its verdicts, for tuning drafts: off unless an operator asks for it.
 
 The event loop hands every pass over and goes on; a thread of its own picks the target's likeliest tokens out of the
-logits, puts texts together and writes them. Whatever does not fit, in memory or on disk, is left out and counted:
-recording never makes a round wait.
+logits, puts texts together and writes them. Whatever does not fit, in memory or on disk, is left out, counted and told
+of: recording never makes a round wait.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
@@ -22,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from goodspeed.errors import InvalidRequest
 from goodspeed.stream import Commit
-from goodspeed.tuning.passages import SHARD_SUFFIX, Passage, write_shard
+from goodspeed.tuning.passages import Passage
 from goodspeed_server.live import LiveStream
+from goodspeed_server.shards import ShardFolder
 
 __all__ = ["Recorder", "Verified"]
 
@@ -35,11 +33,16 @@ SUPPORT = 64
 """How many of the target's likeliest tokens are kept at each position."""
 
 _WAITING_BYTES = 2**28
-"""Logits that may wait for the thread; with more than that a pass is left out."""
-_SHARD_TOKENS = 2**16
-"""Distributions of a shard."""
+"""Logits that may wait for the thread; with more than that a pass is left out, unless nothing waits before it."""
+_WAITING_PASSES = 4096
+"""So many passes may wait, with their logits or without; a thread that is so far behind is stuck."""
+_SHARD_BYTES = 2**25
 _SHARD_S = 60.0
-"""What is finished is on the disk after so long, if anything goes on at all."""
+"""What is finished is on the disk after so long."""
+_TELL_S = 60.0
+"""How often it is told that something was left out."""
+_CLOSE_S = 30.0
+"""How long a server that ends waits for the disk."""
 _PIECE_TOKENS = 2**10
 """A text so long is written as far as it is, so that its distributions leave the memory."""
 
@@ -101,6 +104,14 @@ class _Text:
     def known(self) -> int:
         return sum(map(len, self.support))
 
+    def add(self, turn: _Turn, log_p: NDArray[np.float16], support: NDArray[np.int32]) -> None:
+        """What the target thought where the tokens of a turn were committed, before these are added themselves."""
+        if not self.support:
+            self.start = turn.base
+        self.support.append(support)
+        self.log_p.append(log_p)
+        self.blocks.append(turn.block)
+
     def take(self) -> Passage | None:
         """What is known, as a passage; nothing is known afterwards."""
         if not self.support:
@@ -121,42 +132,34 @@ class _Text:
         return passage
 
 
-_Event: TypeAlias = _Pass | _Began | _Ended | None
+@dataclass(frozen=True, slots=True)
+class _Due:
+    """What is finished is to be written now."""
+
+
+_DUE = _Due()
+_Event: TypeAlias = _Pass | _Began | _Ended | _Due | None
+"""None is the last."""
 
 
 class Recorder:
-    """Writes shards of passages to a folder; see `goodspeed.tuning.passages`.
+    """Makes passages of verdicts, and shards of passages; see `goodspeed.tuning.passages`.
 
     Args:
-        folder: made if it is not there; what earlier runs recorded stays until room is needed.
-        max_bytes: of all shards in it; the oldest are deleted for new ones.
-        shard_tokens: distributions of a shard.
-        clock: nanoseconds; names the shards, so that the oldest sort first.
-
-    Raises:
-        InvalidRequest: the folder cannot be written to, or the bound is too small.
+        folder: where shards go.
+        shard_bytes: of a shard, about; at most a quarter of the folder's bound.
+        clock: nanoseconds.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: ShardFolder,
         *,
-        max_bytes: int,
-        shard_tokens: int = _SHARD_TOKENS,
-        clock: Callable[[], int] = time.time_ns,
+        shard_bytes: int = _SHARD_BYTES,
+        clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        if max_bytes < 2**20:
-            raise InvalidRequest("recording needs room for a megabyte at least: see --record-max-mb")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / ".writable"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise InvalidRequest(f"cannot record to {folder}: {error.strerror}; give another --record") from None
         self._folder = folder
-        self._max_bytes = max_bytes
-        self._shard_tokens = shard_tokens
+        self._shard_bytes = min(shard_bytes, folder.max_bytes // 4)
         self._clock = clock
         self._numbers: dict[LiveStream, int] = {}
         self._next = 0
@@ -165,15 +168,17 @@ class Recorder:
         self._lock = threading.Lock()
         self._texts: dict[int, _Text] = {}
         self._finished: list[Passage] = []
-        self._failing = False
-        self._written_ns = clock()
+        self._finished_at_ns: int | None = None
+        """Since when something waits to be written."""
+        self._told = 0
+        self._told_at_ns: int | None = None
         self.recorded = 0
         """Passages on the disk so far."""
         self.left_out = 0
         """Passes that were dropped, for want of memory or by a defect, and passages that the disk did not take."""
         self._thread = threading.Thread(target=self._work, name="recorder", daemon=True)
         self._thread.start()
-        logger.warning("everything that is verified is recorded to %s, the users' texts among it", folder)
+        logger.warning("everything that is verified is recorded to %s, the users' texts among it", folder.path)
 
     def passed(self, logits: Tensor, verified: Sequence[Verified]) -> None:
         """Take a pass; never blocks.
@@ -184,29 +189,41 @@ class Recorder:
         """
         if not verified:
             return  # prompts alone, or streams that were closed meanwhile
+        if self._events.qsize() >= _WAITING_PASSES:
+            # Their texts break off here: what comes later does not follow what the thread knows of them.
+            self._leave_out(1)
+            return
         turns = [self._turn(part) for part in verified]
         with self._lock:
-            room = self._waiting_bytes + logits.nbytes <= _WAITING_BYTES
+            room = not self._waiting_bytes or self._waiting_bytes + logits.nbytes <= _WAITING_BYTES
             if room:
                 self._waiting_bytes += logits.nbytes
-            else:
-                self.left_out += 1
+        if not room:
+            self._leave_out(1)
         # Without its logits, the committed tokens are context for what comes.
         self._events.put(_Pass(logits if room else logits.new_zeros((0, 0)), turns))
 
     def ended(self, live: LiveStream) -> None:
-        """A stream is over, or was closed."""
+        """A stream is over, or was closed; or what it drafts with is another."""
         number = self._numbers.pop(live, None)
         if number is not None:
             self._events.put(_Ended(number))
 
     def close(self) -> None:
-        """Write what is there, and end the thread; blocks meanwhile."""
+        """Write what is there, and end the thread; blocks meanwhile, but for a disk that hangs not for ever."""
         for live in list(self._numbers):
             self.ended(live)
         self._events.put(None)
-        self._thread.join()
-        logger.info("recorded %d passages to %s, left out %d", self.recorded, self._folder, self.left_out)
+        self._thread.join(_CLOSE_S)
+        if self._thread.is_alive():
+            logger.error("%s does not answer: what was not written there yet is lost", self._folder.path)
+        logger.log(
+            logging.WARNING if self.left_out else logging.INFO,
+            "recorded %d passages to %s, left out %d",
+            self.recorded,
+            self._folder.path,
+            self.left_out,
+        )
 
     def _turn(self, part: Verified) -> _Turn:
         live, commit = part.live, part.commit
@@ -226,89 +243,100 @@ class Recorder:
         block = (commit.base, live.budget, part.drafted, commit.accepted)
         return _Turn(self._numbers[live], part.first, commit.base, tuple(committed), block)
 
+    def _leave_out(self, count: int) -> None:
+        """Count what is left out, and tell of it now and then."""
+        with self._lock:
+            self.left_out += count
+            now = self._clock()
+            if self._told_at_ns is not None and now - self._told_at_ns < _TELL_S * 1e9:
+                return
+            self._told_at_ns, more, self._told = now, self.left_out - self._told, self.left_out
+        logger.warning("left out of the recording: %d more, %d in all, since it cannot keep up", more, self.left_out)
+
     def _work(self) -> None:
-        while (event := self._events.get()) is not None:
+        event: _Event = _DUE
+        while event is not None:
+            try:
+                event = self._events.get(timeout=self._due_s())
+            except queue.Empty:
+                event = _DUE
             try:
                 self._take(event)
             except Exception:
                 # A defect of ours; the server serves on.
-                self.left_out += 1
+                self._leave_out(1)
                 logger.exception("a pass could not be recorded")
-        try:
-            self._write()
-        except Exception:
-            logger.exception("the last passages could not be recorded")
 
-    def _take(self, event: _Pass | _Began | _Ended) -> None:
+    def _due_s(self) -> float | None:
+        """In how long what is finished is to be written; None if there is nothing."""
+        if self._finished_at_ns is None:
+            return None
+        return max(0.0, _SHARD_S - (self._clock() - self._finished_at_ns) / 1e9)
+
+    def _take(self, event: _Event) -> None:
         match event:
             case _Began(stream, text):
                 self._texts[stream] = text
             case _Ended(stream):
-                self._finish(self._texts.pop(stream))
+                if stream in self._texts:  # else it broke off
+                    self._finish(self._texts.pop(stream))
             case _Pass(logits, turns):
                 try:
                     self._keep(logits, turns)
                 finally:
                     with self._lock:
                         self._waiting_bytes -= logits.nbytes
-        full = sum(passage.known for passage in self._finished) >= self._shard_tokens
-        if full or self._clock() - self._written_ns >= _SHARD_S * 1e9:
+        full = sum(passage.nbytes for passage in self._finished) >= self._shard_bytes
+        if full or event is None or self._due_s() == 0:
             self._write()
 
     def _keep(self, logits: Tensor, turns: Sequence[_Turn]) -> None:
-        lost = not len(logits)
-        if not lost:
-            rows = [turn.first + place for turn in turns for place in range(len(turn.committed))]
-            chosen = logits[torch.tensor(rows, device=logits.device)]  # [committed, vocab]
-            log_p, support = chosen.log_softmax(-1).topk(min(SUPPORT, chosen.shape[1]), dim=-1)
-            log_p_rows = log_p.cpu().numpy().astype(np.float16)
-            support_rows = support.cpu().numpy().astype(np.int32)
+        likeliest = self._likeliest(logits, turns)
         begin = 0
         for turn in turns:
-            text = self._texts[turn.stream]
-            if lost or len(text.tokens) != turn.base or text.known >= _PIECE_TOKENS:
-                self._finish(text)
             end = begin + len(turn.committed)
-            if not lost:
-                if not text.support:
-                    text.start = turn.base
-                text.support.append(support_rows[begin:end])
-                text.log_p.append(log_p_rows[begin:end])
-                text.blocks.append(turn.block)
-            text.tokens += turn.committed
+            text = self._texts.get(turn.stream)
+            if text is None:
+                pass  # it broke off
+            elif len(text.tokens) != turn.base:
+                self._finish(self._texts.pop(turn.stream))
+            else:
+                if likeliest is None or text.known >= _PIECE_TOKENS:
+                    self._finish(text)
+                if likeliest is not None:
+                    log_p, support = likeliest
+                    text.add(turn, log_p[begin:end], support[begin:end])
+                text.tokens += turn.committed
             begin = end
+
+    def _likeliest(
+        self, logits: Tensor, turns: Sequence[_Turn]
+    ) -> tuple[NDArray[np.float16], NDArray[np.int32]] | None:
+        """Log-probabilities and tokens at the committed positions, [committed, SUPPORT] each; None if lost."""
+        if not len(logits):
+            return None
+        rows = [turn.first + place for turn in turns for place in range(len(turn.committed))]
+        try:
+            chosen = logits[torch.tensor(rows, device=logits.device)]  # [committed, vocab]
+            log_p, support = chosen.log_softmax(-1).topk(min(SUPPORT, chosen.shape[1]), dim=-1)
+        except torch.OutOfMemoryError:
+            # The slab has nearly all of a GPU: the texts go on, and the pass is left out.
+            self._leave_out(1)
+            return None
+        return log_p.cpu().numpy().astype(np.float16), support.cpu().numpy().astype(np.int32)
 
     def _finish(self, text: _Text) -> None:
         passage = text.take()
         if passage is not None:
             self._finished.append(passage)
+            if self._finished_at_ns is None:
+                self._finished_at_ns = self._clock()
 
     def _write(self) -> None:
-        passages, self._finished = self._finished, []
-        self._written_ns = self._clock()
+        passages, self._finished, self._finished_at_ns = self._finished, [], None
         if not passages:
             return
-        path = self._folder / f"{self._written_ns:020d}-{os.getpid()}{SHARD_SUFFIX}"
-        trouble = None
-        try:
-            write_shard(path, passages)
-            self._make_room(keep=path)
-        except OSError as error:
-            trouble = error.strerror
-        if trouble is None:
+        if self._folder.write(passages):
             self.recorded += len(passages)
         else:
-            self.left_out += len(passages)
-            if not self._failing:  # once, and not with every shard of a full disk
-                logger.error("nothing can be recorded to %s (%s); the server serves on", self._folder, trouble)
-        self._failing = trouble is not None
-
-    def _make_room(self, keep: Path) -> None:
-        """Delete the oldest shards until the rest is within the bound."""
-        sizes = {path: path.stat().st_size for path in sorted(self._folder.glob(f"*{SHARD_SUFFIX}"))}
-        total = sum(sizes.values())
-        for path, size in sizes.items():
-            if total <= self._max_bytes or path == keep:
-                break
-            path.unlink(missing_ok=True)
-            total -= size
+            self._leave_out(len(passages))

@@ -33,6 +33,8 @@ __all__ = ["RoundLoop"]
 
 StreamKey = tuple[Outbox, int]
 
+_REDRAFT_S = 5.0
+
 
 class RoundLoop:
     """Owns the live streams and runs the rounds.
@@ -181,15 +183,21 @@ class RoundLoop:
             self._changed.set()
 
     def redraft(self, outbox: Outbox, account: AgentAccount, drafter: str) -> None:
-        """A link's drafts come of another drafter: what was learned of the one before is forgotten."""
+        """A link's drafts come of another drafter: what was learned of the one before is forgotten, now and then.
+
+        Who says so all the time has no use of it: estimates begin anew once in `_REDRAFT_S`.
+        """
         account.drafter = drafter
+        now = self._clock()
+        if now - account.redrafted_at < _REDRAFT_S:
+            return
+        account.redrafted_at = now
         account.prior_alpha, account.pace = PRIOR_ALPHA, Pace()
         for (owner, _), live in self._live.items():
             if owner is outbox:
-                live.redrafted(self.planner.estimator(PRIOR_ALPHA))
-                if self._recorder is not None:
-                    # A text is recorded with what drafted it: what follows is another's.
-                    self._recorder.ended(live)
+                # A draft that is here or in the pass is still the old one's; guesses behind it are worth nothing.
+                live.fresh = self.planner.estimator(PRIOR_ALPHA)
+                live.guesses.drop()
 
     def close(self, outbox: Outbox, number: int) -> None:
         """End a stream its agent wants no more of; one that is not open is no error, since verdicts cross closes."""
@@ -260,6 +268,7 @@ class RoundLoop:
         going_on: list[tuple[LiveStream, Commit]] = []
         ended: list[LiveStream] = []
         verified: list[Verified] = []  # for the recorder, if there is one
+        renewed: list[LiveStream] = []
         first = 0
         for live, turn, judgement in zip(planned.verified, planned.work.turns, outcome.judgements, strict=True):
             live.in_pass = False
@@ -273,6 +282,9 @@ class RoundLoop:
                 verified.append(Verified(live, begun, len(turn.drafted), commit))
             self.planner.committed(live, turn.drafted, judgement, commit, now)
             live.draft, live.q = None, []
+            if live.fresh is not None:
+                live.start_afresh()
+                renewed.append(live)
             self._telemetry.committed(live, len(turn.drafted), commit, now)
             if commit.finish:
                 self._tell(live, commit)
@@ -281,6 +293,9 @@ class RoundLoop:
                 going_on.append((live, commit))
         if self._recorder is not None and outcome.logits is not None:
             self._recorder.passed(outcome.logits, verified)
+            for live in renewed:
+                # A text is recorded with what drafted it: what follows is another's.
+                self._recorder.ended(live)
         for live in ended:
             self._end(live)
         self._advance_prefill(planned.prefilled)
@@ -384,8 +399,9 @@ class RoundLoop:
         live.closed = True
         if self._recorder is not None:
             self._recorder.ended(live)
-        live.account.prior_alpha += 0.3 * (live.estimator.alpha - live.account.prior_alpha)
-        live.account.pace = live.pace.copy()
+        if live.fresh is None:
+            live.account.prior_alpha += 0.3 * (live.estimator.alpha - live.account.prior_alpha)
+            live.account.pace = live.pace.copy()
         self._rounds.leave(live)
         self._prefilling.pop(live, None)
         del self._live[(live.outbox, live.number)]

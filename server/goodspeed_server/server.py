@@ -36,6 +36,7 @@ from goodspeed_server.planner import Planner
 from goodspeed_server.recording import Recorder
 from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.settings import AUTO_MAX_LENGTH, AUTO_MAX_STREAMS, ServerSettings
+from goodspeed_server.shards import ShardFolder
 from goodspeed_server.telemetry import Observer, ServerFacts, Telemetry
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ def load_server(settings: ServerSettings) -> VerificationServer:
     """
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    if settings.record is not None:
+        # Refused before a target is loaded for nothing.
+        ShardFolder(settings.record, settings.record_max_bytes)
     model = load_model(settings.model, device=settings.device, dtype=settings.dtype)
     return VerificationServer(settings, model, tokenizer_files(settings.model))
 
@@ -152,7 +156,7 @@ class VerificationServer:
             eos_tokens=eos_tokens,
         )
         self._recorder = (
-            Recorder(settings.record, max_bytes=settings.record_max_bytes) if settings.record is not None else None
+            Recorder(ShardFolder(settings.record, settings.record_max_bytes)) if settings.record is not None else None
         )
         self._rounds = RoundLoop(
             engine,

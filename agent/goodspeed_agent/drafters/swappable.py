@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator, Sequence
 
+from goodspeed.errors import ModelError
 from goodspeed.sampling import SamplingParams
 from goodspeed.verification import Rule
 from goodspeed_agent.drafters.interface import Drafter, DraftSession, Guess
 
-__all__ = ["Swappable"]
+__all__ = ["Swappable", "try_out"]
+
+_log = logging.getLogger(__name__)
+
+_TRIED_TOKENS = 2
 
 
 class Swappable:
     """Drafts with whatever it holds at the time.
 
-    A stream goes over to the new drafter when it next begins to guess; what was guessed before is sent as it is, since
-    a guess carries all that verifying it needs.
+    A stream goes over to the new drafter with its next guess. A drafter that fails has nothing to say, and the log is
+    told so once: texts go on without it.
 
     Args:
         drafter: the first.
@@ -23,6 +30,7 @@ class Swappable:
 
     def __init__(self, drafter: Drafter) -> None:
         self.current = drafter
+        self._failed: Drafter | None = None
 
     @property
     def name(self) -> str:
@@ -43,21 +51,66 @@ class Swappable:
         """Begin a stream."""
         return _Session(self, params, rule, vocab_size)
 
+    def failed(self, drafter: Drafter) -> None:
+        """One of its drafters raised what is being handled."""
+        if self._failed is not drafter:
+            self._failed = drafter
+            _log.exception("the draft %s is broken: texts go on without it", drafter.name)
+
 
 class _Session:
     def __init__(self, owner: Swappable, params: SamplingParams, rule: Rule, vocab_size: int) -> None:
         self._owner = owner
         self._asked = (params, rule, vocab_size)
-        self._take(owner.current)
+        self._drafter: Drafter | None = None
+        self._session: DraftSession
 
     def guesses(self, tokens: Sequence[int]) -> Iterator[Guess]:
-        """As the drafter that is held now guesses."""
-        current = self._owner.current
-        if current is not self._drafter:
-            self._take(current)
-        return self._session.guesses(tokens)
-
-    def _take(self, drafter: Drafter) -> None:
+        """As the drafter that is held now guesses; it ends when that is exchanged."""
+        drafter = self._owner.current
         params, rule, vocab_size = self._asked
-        self._drafter = drafter
-        self._session = drafter.open(params, rule=rule, vocab_size=vocab_size)
+        try:
+            if drafter is not self._drafter:
+                self._session = drafter.open(params, rule=rule, vocab_size=vocab_size)
+                self._drafter = drafter
+            for guess in self._session.guesses(tokens):
+                _check(guess, vocab_size)
+                yield guess
+                if self._owner.current is not drafter:
+                    return
+        # Whatever a drafter raises, the target can do without it.
+        except Exception:
+            self._owner.failed(drafter)
+
+
+def try_out(drafter: Drafter, tokens: Sequence[int], *, rule: Rule, vocab_size: int) -> None:
+    """Let a drafter guess a little, so that one that is broken is refused rather than worked with. Blocks.
+
+    Args:
+        drafter: which.
+        tokens: what to guess behind.
+        rule: the server's.
+        vocab_size: the target's.
+
+    Raises:
+        ModelError: it cannot guess, or what it guesses is no token or has no confidence.
+    """
+    params = SamplingParams(temperature=1.0)
+    try:
+        session = drafter.open(params, rule=rule, vocab_size=vocab_size)
+        for number, guess in enumerate(session.guesses(tokens), 1):
+            _check(guess, vocab_size)
+            if number == _TRIED_TOKENS:
+                break
+    except Exception as error:
+        raise ModelError(
+            f"the draft {drafter.name!r} is broken: it cannot guess ({type(error).__name__}: {error}); "
+            "take another, or --draft suffix, which fits every target"
+        ) from error
+
+
+def _check(guess: Guess, vocab_size: int) -> None:
+    if not 0 <= guess.token < vocab_size:
+        raise ValueError(f"it guessed token {guess.token} of {vocab_size}")
+    if not (math.isfinite(guess.confidence) and 0.0 <= guess.confidence <= 1.0 + 1e-6):
+        raise ValueError(f"its confidence in a guess is {guess.confidence}")
