@@ -64,7 +64,7 @@ bench-simulated: $(INSTALLED)  ## rounds, policies, never worse than plain decod
 bench-tune: $(INSTALLED)  ## a deployment that records, tunes and swaps its drafts, with a plot: about ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.tuning live
 
-bench-tune-losses: $(INSTALLED)  ## every loss at the same steps, two seeds: about an hour
+bench-tune-losses: $(INSTALLED)  ## every loss at the same steps, two seeds: an hour and a half
 	$(BIN)/python -m bench.tuning losses
 
 bench-tune-clients: $(INSTALLED)  ## the utility-guided loss against others, three clients of one draft

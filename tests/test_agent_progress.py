@@ -13,8 +13,11 @@ class Clock:
         return self.now_s
 
 
-def completion(*figures: int) -> Completion:
-    return Completion("", [], "length", 1, Speculation(*figures))
+def completion(drafted: int = 0, *accepted: int) -> Completion:
+    speculation = Speculation(drafted)
+    for count in accepted:
+        speculation.verified(count)
+    return Completion("", [], "length", 1, speculation)
 
 
 def test_plain_lines() -> None:
@@ -23,7 +26,7 @@ def test_plain_lines() -> None:
         display.tokens(10)
         clock.now_s += 2.0
         display.tokens(20)
-        display.finished(completion(5, 20, 10))
+        display.finished(completion(20, 2, 2, 2, 2, 2))
         display.finished(None)
         clock.now_s += 1.0
         display.finished(completion())
@@ -40,6 +43,6 @@ def test_a_bar_on_a_terminal() -> None:
     with ProgressDisplay(2, console, bar=True, clock=clock) as display:
         display.tokens(10)
         clock.now_s += 2.0
-        display.finished(completion(2, 4, 1))
+        display.finished(completion(4, 1, 0))
     assert "1/2" in written.getvalue()
     assert "10 tokens, 5.0/s, 25% accepted" in written.getvalue()

@@ -41,7 +41,8 @@ class TextRequest:
     prompt: str | Sequence[Mapping[str, Any]]
     """Text, or the messages of a conversation (`role` and `content` each) for the target's chat template."""
     params: SamplingParams = field(default_factory=SamplingParams)
-    max_new_tokens: int = 128
+    max_new_tokens: int | None = 128
+    """None for as many as the server holds."""
     stop: tuple[str, ...] = ()
     """The text ends before the first of these."""
     ignore_eos: bool = False
@@ -56,7 +57,7 @@ class TextRequest:
         Raises:
             InvalidRequest: naming the value, and the range it has to be in.
         """
-        self.tokenized((0,), self.max_draft or 0).validate()
+        self.tokenized((0,), self.max_draft or 0, room=1).validate()
         if not self.prompt:
             raise InvalidRequest("the prompt is empty", code="empty_prompt")
         if not isinstance(self.prompt, str):
@@ -69,9 +70,16 @@ class TextRequest:
             _check_text("a stop string", text)
         _check_text("the domain", self.domain)
 
-    def tokenized(self, prompt: Sequence[int], max_draft: int) -> Request:
-        """The same of a prompt in tokens, with a longest draft that drafter and server agree on."""
-        return Request(tuple(prompt), self.params, self.max_new_tokens, max_draft, self.ignore_eos, self.domain)
+    def tokenized(self, prompt: Sequence[int], max_draft: int, *, room: int) -> Request:
+        """The same of a prompt in tokens.
+
+        Args:
+            prompt: the tokens.
+            max_draft: the longest draft that drafter and server agree on.
+            room: how many tokens may stand behind the prompt.
+        """
+        most = room if self.max_new_tokens is None else self.max_new_tokens
+        return Request(tuple(prompt), self.params, most, max_draft, self.ignore_eos, self.domain)
 
 
 def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
@@ -271,6 +279,6 @@ class Agent:
             )
         wanted = MAX_DRAFT_TOKENS if request.max_draft is None else request.max_draft
         max_draft = min(wanted, self._drafter.max_draft, welcome.max_draft)
-        made = request.tokenized(prompt, max_draft)
+        made = request.tokenized(prompt, max_draft, room=welcome.max_length - len(prompt))
         made.validate()
         return made

@@ -174,6 +174,38 @@ def run_file(
             raise typer.Exit(Exit.SOME_FAILED)
 
 
+@app.command(name="serve")
+def serve_api(
+    server: Server,
+    host: Annotated[str, typer.Option(help="Whom to serve; who listens beyond this machine serves everybody.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="0 takes any that is free.")] = 11_435,
+    draft: Draft = None,
+    draft_ahead: DraftAhead = "auto",
+    name: Name = None,
+    threads: Threads = 1,
+    connect_timeout: ConnectTimeout = 300.0,
+    verbose: Verbose = False,
+) -> None:
+    """Answer OpenAI clients on this machine."""
+    _write_utf8()
+    _log_to_stderr(verbose)
+    with exit_codes():
+        # Imported here: other commands need no HTTP.
+        from goodspeed_agent.api.serving import serve
+
+        async def work(agent: Agent) -> None:
+            model = agent.link.welcome.model
+            try:
+                await serve(agent, host, port, lambda url: print(f"serving {model} at {url}", flush=True))
+            except asyncio.CancelledError:
+                _note("no more requests; the texts that were being written have ended")
+                raise
+
+        _with_agent(work, server, draft, name, threads, connect_timeout, draft_ahead)
+
+
 def _request(
     prompt: str | list[dict[str, str]],
     max_new_tokens: int,

@@ -121,9 +121,8 @@ class Generation:
         drafted = self._drafted[verdict.base - self._drafted_upon :] if 0 <= self._drafted_upon <= verdict.base else []
         new = self.transcript.apply(verdict, drafted)
         if drafted and new:
-            self.speculation.num_spec_steps += 1
             # A server that does not wait spells out what it accepted.
-            self.speculation.num_accepted_tokens += verdict.accepted or len(new) - 1
+            self.speculation.verified(verdict.accepted or len(new) - 1)
         return new
 
     def draft_due(self, budget: int) -> bool:

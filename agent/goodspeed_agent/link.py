@@ -20,6 +20,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.frames import Close as CloseFrame
 from websockets.frames import CloseCode
+from websockets.protocol import State
 
 from goodspeed.addresses import check_url, proxy_for
 from goodspeed.catalog import Files
@@ -184,6 +185,17 @@ class Link:
                 await self._keeper
         finally:
             await self._connection.close()
+
+    @property
+    def up(self) -> bool:
+        """Whether there is a connection now."""
+        return self._over is None and self._connection.state is State.OPEN
+
+    async def over(self) -> Exception:
+        """Wait until the link has ended for good, and say why."""
+        await asyncio.wait([self._keeper])
+        assert self._over is not None
+        return self._over
 
     def channel(self) -> Channel:
         """Put one more stream on the link.

@@ -14,35 +14,51 @@ __all__ = ["Completion", "Speculation"]
 class Speculation:
     """How well drafting went, in vLLM's terms."""
 
-    num_spec_steps: int = 0
-    """Verdicts that answered a draft of at least one token."""
     num_draft_tokens: int = 0
-    num_accepted_tokens: int = 0
+    acceptance_histogram: list[int] = field(default_factory=list)
+    """At `j`, how many drafts of at least one token had exactly `j` tokens accepted."""
+
+    def verified(self, accepted: int) -> None:
+        """Count one draft, of which so many tokens were accepted."""
+        self.acceptance_histogram += [0] * (accepted + 1 - len(self.acceptance_histogram))
+        self.acceptance_histogram[accepted] += 1
 
     def add(self, other: Speculation) -> None:
         """Sum up over generations."""
-        self.num_spec_steps += other.num_spec_steps
         self.num_draft_tokens += other.num_draft_tokens
-        self.num_accepted_tokens += other.num_accepted_tokens
+        for accepted, count in enumerate(other.acceptance_histogram):
+            self.acceptance_histogram += [0] * (accepted + 1 - len(self.acceptance_histogram))
+            self.acceptance_histogram[accepted] += count
+
+    @property
+    def num_spec_steps(self) -> int:
+        """Verdicts that answered a draft of at least one token."""
+        return sum(self.acceptance_histogram)
+
+    @property
+    def num_accepted_draft_tokens(self) -> int:
+        """Drafted tokens that were accepted."""
+        return sum(accepted * count for accepted, count in enumerate(self.acceptance_histogram))
 
     @property
     def mean_acceptance_length(self) -> float | None:
         """Tokens per verified draft, the recovered or bonus token among them; None without a draft."""
-        return 1 + self.num_accepted_tokens / self.num_spec_steps if self.num_spec_steps else None
+        return 1 + self.num_accepted_draft_tokens / self.num_spec_steps if self.num_spec_steps else None
 
     @property
     def draft_acceptance_rate(self) -> float | None:
         """Accepted of drafted tokens; None without a draft."""
-        return self.num_accepted_tokens / self.num_draft_tokens if self.num_draft_tokens else None
+        return self.num_accepted_draft_tokens / self.num_draft_tokens if self.num_draft_tokens else None
 
     def to_json(self) -> dict[str, Any]:
-        """The counters and what follows from them."""
+        """As vLLM's `metrics.speculative_decoding`, but for `num_spec_tokens`: no length of drafts is fixed here."""
         return {
-            "num_spec_steps": self.num_spec_steps,
-            "num_draft_tokens": self.num_draft_tokens,
-            "num_accepted_tokens": self.num_accepted_tokens,
             "mean_acceptance_length": _rounded(self.mean_acceptance_length),
             "draft_acceptance_rate": _rounded(self.draft_acceptance_rate),
+            "acceptance_histogram": self.acceptance_histogram,
+            "num_spec_steps": self.num_spec_steps,
+            "num_accepted_draft_tokens": self.num_accepted_draft_tokens,
+            "num_draft_tokens": self.num_draft_tokens,
         }
 
 

@@ -43,15 +43,15 @@ def losses(
     rows: Rows = 1500,
     seeds: Seeds = 2,
     only: Annotated[list[str] | None, typer.Option(help="A loss; may be repeated. All by default.")] = None,
-    steps: Annotated[int, typer.Option(help="Updates, of every loss.")] = 150,
-    batch_rows: Annotated[int, typer.Option(help="Rows of a batch.")] = 8,
-    settling: Annotated[int, typer.Option(help="Updates of cross-entropy before, at most.")] = 500,
+    steps: Annotated[int, typer.Option(help="Updates, of every loss.")] = 300,
+    batch_rows: Annotated[int, typer.Option(help="Rows of a batch.")] = 16,
+    settling: Annotated[int, typer.Option(help="Updates of cross-entropy before, at most.")] = 450,
     name: Annotated[str, typer.Option(help="Of the file with the results.")] = "losses",
 ) -> None:
     """Compare the losses on the bundled pair."""
     console = _prepare()
     lessons = make_lessons(work, rows)
-    settled = comparing.settle(lessons, work, settling)
+    settled = comparing.settle(lessons, work, settling, batch_rows)
     compared = only or comparing.COMPARED
     cards = comparing.compare(settled, lessons, work, compared, range(seeds), steps, batch_rows)
     title = f"From the settled draft, {steps} steps of {batch_rows} rows, {seeds} seeds: mean ± half spread"

@@ -1,14 +1,14 @@
 """Every loss at the same steps, from a draft with more next-token training behind it: what each gains, and where.
 
-The raw bundled draft was trained briefly, and any loss would help it. So it is first trained on by cross-entropy, until
-its held-out goodput stands still or the steps run out; all losses start from there, cross-entropy among them.
+The raw bundled draft was trained briefly, and any loss would help it. So it is first trained on by cross-entropy, with
+the optimiser that all are compared with, until its held-out goodput stands still or the steps run out; all losses start
+from there, cross-entropy among them.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +29,11 @@ COMPARED = tuple(loss for loss in LOSSES if loss not in ("utility", "inverse-goo
 """With one budget and equal weights these two are `block` and `neg-log-alpha` once more."""
 
 
-def settle(lessons: Path, folder: Path, steps: int) -> Path:
+def settle(lessons: Path, folder: Path, steps: int, batch_rows: int) -> Path:
     """Train the raw draft on by cross-entropy until it stands still, at most so many steps; what is there is kept."""
-    out = folder / "settled"
+    out = folder / "settled-muon"
     if not (out / "card.json").exists():
-        settings = _tuning(RAW, lessons, out, "cross-entropy", 0, steps, 8, evaluate_every=100, patience=2)
-        # Where it stands still depends on the optimiser: it is the plain one, whatever the losses are compared with.
-        tune(replace(settings, optimizer="adamw"))
+        tune(_tuning(RAW, lessons, out, "cross-entropy", 0, steps, batch_rows, evaluate_every=150, patience=2))
     return out
 
 

@@ -12,8 +12,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from openai import AsyncOpenAI
 
-from tests.system.processes import address_of, agent, complete, get, server, start_server
+from tests.system.processes import address_of, agent, complete, get, reaped, server, start_agent, start_server
 
 PROMPT = "def read_json(path):\n"
 
@@ -40,11 +41,31 @@ async def test_an_address_is_all_an_agent_needs(tmp_path: Path) -> None:
     assert [code for code, _ in answers] == [200, 200, 404]
     assert set(result) == {"text", "tokens", "finish_reason", "usage", "speculative"}
     assert result["usage"]["completion_tokens"] == len(result["tokens"]) == 24
-    assert result["speculative"]["num_draft_tokens"] >= result["speculative"]["num_accepted_tokens"] > 0
+    assert result["speculative"]["num_draft_tokens"] >= result["speculative"]["num_accepted_draft_tokens"] > 0
     assert streamed.rstrip("\n") == result["text"].rstrip("\n")
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [line["id"] for line in lines] == [0, 1, 2]
     assert len({line["text"] for line in lines}) == 3
+
+
+async def test_any_openai_client_is_served_on_this_machine() -> None:
+    async with server() as address:
+        async with reaped(await start_agent("serve", "--server", address, "--draft", "suffix", "--port", "0")) as api:
+            line = (await api.stdout.readline()).decode()
+            assert line.startswith("serving pico-target at http://127.0.0.1:"), line
+            async with AsyncOpenAI(base_url=line.split()[-1], api_key="none") as client:
+                answer = await client.completions.create(
+                    model="pico-target", prompt=PROMPT, max_tokens=24, temperature=0, extra_body={"ignore_eos": True}
+                )
+            api.terminate()
+            _, complaints = await api.communicate()
+            assert (api.returncode, complaints.decode()) == (
+                143, "goodspeed-agent: no more requests; the texts that were being written have ended\n"
+            )  # fmt: skip
+        expected = await complete(
+            address, "--prompt", PROMPT, "--draft", "none", "--max-new-tokens", "24", "--ignore-eos"
+        )
+    assert answer.choices[0].text == expected["text"]
 
 
 async def test_top_shows_a_real_server() -> None:

@@ -1,0 +1,228 @@
+"""The routes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from goodspeed.errors import GoodSpeedError
+from goodspeed_agent.agent import Agent
+from goodspeed_agent.api.bodies import Asked, read_chat, read_completion
+from goodspeed_agent.api.errors import BadField, error_body, error_response
+from goodspeed_agent.api.metrics import ApiMetrics, Watch
+from goodspeed_agent.api.replies import Reply
+from goodspeed_agent.api.writing import Written, write
+from goodspeed_agent.report import Completion
+
+__all__ = ["make_app"]
+
+T = TypeVar("T")
+
+_MOST_BYTES = 2**24
+"""Of a request's body."""
+_CLIENT_GONE = 499
+"""What proxies write down for a client that did not wait."""
+
+
+def make_app(agent: Agent) -> Starlette:
+    """An ASGI application in front of an agent that is linked."""
+    return _Api(agent).app
+
+
+class _ClientGone(Exception):
+    """Nobody is there to be answered."""
+
+
+class _Api:
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self._metrics = ApiMetrics(lambda: agent.link.up)
+        self._began = int(time.time())
+        self.app = Starlette(
+            routes=[
+                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/v1/completions", self._completion, methods=["POST"]),
+                Route("/v1/models", self._models),
+                Route("/v1/models/{name:path}", self._model_named),
+                Route("/health", self._health),
+                Route("/metrics", self._tell_metrics),
+            ],
+            exception_handlers={
+                GoodSpeedError: _on_error,
+                HTTPException: _on_http_error,
+                _ClientGone: _on_client_gone,
+                Exception: _on_defect,
+            },
+        )
+
+    @property
+    def _model(self) -> str:
+        return self._agent.link.welcome.model
+
+    async def _chat(self, request: Request) -> Response:
+        asked = read_chat(await _body(request), self._model)
+        return await self._answer(request, asked, Reply("chat", self._model))
+
+    async def _completion(self, request: Request) -> Response:
+        asked = read_completion(await _body(request), self._model)
+        return await self._answer(request, asked, Reply("text", self._model))
+
+    async def _answer(self, request: Request, asked: Asked, reply: Reply) -> Response:
+        written = self._watched(asked)
+        if not asked.stream:
+            completions = await _unless_gone(request, _all(written, len(asked.choices)))
+            return JSONResponse(reply.whole(completions, asked.prompts))
+        # The first of it is awaited: what is wrong with a request is told by the status.
+        try:
+            first = await _unless_gone(request, anext(written))
+        except BaseException:
+            await written.aclose()
+            raise
+        chunks = _chunks(first, written, asked, reply)
+        return StreamingResponse(_events(chunks), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+
+    async def _watched(self, asked: Asked) -> AsyncGenerator[Written, None]:
+        watch: Watch = self._metrics.watch(len(asked.choices))
+        try:
+            async with aclosing(write(self._agent, asked.choices)) as written:
+                async for index, what in written:
+                    if isinstance(what, Completion):
+                        watch.done(index, what)
+                    else:
+                        watch.piece(index)
+                    yield index, what
+        finally:
+            watch.over()
+
+    async def _models(self, request: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._about_model()]})
+
+    async def _model_named(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        if name != self._model:
+            raise BadField(f"there is no model {name!r} here: {self._model!r} is served", code="model_not_found")
+        return JSONResponse(self._about_model())
+
+    def _about_model(self) -> dict[str, Any]:
+        return {
+            "id": self._model,
+            "object": "model",
+            "created": self._began,
+            "owned_by": "goodspeed",
+            "max_model_len": self._agent.link.welcome.max_length,
+        }
+
+    async def _health(self, request: Request) -> Response:
+        if self._agent.link.up:
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "there is no link to the server now"}, 503)
+
+    async def _tell_metrics(self, request: Request) -> Response:
+        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def _body(request: Request) -> bytes:
+    body = bytearray()
+    async for piece in request.stream():
+        body += piece
+        if len(body) > _MOST_BYTES:
+            raise HTTPException(413, f"the body is larger than {_MOST_BYTES} bytes: shorten the prompt")
+    return bytes(body)
+
+
+async def _all(written: AsyncGenerator[Written, None], count: int) -> list[Completion]:
+    async with aclosing(written):
+        completions = {index: what async for index, what in written if isinstance(what, Completion)}
+    return [completions[index] for index in range(count)]
+
+
+async def _chunks(
+    first: Written, written: AsyncGenerator[Written, None], asked: Asked, reply: Reply
+) -> AsyncGenerator[dict[str, Any], None]:
+    completions: dict[int, Completion] = {}
+    begun: set[int] = set()
+
+    def of(index: int, what: str | Completion) -> list[dict[str, Any]]:
+        chunks = []
+        if index not in begun:
+            begun.add(index)
+            chunks += [reply.begin(index)] if reply.kind == "chat" else []
+        if isinstance(what, Completion):
+            completions[index] = what
+            return [*chunks, reply.end(index, what)]
+        return [*chunks, reply.piece(index, what)]
+
+    async with aclosing(written):
+        for chunk in of(*first):
+            yield chunk
+        async for event in written:
+            for chunk in of(*event):
+                yield chunk
+    if asked.include_usage:
+        yield reply.usage([completions[index] for index in sorted(completions)], asked.prompts)
+
+
+async def _events(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncIterator[str]:
+    """Server-sent events; one that tells of an error is the last."""
+    try:
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                yield f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+    except GoodSpeedError as error:
+        body = error_body(str(error), "server_error", None, error.code)
+        yield f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+        return
+    yield "data: [DONE]\n\n"
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do something for a client, for as long as it waits.
+
+    Raises:
+        _ClientGone: it does not any more; the work is cancelled.
+    """
+    working, leaving = asyncio.ensure_future(work), asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise _ClientGone
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    """Wait until a client whose body is read has gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, GoodSpeedError)
+    return error_response(error)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    told = error_body(f"{request.method} {request.url.path}: {error.detail}", "invalid_request_error", None, None)
+    return JSONResponse(told, error.status_code, error.headers)
+
+
+async def _on_client_gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=_CLIENT_GONE)
+
+
+async def _on_defect(request: Request, error: Exception) -> Response:
+    return JSONResponse(error_body("a defect of the agent; its log says more", "server_error", None, None), 500)

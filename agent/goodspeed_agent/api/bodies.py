@@ -1,0 +1,221 @@
+"""What clients ask for: bodies of requests, checked, and turned into what an agent is asked."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import secrets
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+
+from goodspeed.sampling import SamplingParams
+from goodspeed_agent.agent import TextRequest
+from goodspeed_agent.api.errors import BadField
+
+__all__ = ["Asked", "read_chat", "read_completion"]
+
+_COMPLETION_TOKENS = 16
+"""OpenAI's own default of `/v1/completions`."""
+_MOST_CHOICES = 128
+
+_IGNORED = frozenset(
+    {
+        "metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
+        "service_tier", "store", "user",
+    }
+)  # fmt: skip
+"""Of no consequence to what is written."""
+
+_UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
+    "audio": (),
+    "best_of": (1,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none",),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "modalities": (["text"],),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "suffix": ("",),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+"""What is not done here, and the values that ask for nothing."""
+
+
+class _StreamOptions(msgspec.Struct, frozen=True):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class _Body(msgspec.Struct, frozen=True):
+    """What both endpoints take."""
+
+    model: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    ignore_eos: bool | None = None
+    domain: str | None = None
+
+
+class _CompletionBody(_Body, frozen=True, kw_only=True):
+    prompt: str | list[str]
+
+
+class _ChatBody(_Body, frozen=True, kw_only=True):
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+
+
+B = TypeVar("B", bound=_Body)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request that can be answered."""
+
+    choices: Sequence[TextRequest]
+    """One for every choice: of the first prompt all, then of the second."""
+    prompts: int
+    """How many prompts there are."""
+    stream: bool
+    include_usage: bool
+
+
+def read_completion(raw: bytes, model: str) -> Asked:
+    """Read the body of `/v1/completions`.
+
+    Args:
+        raw: as it came.
+        model: the one that is served here.
+
+    Raises:
+        BadField: naming the field, and what is wrong with it.
+        InvalidRequest: a value is out of range.
+    """
+    body = _read(raw, _CompletionBody, model)
+    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+    if not prompts:
+        raise BadField("there is no prompt: give text, or a list of texts", "prompt")
+    return _asked(body, prompts, body.max_tokens or _COMPLETION_TOKENS)
+
+
+def read_chat(raw: bytes, model: str) -> Asked:
+    """Read the body of `/v1/chat/completions`; see `read_completion`."""
+    body = _read(raw, _ChatBody, model)
+    if not body.messages:
+        raise BadField("there are no messages: give at least one", "messages")
+    messages = [_message(message, place) for place, message in enumerate(body.messages)]
+    most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    return _asked(body, [messages], most)
+
+
+def _read(raw: bytes, kind: type[B], model: str) -> B:
+    try:
+        content = json.loads(raw)
+    except ValueError as error:
+        raise BadField(f"the body is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise BadField("the body is not a JSON object")
+    known = {field.name for field in msgspec.structs.fields(kind)}
+    _refuse_unsupported(content, known)
+    try:
+        body = msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$")
+        field = re.match(r"\.?(\w*)", path)
+        raise BadField(f"{message[0].lower()}{message[1:]}", field.group(1) or None if field else None) from None
+    if body.model is not None and body.model != model:
+        raise BadField(f"there is no model {body.model!r} here: {model!r} is served", "model", code="model_not_found")
+    return body
+
+
+def _refuse_unsupported(content: dict[str, Any], known: Collection[str]) -> None:
+    """Take out what asks for nothing, and refuse what would not be done."""
+    for name in list(content):
+        value = content[name]
+        if value is None or name in _IGNORED:
+            del content[name]
+        elif name in _UNSUPPORTED:
+            if value not in _UNSUPPORTED[name]:
+                raise BadField(f"{name} is not supported here: leave it out", name, code="unsupported_parameter")
+            del content[name]
+        elif name not in known:
+            near = difflib.get_close_matches(name, [*known, *_UNSUPPORTED], 1)
+            hint = f": did you mean {near[0]}?" if near else ": leave it out"
+            raise BadField(f"there is no parameter {name}{hint}", name, code="unknown_parameter")
+
+
+def _message(message: dict[str, Any], place: int) -> dict[str, Any]:
+    """One message of a conversation, its content as plain text."""
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = []
+        for part in content:
+            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                raise BadField(
+                    f"message {place + 1} has a part that is no text: the model reads text alone", "messages"
+                )
+            parts.append(part["text"])
+        return message | {"content": "\n".join(parts)}
+    if not isinstance(content, str):
+        raise BadField(f"message {place + 1} has no text as its content", "messages")
+    return message
+
+
+def _asked(body: _Body, prompts: Sequence[str | list[dict[str, Any]]], max_tokens: int | None) -> Asked:
+    count = 1 if body.n is None else body.n
+    if not 1 <= count <= _MOST_CHOICES:
+        raise BadField(f"n is {count}: it must be between 1 and {_MOST_CHOICES}", "n")
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    # Who names no seed wants another text each time.
+    seed = secrets.randbits(62) if body.seed is None else body.seed
+    choices = [
+        TextRequest(
+            prompt,
+            SamplingParams(
+                temperature=1.0 if body.temperature is None else body.temperature,
+                top_p=1.0 if body.top_p is None else body.top_p,
+                # -1 keeps all where vLLM is served.
+                top_k=0 if body.top_k in (None, -1) else body.top_k or 0,
+                min_p=body.min_p or 0.0,
+                seed=_seed(seed, number),
+            ),
+            max_tokens,
+            stop,
+            bool(body.ignore_eos),
+            domain=body.domain or "",
+        )
+        for prompt in prompts
+        for number in range(count)
+    ]
+    for choice in choices:
+        choice.validate()
+    usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+    if body.stream_options is not None and not body.stream:
+        raise BadField("stream_options go with stream: true", "stream_options")
+    return Asked(choices, len(prompts), bool(body.stream), usage)
+
+
+def _seed(seed: int, choice: int) -> int:
+    """The choices of one request differ, and are the same again when it is made again."""
+    return seed + choice if seed >= 0 else seed % 2**62 + choice

@@ -1,0 +1,107 @@
+"""What clients are answered, in OpenAI's shapes."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from goodspeed_agent.report import Completion, Speculation
+
+__all__ = ["Reply"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One answer, whole or in chunks.
+
+    Args:
+        kind: which endpoint's.
+        model: the one that wrote it.
+    """
+
+    kind: Literal["chat", "text"]
+    model: str
+    id: str = field(default="", init=False)
+    created: int = field(default_factory=lambda: int(time.time()), init=False)
+
+    def __post_init__(self) -> None:
+        prefix = "chatcmpl" if self.kind == "chat" else "cmpl"
+        object.__setattr__(self, "id", f"{prefix}-{secrets.token_hex(12)}")
+
+    def whole(self, completions: Sequence[Completion], prompts: int) -> dict[str, Any]:
+        """All choices at once.
+
+        Args:
+            completions: of every prompt its choices, one prompt behind the other.
+            prompts: how many there are.
+        """
+        choices = [self._choice(index, completion) for index, completion in enumerate(completions)]
+        return self._head("chat.completion" if self.kind == "chat" else "text_completion") | {
+            "choices": choices,
+            "usage": _usage(completions, prompts),
+            "metrics": _metrics(completions),
+        }
+
+    def begin(self, index: int) -> dict[str, Any]:
+        """The first chunk of a choice of a conversation."""
+        assert self.kind == "chat"
+        return self._chunk(index, {"role": "assistant", "content": ""})
+
+    def piece(self, index: int, text: str) -> dict[str, Any]:
+        """More of a choice's text."""
+        return self._chunk(index, {"content": text} if self.kind == "chat" else text)
+
+    def end(self, index: int, completion: Completion) -> dict[str, Any]:
+        """The last chunk of a choice."""
+        return self._chunk(index, {} if self.kind == "chat" else "", completion.finish_reason)
+
+    def usage(self, completions: Sequence[Completion], prompts: int) -> dict[str, Any]:
+        """The chunk behind all choices."""
+        about: dict[str, Any] = {"choices": [], "usage": _usage(completions, prompts), "metrics": _metrics(completions)}
+        return self._head(self._chunk_object) | about
+
+    def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
+        said: dict[str, Any] = (
+            {"message": {"role": "assistant", "content": completion.text, "refusal": None}}
+            if self.kind == "chat"
+            else {"text": completion.text}
+        )
+        return {"index": index} | said | {"logprobs": None, "finish_reason": completion.finish_reason}
+
+    def _chunk(self, index: int, said: Any, finish_reason: str | None = None) -> dict[str, Any]:
+        choice = {
+            "index": index,
+            "delta" if self.kind == "chat" else "text": said,
+            "logprobs": None,
+            "finish_reason": finish_reason,
+        }
+        return self._head(self._chunk_object) | {"choices": [choice]}
+
+    @property
+    def _chunk_object(self) -> str:
+        return "chat.completion.chunk" if self.kind == "chat" else "text_completion"
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+def _usage(completions: Sequence[Completion], prompts: int) -> dict[str, int]:
+    """A prompt counts once, however many choices are written to it."""
+    each = len(completions) // prompts
+    prompt_tokens = sum(completion.prompt_tokens for completion in completions[::each])
+    completion_tokens = sum(len(completion.tokens) for completion in completions)
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+def _metrics(completions: Sequence[Completion]) -> dict[str, Any]:
+    total = Speculation()
+    for completion in completions:
+        total.add(completion.speculation)
+    return {"speculative_decoding": total.to_json()}

@@ -1,0 +1,305 @@
+"""The agent's OpenAI-compatible API, before a real server, by the official client over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from openai import AsyncOpenAI
+
+from goodspeed.catalog import Files
+from goodspeed.sampling import SamplingParams
+from goodspeed_agent.agent import Agent, TextRequest
+from goodspeed_agent.api.bodies import read_chat, read_completion
+from goodspeed_agent.api.errors import BadField
+from goodspeed_agent.api.serving import serve
+from goodspeed_agent.backoff import Backoff
+from goodspeed_agent.drafters.model import ModelDrafter
+from goodspeed_agent.tokenizer import TokenizerCache
+from goodspeed_server.server import VerificationServer
+from tests.serving import tiny_settings, tiny_tokenizer
+from tests.tiny_models import CONTEXT, tiny_llama
+
+MODEL = "tiny"
+PROMPT = "w5 w17 w3"
+TEMPLATE = "{% for message in messages %}w1 {{ message['content'] }} {% endfor %}w2"
+MESSAGES: list[Any] = [
+    {"role": "system", "content": "w9"},
+    {"role": "user", "content": [{"type": "text", "text": PROMPT}]},
+]
+RENDERED = f"w1 w9 w1 {PROMPT} w2"
+
+
+@dataclass
+class Api:
+    client: AsyncOpenAI
+    agent: Agent
+    server: VerificationServer
+    port: int
+
+    async def raw(self, path: str, body: bytes | None = None) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of what is answered."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        how = "GET" if body is None else "POST"
+        length = f"Content-Length: {len(body)}\r\n" if body is not None else ""
+        writer.write(
+            f"{how} {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n{length}\r\n".encode() + (body or b"")
+        )
+        head, _, content = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+        status, *lines = head.decode().split("\r\n")
+        headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+        return int(status.split()[1]), headers, content
+
+    async def streams(self, count: int) -> None:
+        """Wait until the server has so many streams."""
+        while len(self.server._rounds.live) != count:
+            await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def api(tmp_path: Path, **settings: Any) -> AsyncIterator[Api]:
+    files: Files = tiny_tokenizer() | {"tokenizer_config.json": json.dumps({"chat_template": TEMPLATE}).encode()}
+    server = VerificationServer(tiny_settings(model=MODEL, **settings), tiny_llama(), files)
+    drafter = ModelDrafter(tiny_llama(), "same", None)
+    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    backoff = Backoff(first_s=0.01, longest_s=0.01, give_up_after_s=0.05)
+    async with (
+        server.listen() as address,
+        Agent(address, drafter, cache=TokenizerCache(tmp_path), backoff=backoff) as agent,
+    ):
+        serving = asyncio.create_task(serve(agent, "127.0.0.1", 0, ready.set_result))
+        url = await ready
+        async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            yield Api(client, agent, server, int(url.split(":")[2].split("/")[0]))
+        serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+
+
+async def test_a_completion_is_the_agents_own(tmp_path: Path) -> None:
+    params = SamplingParams(temperature=0.7, top_p=0.9, seed=5)
+    async with api(tmp_path) as here:
+        expected = await here.agent.complete(TextRequest(PROMPT, params, max_new_tokens=12, ignore_eos=True))
+        answer = await here.client.completions.create(
+            model=MODEL, prompt=PROMPT, max_tokens=12, temperature=0.7, top_p=0.9, seed=5,
+            extra_body={"ignore_eos": True},
+        )  # fmt: skip
+    (choice,) = answer.choices
+    assert (choice.text, choice.finish_reason, choice.index) == (expected.text, "length", 0)
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (3, 12, 15)
+    assert (answer.object, answer.model, answer.id[:5]) == ("text_completion", MODEL, "cmpl-")
+    about = answer.model_dump()["metrics"]["speculative_decoding"]
+    assert about["num_spec_steps"] == sum(about["acceptance_histogram"]) > 0
+    assert about["num_draft_tokens"] >= about["num_accepted_draft_tokens"] > 0
+
+
+async def test_a_conversation_goes_through_the_targets_template(tmp_path: Path) -> None:
+    async with api(tmp_path) as here:
+        plain = await here.agent.complete(TextRequest(RENDERED, max_new_tokens=9, ignore_eos=True))
+        answer = await here.client.chat.completions.create(
+            model=MODEL, messages=MESSAGES, max_completion_tokens=9, temperature=0, extra_body={"ignore_eos": True}
+        )
+    assert answer.choices[0].message.content == plain.text
+    assert (answer.choices[0].message.role, answer.object) == ("assistant", "chat.completion")
+
+
+async def test_chunks_add_up_to_the_whole(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {
+        "model": MODEL, "messages": MESSAGES, "max_tokens": 10, "seed": 4, "n": 2, "extra_body": {"ignore_eos": True}
+    }  # fmt: skip
+    async with api(tmp_path) as here:
+        whole = await here.client.chat.completions.create(**asked)
+        stream = await here.client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+        chunks = [chunk async for chunk in stream]
+    texts, ends = ["", ""], {}
+    for chunk in chunks[:-1]:
+        (choice,) = chunk.choices
+        texts[choice.index] += choice.delta.content or ""
+        if choice.finish_reason is not None:
+            ends[choice.index] = choice.finish_reason
+    assert texts == [choice.message.content for choice in whole.choices]
+    assert texts[0] != texts[1]
+    assert ends == {0: "length", 1: "length"}
+    assert chunks[0].choices[0].delta.role == "assistant"
+    assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
+    assert chunks[-1].model_dump()["metrics"]["speculative_decoding"]["num_spec_steps"] > 0
+    assert {chunk.id for chunk in chunks} == {chunks[0].id}
+
+
+async def test_events_end_with_done(tmp_path: Path) -> None:
+    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 3, "stream": True, "ignore_eos": True}
+    async with api(tmp_path) as here:
+        status, headers, content = await here.raw("/v1/completions", json.dumps(body).encode())
+    assert (status, headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+    assert content.rstrip(b"\r\n0").endswith(b"data: [DONE]")
+
+
+async def test_choices_of_several_prompts_stand_in_order(tmp_path: Path) -> None:
+    async with api(tmp_path) as here:
+        asked: dict[str, Any] = {"model": MODEL, "max_tokens": 6, "seed": 2, "extra_body": {"ignore_eos": True}}
+        both = await here.client.completions.create(prompt=[PROMPT, "w8 w8"], n=2, **asked)
+        alone = await here.client.completions.create(prompt="w8 w8", n=2, **asked)
+    assert [choice.index for choice in both.choices] == [0, 1, 2, 3]
+    assert [choice.text for choice in both.choices[2:]] == [choice.text for choice in alone.choices]
+    assert both.usage is not None
+    assert (both.usage.prompt_tokens, both.usage.completion_tokens) == (5, 24)
+
+
+async def test_a_stop_string_ends_a_text(tmp_path: Path) -> None:
+    async with api(tmp_path) as here:
+        asked: dict[str, Any] = {
+            "model": MODEL, "prompt": PROMPT, "max_tokens": 20, "temperature": 0, "extra_body": {"ignore_eos": True}
+        }  # fmt: skip
+        whole = (await here.client.completions.create(**asked)).choices[0].text
+        stop = whole.split()[4]
+        cut = (await here.client.completions.create(**asked, stop=[stop, "nowhere"])).choices[0]
+    assert (cut.text, cut.finish_reason) == (whole[: whole.index(stop)], "stop")
+
+
+async def test_a_text_without_a_bound_ends_with_the_servers_room(tmp_path: Path) -> None:
+    async with api(tmp_path) as here:
+        answer = await here.client.chat.completions.create(
+            model=MODEL, messages=MESSAGES, temperature=0, extra_body={"ignore_eos": True}
+        )
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == CONTEXT
+    assert answer.choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_goes_away_ends_its_text_at_the_server(stream: bool, tmp_path: Path) -> None:
+    async with api(tmp_path) as here:
+        body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 1000, "stream": stream, "ignore_eos": True}
+        # Nobody else is verified while the server waits for this draft, so the text is under way for as long as needed.
+        async with held(here):
+            content = json.dumps(body).encode()
+            _, writer = await asyncio.open_connection("127.0.0.1", here.port)
+            writer.write(
+                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(content), content)
+            )
+            await here.streams(1)
+            writer.close()
+            await here.streams(0)
+        metrics = (await here.raw("/metrics"))[2].decode()
+    assert "goodspeed_request_failure_total 1.0" in metrics
+    assert "goodspeed_num_requests_running 0.0" in metrics
+
+
+@contextlib.asynccontextmanager
+async def held(here: Api) -> AsyncIterator[None]:
+    """The agent drafts nothing meanwhile."""
+    go_on = asyncio.Event()
+    upon = here.agent._desk.at_once
+
+    async def at_once(work: Any) -> Any:
+        await go_on.wait()
+        return await upon(work)
+
+    here.agent._desk.at_once = at_once  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        go_on.set()
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "param", "sentence"),
+    [
+        ({"model": "gpt-4o"}, openai.NotFoundError, "model", "there is no model 'gpt-4o' here: 'tiny' is served"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "x"}}]},
+            openai.BadRequestError,
+            "tools",
+            "not supported",
+        ),
+        ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "response_format", "not supported"),
+        ({"temperature": -1}, openai.BadRequestError, None, "temperature is -1"),
+        ({"max_tokens": 0}, openai.BadRequestError, None, "max_new_tokens is 0"),
+        ({"n": 0}, openai.BadRequestError, "n", "n is 0"),
+        ({"stop": [""]}, openai.BadRequestError, None, "a stop string is empty"),
+        ({"messages": []}, openai.BadRequestError, "messages", "there are no messages"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            openai.BadRequestError,
+            "messages",
+            "no text",
+        ),
+        ({"messages": [{"role": "user", "content": "w1 " * 2000}]}, openai.BadRequestError, None, "shorten it"),
+        ({"extra_body": {"temprature": 1}}, openai.BadRequestError, "temprature", "did you mean temperature?"),
+        ({"extra_body": {"top_k": "many"}}, openai.BadRequestError, "top_k", "expected `int | null`"),
+        ({"stream_options": {"include_usage": True}}, openai.BadRequestError, "stream_options", "stream: true"),
+    ],
+)
+async def test_what_cannot_be_done_is_refused_by_name(
+    changes: Mapping[str, Any], kind: type[openai.APIStatusError], param: str | None, sentence: str, tmp_path: Path
+) -> None:
+    asked = {"model": MODEL, "messages": MESSAGES, **changes}
+    async with api(tmp_path) as here:
+        for stream in (False, True) if "stream_options" not in changes else (False,):
+            with pytest.raises(kind, match=sentence) as refused:
+                await here.client.chat.completions.create(**asked, stream=stream)
+            assert refused.value.param == param
+            assert refused.value.type == "invalid_request_error"
+
+
+async def test_models_and_health_and_what_is_not_there(tmp_path: Path) -> None:
+    async with api(tmp_path) as here:
+        (model,) = (await here.client.models.list()).data
+        assert (model.id, (await here.client.models.retrieve(MODEL)).id) == (MODEL, MODEL)
+        with pytest.raises(openai.NotFoundError):
+            await here.client.models.retrieve("another")
+        assert (await here.raw("/health"))[0] == 200
+        for path, body, status in (
+            ("/v1/nothing", None, 404),
+            ("/v1/completions", None, 405),
+            ("/v1/models", b"", 405),
+        ):
+            found, _, content = await here.raw(path, body)
+            assert (found, json.loads(content)["error"]["type"]) == (status, "invalid_request_error")
+        status, _, content = await here.raw("/v1/completions", b"{")
+        assert (status, b"the body is not JSON" in content) == (400, True)
+        assert (await here.raw("/v1/completions", b" " * (2**24 + 1)))[0] == 413
+
+
+async def test_a_link_that_is_lost_for_good_ends_the_api_and_says_so_before(tmp_path: Path) -> None:
+    async with api(tmp_path) as here:
+        begun = asyncio.create_task(
+            here.client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=100, extra_body={"ignore_eos": True})
+        )
+        async with held(here):
+            await here.streams(1)
+            here.server._draining = True  # nobody is let in any more
+            for link in list(here.server._links):
+                link.abort()
+            assert type(await here.agent.link.over()).__name__ == "LinkLost"
+        with pytest.raises(openai.InternalServerError, match="no link to"):
+            await begun
+
+
+def test_who_names_no_seed_gets_another_text_each_time() -> None:
+    body = json.dumps({"prompt": "x"}).encode()
+    first, second = (read_completion(body, MODEL).choices[0].params for _ in range(2))
+    assert first.seed != second.seed
+    assert (first.temperature, first.top_p, read_completion(body, MODEL).choices[0].max_new_tokens) == (1.0, 1.0, 16)
+
+
+def test_fields_that_ask_for_nothing_are_taken() -> None:
+    body = {
+        "messages": [{"role": "user", "content": "x"}], "tools": None, "tool_choice": "auto", "logit_bias": {},
+        "presence_penalty": 0, "frequency_penalty": 0.0, "logprobs": False, "user": "me", "metadata": {"a": "b"},
+        "response_format": {"type": "text"}, "n": 3, "seed": 7, "stop": "x", "top_k": -1,
+    }  # fmt: skip
+    asked = read_chat(json.dumps(body).encode(), MODEL)
+    assert [choice.params.seed for choice in asked.choices] == [7, 8, 9]
+    assert (asked.choices[0].stop, asked.choices[0].max_new_tokens, asked.stream) == (("x",), None, False)
+    with pytest.raises(BadField, match="not a JSON object"):
+        read_chat(b"[]", MODEL)
