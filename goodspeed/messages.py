@@ -122,6 +122,8 @@ class Open(_Message, tag=ord("O"), frozen=True):
     ignore_eos: bool = False
     domain: ShortText = ""
     """What the text is about, in the user's own words: kept with what a server records, and used for nothing else."""
+    logprobs: Asked = -1
+    """How many alternatives' log-probabilities to send with every committed token, besides its own; -1 for nothing."""
 
 
 class DraftEnd(IntEnum):
@@ -234,6 +236,9 @@ class Verdict(_Message, tag=ord("V"), frozen=True):
     """How many of the budget a server that does not wait expects to overtake. They are not verified and have no price:
     if one of them is wrong, nor are those behind it."""
     finish: Literal["stop", "length"] | None = None
+    logprobs: Annotated[bytes, Meta(max_length=MAX_SERVER_FRAME_BYTES)] = b""
+    """Of the accepted tokens and of `tokens`, where they were asked for (`logprobs.unpack_logprobs`); of a suffix that
+    an agent was missing there are none."""
 
 
 class Failure(_Message, tag=ord("F"), frozen=True):

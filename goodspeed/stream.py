@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from goodspeed.errors import InvalidRequest, ProtocolError
+from goodspeed.logprobs import MAX_ALTERNATIVES
 from goodspeed.messages import MAX_DRAFT_TOKENS, Draft, Open, Verdict
 from goodspeed.sampling import SamplingParams
 from goodspeed.verification import DraftDistribution, Judgement, Rule, unpack_q
@@ -115,7 +116,8 @@ class ServedStream:
     max_length: int
     eos_tokens: Collection[int]
     domain: str = ""
-    """As in `messages.Open`."""
+    """As in `messages.Open`; so is `logprobs`."""
+    logprobs: int = -1
     cached: int = 0
     """How many tokens stand in the KV slab; rolling back is making this smaller."""
     finish: Finish | None = field(default=None)
@@ -140,6 +142,12 @@ class ServedStream:
                 code="prompt_too_long",
             )
         _check_ids(message.tokens, vocab_size, "token_out_of_range")
+        _check_ids([token for token, _ in message.params.logit_bias], vocab_size, "token_out_of_range")
+        if not -1 <= message.logprobs <= min(MAX_ALTERNATIVES, vocab_size):
+            raise InvalidRequest(
+                f"{message.logprobs} alternatives are asked for: it must be between -1, for no log-probabilities, and "
+                f"{MAX_ALTERNATIVES}"
+            )
         if size - message.prompt_tokens >= message.max_new_tokens:
             raise InvalidRequest(
                 f"{size - message.prompt_tokens} tokens are generated already and max_new_tokens is "
@@ -154,6 +162,7 @@ class ServedStream:
             max_length=max_length,
             eos_tokens=() if message.ignore_eos else eos_tokens,
             domain=message.domain,
+            logprobs=message.logprobs,
         )
 
     @property

@@ -12,7 +12,7 @@ from websockets.asyncio.server import ServerConnection
 from goodspeed.errors import InvalidRequest, ProtocolError, Refused, TokenizerMismatch
 from goodspeed.messages import AgentMessage, Close, Hello, Open
 from goodspeed.sampling import SamplingParams
-from goodspeed_agent.agent import Agent, TextRequest
+from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.drafters import Drafter, NoDrafter, SuffixDrafter
 from goodspeed_agent.tokenizer import TokenizerCache
 from tests.fake_server import FakeServer, byte_tokenizer, refusing, saying
@@ -40,9 +40,9 @@ async def test_text_streams_as_it_is_verified(tmp_path: Path, drafter: Drafter, 
     pieces: list[str] = []
     tokens: list[int] = []
 
-    def take(piece: str, new: list[int]) -> None:
-        pieces.append(piece)
-        tokens.extend(new)
+    def take(piece: Piece) -> None:
+        pieces.append(piece.text)
+        tokens.extend(piece.tokens)
 
     server = telling(budget=budget if drafter.max_draft else 0)
     async with at_work(server, tmp_path, drafter) as agent:

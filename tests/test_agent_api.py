@@ -165,6 +165,55 @@ async def test_a_stop_string_ends_a_text(tmp_path: Path) -> None:
     assert (cut.text, cut.finish_reason) == (whole[: whole.index(stop)], "stop")
 
 
+async def test_penalties_and_biases_reach_the_target(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {
+        "model": MODEL, "prompt": PROMPT, "max_tokens": 12, "temperature": 0, "extra_body": {"ignore_eos": True}
+    }  # fmt: skip
+    async with api(tmp_path) as here:
+        forced = await here.client.completions.create(**asked, logit_bias={"33": 100})
+        varied = await here.client.completions.create(**asked, logit_bias={"33": 100, "34": 99}, frequency_penalty=2)
+        with pytest.raises(openai.BadRequestError, match="frequency_penalty is 3"):
+            await here.client.completions.create(**asked, frequency_penalty=3)
+        with pytest.raises(openai.BadRequestError, match="names tokens by their numbers"):
+            await here.client.completions.create(**asked, logit_bias={"w33": 1})
+        with pytest.raises(openai.BadRequestError, match="token id 5000 is out of range"):
+            await here.client.completions.create(**asked, logit_bias={"5000": 1})
+    assert forced.choices[0].text.split() == ["w33"] * 12
+    assert set(varied.choices[0].text.split()) == {"w33", "w34"}
+
+
+async def test_log_probabilities_stand_beside_their_tokens(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {
+        "model": MODEL, "messages": MESSAGES, "max_tokens": 6, "temperature": 0, "extra_body": {"ignore_eos": True},
+        "logprobs": True, "top_logprobs": 2,
+    }  # fmt: skip
+    async with api(tmp_path) as here:
+        whole = (await here.client.chat.completions.create(**asked)).choices[0]
+        stream = await here.client.chat.completions.create(**asked, stream=True)
+        pieces = [choice async for chunk in stream for choice in chunk.choices]
+        text = (
+            await here.client.completions.create(
+                model=MODEL, prompt=RENDERED, max_tokens=6, temperature=0, logprobs=1, extra_body={"ignore_eos": True}
+            )
+        ).choices[0]
+    assert whole.logprobs is not None
+    content = whole.logprobs.content
+    assert content is not None
+    assert [entry.token for entry in content] == (whole.message.content or "").split()
+    for entry in content:
+        assert bytes(entry.bytes or []).decode() == entry.token
+        # Greedily the token is the likeliest.
+        assert (entry.top_logprobs[0].token, entry.top_logprobs[0].logprob) == (entry.token, entry.logprob)
+        assert entry.top_logprobs[0].logprob >= entry.top_logprobs[1].logprob
+    streamed = [entry for piece in pieces if piece.logprobs for entry in piece.logprobs.content or []]
+    assert [entry.token for entry in streamed] == [entry.token for entry in content]
+    assert text.logprobs is not None
+    assert text.logprobs.tokens == [entry.token for entry in content]
+    assert text.logprobs.token_logprobs == pytest.approx([entry.logprob for entry in content], abs=1e-4)
+    lengths = [len(entry.token) for entry in content]
+    assert text.logprobs.text_offset == [sum(lengths[:place]) for place in range(6)]
+
+
 async def test_a_text_without_a_bound_ends_with_the_servers_room(tmp_path: Path) -> None:
     async with api(tmp_path) as here:
         answer = await here.client.chat.completions.create(
@@ -236,6 +285,8 @@ async def held(here: Api) -> AsyncIterator[None]:
         ({"messages": [{"role": "user", "content": "w1 " * 2000}]}, openai.BadRequestError, None, "shorten it"),
         ({"extra_body": {"temprature": 1}}, openai.BadRequestError, "temprature", "did you mean temperature?"),
         ({"extra_body": {"top_k": "many"}}, openai.BadRequestError, "top_k", "expected `int | null`"),
+        ({"logprobs": True, "top_logprobs": 21}, openai.BadRequestError, "top_logprobs", "top_logprobs is 21"),
+        ({"top_logprobs": 2}, openai.BadRequestError, "top_logprobs", "go with logprobs: true"),
         ({"stream_options": {"include_usage": True}}, openai.BadRequestError, "stream_options", "stream: true"),
     ],
 )

@@ -21,7 +21,7 @@ from goodspeed.estimation import PRIOR_ALPHA
 from goodspeed.sampling import SamplingParams
 from goodspeed.verification import Rule
 from goodspeed_agent import reloading
-from goodspeed_agent.agent import Agent, TextRequest
+from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.drafters import Drafter, DraftSession, Guess, NoDrafter, SuffixDrafter
 from goodspeed_agent.drafters.model import ModelDrafter
@@ -52,9 +52,9 @@ async def swapped_after_four_tokens(agent: Agent, new: Drafter) -> list[int]:
     swaps: list[asyncio.Task[None]] = []
     count = 0
 
-    def on_text(_: str, tokens: list[int]) -> None:
+    def on_text(piece: Piece) -> None:
         nonlocal count
-        count += len(tokens)
+        count += len(piece.tokens)
         if count >= 4 and not swaps:
             swaps.append(asyncio.create_task(agent.swap(new)))
 
@@ -244,8 +244,8 @@ class Watched:
         self.count = 0
         self.name, self.max_draft, self.fingerprint = drafter.name, drafter.max_draft, drafter.fingerprint
 
-    def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int) -> DraftSession:
-        session = self._drafter.open(params, rule=rule, vocab_size=vocab_size)
+    def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int, prompt_tokens: int = 0) -> DraftSession:
+        session = self._drafter.open(params, rule=rule, vocab_size=vocab_size, prompt_tokens=prompt_tokens)
         return WatchedSession(self, session)
 
     def guessed(self) -> None:

@@ -46,7 +46,7 @@ class CountingDrafter:
         self.calls = 0
         self._step, self._most, self._time = step, most, time
 
-    def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int) -> DraftSession:
+    def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int, prompt_tokens: int = 0) -> DraftSession:
         return self
 
     def guesses(self, tokens: Sequence[int]) -> Iterator[Guess]:

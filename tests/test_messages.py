@@ -51,6 +51,9 @@ params = st.builds(
     top_k=st.integers(0, 2**31),
     min_p=st.floats(0, 1),
     seed=st.integers(0, 2**63 - 1),
+    frequency_penalty=st.floats(-2, 2),
+    presence_penalty=st.floats(-2, 2),
+    logit_bias=st.lists(st.tuples(st.integers(0, 2**31 - 1), st.floats(-100, 100)), max_size=3).map(tuple),
 )
 versions = st.just(PROTOCOL_VERSION)
 AGENT: dict[type, st.SearchStrategy[AgentMessage]] = {
@@ -64,7 +67,16 @@ AGENT: dict[type, st.SearchStrategy[AgentMessage]] = {
         software=texts,
     ),
     Open: st.builds(
-        Open, numbers, token_lists, numbers, params, st.integers(1, 2**31 - 1), st.integers(0, 64), st.booleans(), texts
+        Open,
+        numbers,
+        token_lists,
+        numbers,
+        params,
+        st.integers(1, 2**31 - 1),
+        st.integers(0, 64),
+        st.booleans(),
+        texts,
+        st.integers(-1, 20),
     ),
     Draft: st.builds(
         Draft,
@@ -93,6 +105,7 @@ SERVER: dict[type, st.SearchStrategy[ServerMessage]] = {
         finish=st.sampled_from([None, "stop", "length"]),
         price_percent=percent,
         overtaken=numbers,
+        logprobs=st.binary(max_size=100),
     ),
     Failure: st.builds(Failure, texts, texts, st.none() | numbers, st.none() | seconds),
     Goodbye: st.builds(Goodbye, texts, st.none() | seconds),
@@ -187,7 +200,7 @@ def packed(tag: str, *fields: object) -> bytes:
     return msgspec.msgpack.encode((ord(tag), *fields))
 
 
-SAMPLING = [0.0, 1.0, 0, 0.0, 0]
+SAMPLING = [0.0, 1.0, 0, 0.0, 0, 0.0, 0.0, []]
 
 
 @pytest.mark.parametrize(
@@ -214,6 +227,9 @@ SAMPLING = [0.0, 1.0, 0, 0.0, 0]
         packed("D", 1, 5, [1], 0, 0, 0, b"", 0),
         packed("O", 1, [1], 1, [*SAMPLING, 0], 1, 0, False),
         packed("O", 1, [1], 1, {"temperature": 0}, 1, 0, False),
+        packed("O", 1, [1], 1, [*SAMPLING[:-1], [["a", 1.0]]], 1, 0, False),
+        packed("O", 1, [1], 1, [*SAMPLING[:-1], [[1]]], 1, 0, False),
+        packed("O", 1, [1], 1, SAMPLING, 1, 0, False, "", "many"),
         packed("H", PROTOCOL_VERSION, "server", "box"),
         packed("H", PROTOCOL_VERSION, "agent", "x" * 5000),
         packed("H", "1", "agent", "box"),
@@ -330,7 +346,7 @@ def test_bytes_per_drafted_token_where_the_server_does_not_wait() -> None:
 
 @given(agent_messages)
 def test_defaults_at_the_end_are_left_out(message: AgentMessage) -> None:
-    whole, sent = msgspec.to_builtins(message, builtin_types=(bytes,)), msgspec.msgpack.decode(encode(message))
+    whole, sent = msgspec.msgpack.decode(msgspec.msgpack.encode(message)), msgspec.msgpack.decode(encode(message))
     defaults = list(message.__struct_defaults__)
     left_out = len(whole) - len(sent)
     assert [*sent, *defaults[len(defaults) - left_out :]] == whole

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import goodspeed
 from goodspeed.errors import InvalidRequest, TokenizerMismatch
+from goodspeed.logprobs import TokenLogprobs
 from goodspeed.messages import MAX_DRAFT_TOKENS, MAX_TEXT, PROTOCOL_VERSION, Hello
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.ahead import Ahead, AheadMode
@@ -28,10 +29,22 @@ from goodspeed_agent.report import Completion
 from goodspeed_agent.text import TextStream
 from goodspeed_agent.tokenizer import TargetTokenizer, TokenizerCache
 
-__all__ = ["Agent", "TextRequest"]
+__all__ = ["Agent", "Piece", "TextRequest"]
 
-OnText = Callable[[str, list[int]], None]
-"""Called with text that is certain, and with the tokens that were committed; either may be empty."""
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What has come of a text."""
+
+    text: str
+    """That is certain; may be empty."""
+    tokens: Sequence[int]
+    """That were committed; there may be none, and their text may come later."""
+    logprobs: Sequence[TokenLogprobs | None] = ()
+    """Of these tokens, where they were asked for."""
+
+
+OnText = Callable[[Piece], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +63,8 @@ class TextRequest:
     """The longest draft; None leaves it to drafter and server."""
     domain: str = ""
     """What it is about, for those who tune drafts on what the server records."""
+    logprobs: int = -1
+    """Of how many alternatives to tell the log-probability with every token, besides its own; -1 for none of it."""
 
     def validate(self) -> None:
         """Check what can be checked without a server.
@@ -79,7 +94,7 @@ class TextRequest:
             room: how many tokens may stand behind the prompt.
         """
         most = room if self.max_new_tokens is None else self.max_new_tokens
-        return Request(tuple(prompt), self.params, most, max_draft, self.ignore_eos, self.domain)
+        return Request(tuple(prompt), self.params, most, max_draft, self.ignore_eos, self.domain, self.logprobs)
 
 
 def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
@@ -235,14 +250,17 @@ class Agent:
         channel = self.link.channel()
         generation = Generation(channel.stream, tokenized)
         welcome = self.link.welcome
-        session = self._drafter.open(request.params, rule=welcome.rule, vocab_size=welcome.vocab_size)
+        session = self._drafter.open(
+            request.params, rule=welcome.rule, vocab_size=welcome.vocab_size, prompt_tokens=len(tokenized.prompt)
+        )
         text = TextStream(self.tokenizer.decode, request.stop, prompt=tokenized.prompt)
         pieces: list[str] = []
 
         def take(piece: str, tokens: list[int]) -> None:
             pieces.append(piece)
             if on_text is not None:
-                on_text(piece, tokens)
+                begin = len(text.tokens) - len(tokens)
+                on_text(Piece(piece, tokens, generation.logprobs[begin : len(text.tokens)]))
 
         lookahead = Lookahead(session, welcome.rule, self._calibrations[_climate(request.params)], self._ahead)
         drafting = Drafting(self._desk, lookahead, self._ahead)
@@ -262,8 +280,9 @@ class Agent:
         finish = "stop" if text.stopped else generation.transcript.finish
         assert finish is not None
         return Completion(
-            "".join(pieces), text.tokens, finish, generation.transcript.prompt_tokens, generation.speculation
-        )
+            "".join(pieces), text.tokens, finish, generation.transcript.prompt_tokens, generation.speculation,
+            generation.logprobs[: len(text.tokens)],
+        )  # fmt: skip
 
     def _tokenized(self, request: TextRequest) -> Request:
         if isinstance(request.prompt, str):

@@ -59,7 +59,7 @@ async def work_through(
         for index, prompt in waiting:
             about: dict[str, Any] = {"line": prompt.number} | ({} if prompt.id is None else {"id": prompt.id})
             try:
-                completion = await agent.complete(prompt.request, lambda _, tokens: watcher.tokens(len(tokens)))
+                completion = await agent.complete(prompt.request, lambda piece: watcher.tokens(len(piece.tokens)))
             except (InvalidRequest, Refused) as error:
                 failed += 1
                 results.put(index, about | {"error": {"code": error.code, "message": str(error)}})

@@ -21,7 +21,7 @@ from rich.console import Console
 from goodspeed.addresses import check_url
 from goodspeed.errors import InvalidRequest, TokenizerMismatch
 from goodspeed.sampling import SamplingParams
-from goodspeed_agent.agent import Agent, TextRequest
+from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.ahead import AheadMode
 from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.batch import work_through
@@ -303,9 +303,9 @@ def _write_result(file: TextIO, result: dict[str, Any]) -> None:
     print(json.dumps(result, ensure_ascii=False), file=file, flush=True)
 
 
-def _write(text: str, tokens: list[int]) -> None:
-    if text:
-        print(text, end="", flush=True)
+def _write(piece: Piece) -> None:
+    if piece.text:
+        print(piece.text, end="", flush=True)
 
 
 def _summarise(completion: Completion, seconds: float) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from goodspeed.errors import InvalidRequest
+from goodspeed.errors import InvalidRequest, ProtocolError
+from goodspeed.logprobs import MAX_ALTERNATIVES, TokenLogprobs, unpack_logprobs
 from goodspeed.messages import MAX_DRAFT_TOKENS, MAX_TEXT, Draft, DraftEnd, Open, Verdict
 from goodspeed.sampling import SamplingParams
 from goodspeed.stream import Transcript
@@ -26,6 +27,8 @@ class Request:
     ignore_eos: bool = False
     domain: str = ""
     """What it is about; see `messages.Open`."""
+    logprobs: int = -1
+    """As in `messages.Open`."""
 
     def validate(self) -> None:
         """Check every value that can be checked here.
@@ -40,6 +43,10 @@ class Request:
             raise InvalidRequest(f"max_new_tokens is {self.max_new_tokens}: it must be 1 or above")
         if not 0 <= self.max_draft <= MAX_DRAFT_TOKENS:
             raise InvalidRequest(f"max_draft is {self.max_draft}: it must be between 0 and {MAX_DRAFT_TOKENS}")
+        if not -1 <= self.logprobs <= MAX_ALTERNATIVES:
+            raise InvalidRequest(
+                f"{self.logprobs} alternatives are asked for: it must be between 0 and {MAX_ALTERNATIVES}"
+            )
         if len(self.domain) > MAX_TEXT:
             raise InvalidRequest(f"the domain has {len(self.domain)} characters: {MAX_TEXT} at most")
 
@@ -57,6 +64,8 @@ class Generation:
         self.request = request
         self.transcript = Transcript(request.prompt)
         self.speculation = Speculation()
+        self.logprobs: list[TokenLogprobs | None] = []
+        """Of every generated token, where they were asked for; None where the server had none to give."""
         self._drafted: list[int] = []
         self._drafted_upon = -1
         """The length that the draft under way builds on."""
@@ -73,6 +82,7 @@ class Generation:
             self.request.max_draft,
             self.request.ignore_eos,
             self.request.domain,
+            self.request.logprobs,
         )
 
     def draft(self, guesses: Sequence[Guess], computed_s: float = 0.0, end: DraftEnd = DraftEnd.FAR_ENOUGH) -> Draft:
@@ -120,6 +130,11 @@ class Generation:
         """
         drafted = self._drafted[verdict.base - self._drafted_upon :] if 0 <= self._drafted_upon <= verdict.base else []
         new = self.transcript.apply(verdict, drafted)
+        if self.request.logprobs >= 0:
+            known = unpack_logprobs(verdict.logprobs, self.request.logprobs)
+            if known and len(known) != verdict.accepted + len(verdict.tokens):
+                raise ProtocolError(f"log-probabilities of {len(known)} tokens came with another number of them")
+            self.logprobs += known[len(known) - len(new) :] if known else [None] * len(new)
         if drafted and new:
             # A server that does not wait spells out what it accepted.
             self.speculation.verified(verdict.accepted or len(new) - 1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from goodspeed.logprobs import TokenLogprobs
 from goodspeed.stream import Finish
 
 __all__ = ["Completion", "Speculation"]
@@ -71,6 +73,8 @@ class Completion:
     finish_reason: Finish
     prompt_tokens: int
     speculation: Speculation = field(default_factory=Speculation)
+    logprobs: Sequence[TokenLogprobs | None] = ()
+    """Of the tokens, where they were asked for."""
 
     def to_json(self) -> dict[str, Any]:
         """One object, as `--json` prints it."""

@@ -35,10 +35,10 @@ class Remembering:
         self._turn = threading.Lock()
         self._known: dict[SamplingParams, dict[tuple[int, ...], Guess | None]] = {}
 
-    def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int) -> DraftSession:
+    def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int, prompt_tokens: int = 0) -> DraftSession:
         """Begin a stream; only under the coupled rule is a guess a function of what went before."""
         assert rule == "coupled"
-        session = self._drafter.open(params, rule=rule, vocab_size=vocab_size)
+        session = self._drafter.open(params, rule=rule, vocab_size=vocab_size, prompt_tokens=prompt_tokens)
         return _RememberingSession(session, self._known.setdefault(params, {}), self._turn)
 
 
@@ -106,9 +106,9 @@ class Paced:
         """Draft with another from the next guess on, streams that are open included."""
         self._drafter = drafter
 
-    def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int) -> DraftSession:
+    def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int, prompt_tokens: int = 0) -> DraftSession:
         """Begin a stream."""
-        return _PacedSession(self, params, rule, vocab_size)
+        return _PacedSession(self, params, rule, vocab_size, prompt_tokens)
 
     def wait(self, began_s: float) -> None:
         """Let a guess that was begun then end when it would on the box."""
@@ -132,9 +132,9 @@ class Paced:
 
 
 class _PacedSession:
-    def __init__(self, paced: Paced, params: SamplingParams, rule: Rule, vocab_size: int) -> None:
+    def __init__(self, paced: Paced, params: SamplingParams, rule: Rule, vocab_size: int, prompt_tokens: int) -> None:
         self._paced = paced
-        self._params, self._rule, self._vocab_size = params, rule, vocab_size
+        self._params, self._rule, self._vocab_size, self._prompt_tokens = params, rule, vocab_size, prompt_tokens
         self._drafter: Drafter | None = None
         self._session: DraftSession
 
@@ -145,7 +145,9 @@ class _PacedSession:
             began_s = self._paced.now()
             if self._drafter is not self._paced.drafter:
                 self._drafter, more = self._paced.drafter, None
-                self._session = self._drafter.open(self._params, rule=self._rule, vocab_size=self._vocab_size)
+                self._session = self._drafter.open(
+                    self._params, rule=self._rule, vocab_size=self._vocab_size, prompt_tokens=self._prompt_tokens
+                )
             more = more or self._session.guesses(list(text))
             guess = next(more, None)
             if guess is None:

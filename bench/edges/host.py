@@ -27,7 +27,7 @@ from bench.edges.fleet import Edge
 from bench.edges.proxy import proxied
 from bench.workloads import load_prompts
 from goodspeed.sampling import SamplingParams
-from goodspeed_agent.agent import Agent, TextRequest
+from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.ahead import AheadMode
 from goodspeed_agent.drafters import Drafter, DraftSession, NoDrafter, SuffixDrafter, load_drafter
 from goodspeed_agent.tokenizer import TokenizerCache
@@ -209,7 +209,9 @@ class Host:
                 request = command.workload.request(edge, number)
                 completion = await agent.complete(request)
                 prompt = agent.tokenizer.encode(str(request.prompt))
-                session = drafter.open(request.params, rule=welcome.rule, vocab_size=welcome.vocab_size)
+                session = drafter.open(
+                    request.params, rule=welcome.rule, vocab_size=welcome.vocab_size, prompt_tokens=len(prompt)
+                )
                 tokens = [*prompt, *completion.tokens]
                 for end in range(len(prompt), len(tokens)):
                     await asyncio.to_thread(_guess, session, tokens[:end], command.depth)
@@ -226,8 +228,8 @@ async def _write(agent: Agent, box: _Box, workload: Workload, first: int) -> Non
         number = count % workload.texts
         text: list[int] = []
 
-        def take(_piece: str, tokens: list[int], text: list[int] = text) -> None:
-            text += tokens
+        def take(piece: Piece, text: list[int] = text) -> None:
+            text += piece.tokens
 
         try:
             await agent.complete(workload.request(box.edge, number), take)

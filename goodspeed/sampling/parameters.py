@@ -12,14 +12,18 @@ __all__ = ["SamplingParams"]
 
 _MAX_SEED = 2**63 - 1
 _MAX_TOP_K = 2**31 - 1
+_MAX_PENALTY = 2.0
+_MAX_BIAS = 100.0
+_MAX_BIASES = 1024
 _MIN_TEMPERATURE = 1e-4
 """Below it no noise can lift a token over one that float32 logits tell from it, and scaled logits overflow."""
 
 
 class SamplingParams(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
-    """Temperature, truncation and seed of one stream; they travel with `messages.Open`.
+    """Temperature, truncation, seed and bending of one stream; they travel with `messages.Open`.
 
-    The order is transformers' own: temperature, then top-k, then top-p on what is left, then min-p.
+    The order: biases and penalties, then transformers' own: temperature, then top-k, then top-p on what is left, then
+    min-p.
     """
 
     temperature: float = 0.0
@@ -32,6 +36,12 @@ class SamplingParams(Struct, array_like=True, frozen=True, forbid_unknown_fields
     """Keep tokens at least this fraction as likely as the likeliest; 0 keeps all."""
     seed: int = 0
     """Names the noise: with the same seed, prompt and parameters the text is the same."""
+    frequency_penalty: float = 0.0
+    """What a token loses for every time it has been generated."""
+    presence_penalty: float = 0.0
+    """What a token loses once it has been generated."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """What is added to the logits of some tokens."""
 
     @property
     def greedy(self) -> bool:
@@ -42,6 +52,16 @@ class SamplingParams(Struct, array_like=True, frozen=True, forbid_unknown_fields
     def truncated(self) -> bool:
         """Whether only some of the vocabulary can be drawn."""
         return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the logits depend on what has been generated."""
+        return self.frequency_penalty != 0.0 or self.presence_penalty != 0.0
+
+    @property
+    def bent(self) -> bool:
+        """Whether the logits are the target's own no more; see `sampling.bending`."""
+        return self.penalised or bool(self.logit_bias)
 
     def validate(self) -> None:
         """Check every value against its range.
@@ -59,3 +79,13 @@ class SamplingParams(Struct, array_like=True, frozen=True, forbid_unknown_fields
             raise InvalidRequest(f"min_p is {self.min_p}: it must be between 0 (keep every token) and 1")
         if not 0 <= self.seed <= _MAX_SEED:
             raise InvalidRequest(f"seed is {self.seed}: it must be between 0 and {_MAX_SEED}")
+        for name in ("frequency_penalty", "presence_penalty"):
+            if not abs(value := getattr(self, name)) <= _MAX_PENALTY:
+                raise InvalidRequest(f"{name} is {value}: it must be between -{_MAX_PENALTY:g} and {_MAX_PENALTY:g}")
+        if len(self.logit_bias) > _MAX_BIASES or len({token for token, _ in self.logit_bias}) < len(self.logit_bias):
+            raise InvalidRequest(
+                f"logit_bias has {len(self.logit_bias)} entries: {_MAX_BIASES} different tokens at most"
+            )
+        for token, bias in self.logit_bias:
+            if not abs(bias) <= _MAX_BIAS:
+                raise InvalidRequest(f"logit_bias of token {token} is {bias}: it must be between -100 and 100")

@@ -88,6 +88,8 @@ class LiveStream:
     """When a draft was asked for, where the server waits for it."""
     draft: Draft | None = None
     q: list[DraftDistribution] = field(default_factory=list)
+    logprobs: bytes = b""
+    """Of what was committed last, where they are asked for."""
     in_pass: bool = False
     """Whether the pass that runs now reads or writes its row."""
     goodput: float = 1.0

@@ -34,7 +34,10 @@ def plan_pass(batch: Sequence[LiveStream], prefilling: Collection[LiveStream], p
         live.in_pass = True
         drafted, q = live.to_verify()
         stream = live.stream
-        turns.append(Turn(live.row, stream.length, stream.tokens[-1], drafted, stream.params, q))
+        generated = stream.tokens[stream.prompt_tokens :] if stream.params.penalised else ()
+        turns.append(
+            Turn(live.row, stream.length, stream.tokens[-1], drafted, stream.params, q, generated, stream.logprobs)
+        )
     chunks, prefilled = [], []
     room = prefill_chunk
     # Equal shares, the shortest first so that what they leave goes to the others: a short prompt is never stuck behind

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from goodspeed.errors import InvalidRequest
 from goodspeed.estimation import PRIOR_ALPHA, Goodput
+from goodspeed.logprobs import entry_bytes
 from goodspeed.messages import Draft, DraftEnd, Failure, Open, Opened, Verdict
 from goodspeed.rounds import Barrier, Rolling, Rounds
 from goodspeed.stream import Commit, ServedStream, check_draft
@@ -270,7 +271,9 @@ class RoundLoop:
         verified: list[Verified] = []  # for the recorder, if there is one
         renewed: list[LiveStream] = []
         first = 0
-        for live, turn, judgement in zip(planned.verified, planned.work.turns, outcome.judgements, strict=True):
+        logprobs = outcome.logprobs or [b""] * len(outcome.judgements)
+        turns = zip(planned.verified, planned.work.turns, outcome.judgements, logprobs, strict=True)
+        for live, turn, judgement, packed in turns:
             live.in_pass = False
             begun, first = first, first + len(turn.drafted) + 1
             if live.closed:
@@ -278,6 +281,7 @@ class RoundLoop:
                 continue
             commit = live.stream.commit(turn.drafted, judgement)
             commits.append(commit)
+            live.logprobs = packed[: commit.size * entry_bytes(turn.logprobs)]
             if self._recorder is not None:
                 verified.append(Verified(live, begun, len(turn.drafted), commit))
             self.planner.committed(live, turn.drafted, judgement, commit, now)
@@ -346,7 +350,9 @@ class RoundLoop:
         appended = live.stream.tokens[commit.base + accepted :]
         lead, price, overtaken = (0, 0, 0) if finish else (live.lead, live.price_percent, live.overtaken)
         live.told.append((live.stream.length, self._clock()))
-        live.outbox.post(Verdict(live.number, commit.base, accepted, appended, lead, price, overtaken, finish))
+        live.outbox.post(
+            Verdict(live.number, commit.base, accepted, appended, lead, price, overtaken, finish, live.logprobs)
+        )
 
     def _admit(self, key: StreamKey, account: AgentAccount, stream: ServedStream) -> None:
         outbox, number = key

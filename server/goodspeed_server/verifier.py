@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from goodspeed.logprobs import pack_logprobs
 from goodspeed.sampling import Domain, SamplingParams, position_keys
+from goodspeed.sampling.bending import bend
 from goodspeed.sampling.warping import RowParams, log_probs, sample
 from goodspeed.verification import DraftDistribution, Judgement, Rule, judge_coupled, judge_ratio
 from goodspeed_server.engine import Engine, Segment
@@ -37,6 +39,10 @@ class Turn:
     params: SamplingParams
     q: Sequence[DraftDistribution] = ()
     """Ratio rule only: what each drafted token was drawn from."""
+    generated: Sequence[int] = ()
+    """The tokens behind the prompt, where the parameters penalise them."""
+    logprobs: int = -1
+    """As in `messages.Open`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,9 @@ class Outcome:
     judge_s: float
     """Everything else: laying the pass out, sampling, judging."""
     logits: Tensor | None
-    """What was judged by, where it is kept: float32 [sum(S_i + 1), vocab]."""
+    """The target's own, where they are kept: float32 [sum(S_i + 1), vocab]."""
+    logprobs: Sequence[bytes] = ()
+    """Of every turn's accepted tokens and the one behind them (`logprobs.pack_logprobs`); empty if nobody asked."""
 
 
 class Verifier:
@@ -89,9 +97,11 @@ class Verifier:
         if logits.is_cuda:
             torch.cuda.synchronize()
         forwarded = self._clock()
-        judgements = self._judge(work.turns, logits) if work.turns else []
+        judgements = self._judge(work.turns, _bent(work.turns, logits)) if work.turns else []
+        logprobs = _logprobs(work.turns, judgements, logits)
         forward_s = forwarded - started
-        return Outcome(judgements, forward_s, self._clock() - begun - forward_s, logits if self._keep_logits else None)
+        judge_s = self._clock() - begun - forward_s
+        return Outcome(judgements, forward_s, judge_s, logits if self._keep_logits else None, logprobs)
 
     def _judge_coupled(self, turns: Sequence[Turn], logits: Tensor) -> list[Judgement]:
         drawn = self._draw(turns, logits).tolist()
@@ -128,3 +138,28 @@ class Verifier:
             judgements.append(judge_ratio(log_p[offset:end], turn.drafted, turn.q, turn.params.seed, turn.base))
             offset = end
         return judgements
+
+
+def _bent(turns: Sequence[Turn], logits: Tensor) -> Tensor:
+    """The logits that are judged by: a copy, where some stream bends its own."""
+    if not any(turn.params.bent for turn in turns):
+        return logits
+    bent, offset = logits.clone(), 0
+    for turn in turns:
+        end = offset + len(turn.drafted) + 1
+        if turn.params.bent:
+            bend(bent[offset:end], turn.params, turn.generated, turn.drafted)
+        offset = end
+    return bent
+
+
+def _logprobs(turns: Sequence[Turn], judgements: Sequence[Judgement], logits: Tensor) -> list[bytes]:
+    if all(turn.logprobs < 0 for turn in turns):
+        return []
+    packed, offset = [], 0
+    for turn, judgement in zip(turns, judgements, strict=True):
+        committed = [*turn.drafted[: judgement.accepted], judgement.token]
+        own = logits[offset : offset + len(committed)]
+        packed.append(b"" if turn.logprobs < 0 else pack_logprobs(own, committed, turn.logprobs))
+        offset += len(turn.drafted) + 1
+    return packed

@@ -23,7 +23,7 @@ from bench.workloads import load_prompts
 from goodspeed.catalog import DEFAULT_TARGET, bundled, load_model, tokenizer_files
 from goodspeed.sampling import SamplingParams, gumbel, position_keys
 from goodspeed.scheduling import SCHEDULERS
-from goodspeed_agent.agent import Agent, TextRequest
+from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.drafters import Drafter, load_drafter
 from goodspeed_agent.report import Completion
@@ -179,8 +179,8 @@ async def test_a_server_that_dies_costs_no_token(tmp_path: Path) -> None:
     request = TextRequest(PROMPTS[0], WARM, max_new_tokens=200, ignore_eos=True)
     begun = asyncio.Event()
 
-    def heard(_text: str, tokens: list[int]) -> None:
-        if tokens:
+    def heard(piece: Piece) -> None:
+        if piece.tokens:
             begun.set()
 
     async with reaped(await start_server(*options)) as first:

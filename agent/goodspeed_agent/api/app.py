@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from goodspeed.errors import GoodSpeedError
-from goodspeed_agent.agent import Agent
+from goodspeed_agent.agent import Agent, Piece
 from goodspeed_agent.api.bodies import Asked, read_chat, read_completion
 from goodspeed_agent.api.errors import BadField, error_body, error_response
 from goodspeed_agent.api.metrics import ApiMetrics, Watch
@@ -71,11 +71,11 @@ class _Api:
 
     async def _chat(self, request: Request) -> Response:
         asked = read_chat(await _body(request), self._model)
-        return await self._answer(request, asked, Reply("chat", self._model))
+        return await self._answer(request, asked, Reply("chat", self._model, self._agent.tokenizer.decode))
 
     async def _completion(self, request: Request) -> Response:
         asked = read_completion(await _body(request), self._model)
-        return await self._answer(request, asked, Reply("text", self._model))
+        return await self._answer(request, asked, Reply("text", self._model, self._agent.tokenizer.decode))
 
     async def _answer(self, request: Request, asked: Asked, reply: Reply) -> Response:
         written = self._watched(asked)
@@ -152,7 +152,7 @@ async def _chunks(
     completions: dict[int, Completion] = {}
     begun: set[int] = set()
 
-    def of(index: int, what: str | Completion) -> list[dict[str, Any]]:
+    def of(index: int, what: Piece | Completion) -> list[dict[str, Any]]:
         chunks = []
         if index not in begun:
             begun.add(index)

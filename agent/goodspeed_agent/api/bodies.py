@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from goodspeed.logprobs import MAX_ALTERNATIVES
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import TextRequest
 from goodspeed_agent.api.errors import BadField
@@ -34,20 +35,15 @@ _UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "audio": (),
     "best_of": (1,),
     "echo": (False,),
-    "frequency_penalty": (0,),
     "function_call": ("none",),
     "functions": ([],),
-    "logit_bias": ({},),
-    "logprobs": (False,),
     "modalities": (["text"],),
     "prediction": (),
-    "presence_penalty": (0,),
     "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_logprobs": (0,),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -73,17 +69,23 @@ class _Body(msgspec.Struct, frozen=True):
     n: int | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
     ignore_eos: bool | None = None
     domain: str | None = None
 
 
 class _CompletionBody(_Body, frozen=True, kw_only=True):
     prompt: str | list[str]
+    logprobs: int | None = None
 
 
 class _ChatBody(_Body, frozen=True, kw_only=True):
     messages: list[dict[str, Any]]
     max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
 
 
 B = TypeVar("B", bound=_Body)
@@ -116,7 +118,8 @@ def read_completion(raw: bytes, model: str) -> Asked:
     prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     if not prompts:
         raise BadField("there is no prompt: give text, or a list of texts", "prompt")
-    return _asked(body, prompts, body.max_tokens or _COMPLETION_TOKENS)
+    most = _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+    return _asked(body, prompts, most, _alternatives(body.logprobs, "logprobs"))
 
 
 def read_chat(raw: bytes, model: str) -> Asked:
@@ -126,7 +129,10 @@ def read_chat(raw: bytes, model: str) -> Asked:
         raise BadField("there are no messages: give at least one", "messages")
     messages = [_message(message, place) for place, message in enumerate(body.messages)]
     most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    return _asked(body, [messages], most)
+    if body.top_logprobs is not None and not body.logprobs:
+        raise BadField("top_logprobs go with logprobs: true", "top_logprobs")
+    wanted = (body.top_logprobs or 0) if body.logprobs else None
+    return _asked(body, [messages], most, _alternatives(wanted, "top_logprobs"))
 
 
 def _read(raw: bytes, kind: type[B], model: str) -> B:
@@ -182,7 +188,22 @@ def _message(message: dict[str, Any], place: int) -> dict[str, Any]:
     return message
 
 
-def _asked(body: _Body, prompts: Sequence[str | list[dict[str, Any]]], max_tokens: int | None) -> Asked:
+def _alternatives(wanted: int | None, param: str) -> int:
+    if wanted is None:
+        return -1
+    if not 0 <= wanted <= MAX_ALTERNATIVES:
+        raise BadField(f"{param} is {wanted}: it must be between 0 and {MAX_ALTERNATIVES}", param)
+    return wanted
+
+
+def _biases(logit_bias: Mapping[str, float] | None) -> tuple[tuple[int, float], ...]:
+    try:
+        return tuple((int(token), bias) for token, bias in (logit_bias or {}).items())
+    except ValueError:
+        raise BadField("logit_bias names tokens by their numbers in the target's tokenizer", "logit_bias") from None
+
+
+def _asked(body: _Body, prompts: Sequence[str | list[dict[str, Any]]], max_tokens: int | None, logprobs: int) -> Asked:
     count = 1 if body.n is None else body.n
     if not 1 <= count <= _MOST_CHOICES:
         raise BadField(f"n is {count}: it must be between 1 and {_MOST_CHOICES}", "n")
@@ -199,11 +220,15 @@ def _asked(body: _Body, prompts: Sequence[str | list[dict[str, Any]]], max_token
                 top_k=0 if body.top_k in (None, -1) else body.top_k or 0,
                 min_p=body.min_p or 0.0,
                 seed=_seed(seed, number),
+                frequency_penalty=body.frequency_penalty or 0.0,
+                presence_penalty=body.presence_penalty or 0.0,
+                logit_bias=_biases(body.logit_bias),
             ),
             max_tokens,
             stop,
             bool(body.ignore_eos),
             domain=body.domain or "",
+            logprobs=logprobs,
         )
         for prompt in prompts
         for number in range(count)

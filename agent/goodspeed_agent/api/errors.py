@@ -12,6 +12,10 @@ from goodspeed.errors import GoodSpeedError, InvalidRequest, LinkLost, Overloade
 __all__ = ["BadField", "error_body", "error_response"]
 
 
+_ASKED_WRONGLY = frozenset({"empty_prompt", "invalid_request", "prompt_too_long", "token_out_of_range", "too_large"})
+"""For these a server refuses what an agent cannot tell beforehand."""
+
+
 class BadField(InvalidRequest):
     """A field of a request's body is wrong, unknown, or asks for what is not done here."""
 
@@ -31,7 +35,9 @@ def error_response(error: GoodSpeedError) -> JSONResponse:
     match error:
         case BadField(code="model_not_found"):
             status, kind = 404, "invalid_request_error"
-        case InvalidRequest() | Refused(code="prompt_too_long" | "too_large"):
+        case InvalidRequest():
+            status, kind = 400, "invalid_request_error"
+        case Refused(code=code) if code in _ASKED_WRONGLY:
             status, kind = 400, "invalid_request_error"
         case Overloaded():
             status, kind = 503, "overloaded_error"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from goodspeed.logprobs import TokenLogprobs
+from goodspeed_agent.agent import Piece
+from goodspeed_agent.api.logprobs import chat_logprobs, text_logprobs
 from goodspeed_agent.report import Completion, Speculation
 
 __all__ = ["Reply"]
@@ -20,10 +23,12 @@ class Reply:
     Args:
         kind: which endpoint's.
         model: the one that wrote it.
+        decode: token ids to text.
     """
 
     kind: Literal["chat", "text"]
     model: str
+    decode: Callable[[Sequence[int]], str]
     id: str = field(default="", init=False)
     created: int = field(default_factory=lambda: int(time.time()), init=False)
 
@@ -50,13 +55,14 @@ class Reply:
         assert self.kind == "chat"
         return self._chunk(index, {"role": "assistant", "content": ""})
 
-    def piece(self, index: int, text: str) -> dict[str, Any]:
+    def piece(self, index: int, piece: Piece) -> dict[str, Any]:
         """More of a choice's text."""
-        return self._chunk(index, {"content": text} if self.kind == "chat" else text)
+        said: Any = {"content": piece.text} if self.kind == "chat" else piece.text
+        return self._chunk(index, said, logprobs=self._logprobs(piece.tokens, piece.logprobs))
 
     def end(self, index: int, completion: Completion) -> dict[str, Any]:
         """The last chunk of a choice."""
-        return self._chunk(index, {} if self.kind == "chat" else "", completion.finish_reason)
+        return self._chunk(index, {} if self.kind == "chat" else "", finish_reason=completion.finish_reason)
 
     def usage(self, completions: Sequence[Completion], prompts: int) -> dict[str, Any]:
         """The chunk behind all choices."""
@@ -69,13 +75,27 @@ class Reply:
             if self.kind == "chat"
             else {"text": completion.text}
         )
-        return {"index": index} | said | {"logprobs": None, "finish_reason": completion.finish_reason}
+        logprobs = self._logprobs(completion.tokens, completion.logprobs)
+        return {"index": index} | said | {"logprobs": logprobs, "finish_reason": completion.finish_reason}
 
-    def _chunk(self, index: int, said: Any, finish_reason: str | None = None) -> dict[str, Any]:
+    def _logprobs(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs | None]) -> dict[str, Any] | None:
+        """In the endpoint's own shape; None where nobody asked."""
+        if not logprobs:
+            return None
+        return (chat_logprobs if self.kind == "chat" else text_logprobs)(tokens, logprobs, self.decode)
+
+    def _chunk(
+        self,
+        index: int,
+        said: Any,
+        *,
+        logprobs: dict[str, Any] | None = None,
+        finish_reason: str | None = None,
+    ) -> dict[str, Any]:
         choice = {
             "index": index,
             "delta" if self.kind == "chat" else "text": said,
-            "logprobs": None,
+            "logprobs": logprobs,
             "finish_reason": finish_reason,
         }
         return self._head(self._chunk_object) | {"choices": [choice]}

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from typing import TypeAlias
 
-from goodspeed_agent.agent import Agent, TextRequest
+from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.report import Completion
 
 __all__ = ["Written", "write"]
 
-Written: TypeAlias = tuple[int, str | Completion]
+Written: TypeAlias = tuple[int, Piece | Completion]
 """Which choice, and more of its text, or in the end all about it."""
 
 
@@ -24,9 +24,9 @@ async def write(agent: Agent, choices: Sequence[TextRequest]) -> AsyncGenerator[
     events: asyncio.Queue[Written | Exception] = asyncio.Queue()
 
     async def one(index: int, request: TextRequest) -> None:
-        def more(text: str, _: list[int]) -> None:
-            if text:
-                events.put_nowait((index, text))
+        def more(piece: Piece) -> None:
+            if piece.text or piece.logprobs:
+                events.put_nowait((index, piece))
 
         try:
             events.put_nowait((index, await agent.complete(request, more)))

@@ -55,13 +55,14 @@ class Drafter(Protocol):
     def fingerprint(self) -> str | None:
         """Of the vocabulary it drafts in (`catalog.fingerprint`); None if any will do."""
 
-    def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int) -> DraftSession:
+    def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int, prompt_tokens: int = 0) -> DraftSession:
         """Begin a stream.
 
         Args:
             params: how the target draws; the drafter draws the same way, with the same noise.
             rule: the server's; the ratio rule needs `q`.
             vocab_size: of the target: no token at or beyond it is drafted.
+            prompt_tokens: how many tokens of the transcript are the prompt: penalties are for those behind it.
         """
 
 

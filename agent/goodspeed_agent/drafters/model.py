@@ -10,6 +10,7 @@ from torch import Tensor
 
 from goodspeed import catalog
 from goodspeed.sampling import SamplingParams
+from goodspeed.sampling.bending import bend
 from goodspeed.verification import Rule
 from goodspeed_agent.drafters.draws import make_draw
 from goodspeed_agent.drafters.interface import DraftSession, Guess, common_prefix
@@ -55,20 +56,24 @@ class ModelDrafter:
         model = catalog.load_model(name)
         return cls(model, name, catalog.fingerprint(catalog.tokenizer_files(name)))
 
-    def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int) -> DraftSession:
+    def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int, prompt_tokens: int = 0) -> DraftSession:
         """Begin a stream."""
-        return ModelSession(self._model, params, rule, vocab_size)
+        return ModelSession(self._model, params, rule, vocab_size, prompt_tokens)
 
 
 class ModelSession:
     """The model at work on one stream, with a KV cache of its own."""
 
-    def __init__(self, model: PreTrainedModel, params: SamplingParams, rule: Rule, vocab_size: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, params: SamplingParams, rule: Rule, vocab_size: int, prompt_tokens: int
+    ) -> None:
         self._model = model
         self._vocab_size = vocab_size
         self._cache = SlotCache(model.config)
         self._cached: list[int] = []
         self._draw = make_draw(params, rule)
+        self._params = params
+        self._prompt_tokens = prompt_tokens
         text_config = model.config.get_text_config()
         self._context: int = getattr(text_config, "max_position_embeddings", None) or 2**31
 
@@ -80,7 +85,11 @@ class ModelSession:
         self._roll_back(tokens)
         pending: Sequence[int] = tokens[len(self._cached) :]
         for position in range(len(tokens), self._context):
-            guess = self._draw(self._forward(pending), position)
+            logits = self._forward(pending)
+            if self._params.bent:
+                generated = self._cached[self._prompt_tokens :]
+                bend(logits[None], self._params, generated, ())
+            guess = self._draw(logits, position)
             yield guess
             pending = [guess.token]
 

@@ -20,7 +20,7 @@ class NoDrafter:
     max_draft: int = 0
     fingerprint: str | None = None
 
-    def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int) -> DraftSession:
+    def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int, prompt_tokens: int = 0) -> DraftSession:
         """Begin a stream."""
         return _Silence()
 

@@ -38,7 +38,7 @@ class SuffixDrafter:
     max_draft: int = 32
     fingerprint: str | None = None
 
-    def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int) -> DraftSession:
+    def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int, prompt_tokens: int = 0) -> DraftSession:
         """Begin a stream."""
         return SuffixSession(params, rule)
 

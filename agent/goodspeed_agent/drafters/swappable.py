@@ -47,9 +47,9 @@ class Swappable:
         """Of its vocabulary."""
         return self.current.fingerprint
 
-    def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int) -> DraftSession:
+    def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int, prompt_tokens: int = 0) -> DraftSession:
         """Begin a stream."""
-        return _Session(self, params, rule, vocab_size)
+        return _Session(self, params, rule, vocab_size, prompt_tokens)
 
     def failed(self, drafter: Drafter) -> None:
         """One of its drafters raised what is being handled."""
@@ -59,19 +59,21 @@ class Swappable:
 
 
 class _Session:
-    def __init__(self, owner: Swappable, params: SamplingParams, rule: Rule, vocab_size: int) -> None:
+    def __init__(
+        self, owner: Swappable, params: SamplingParams, rule: Rule, vocab_size: int, prompt_tokens: int
+    ) -> None:
         self._owner = owner
-        self._asked = (params, rule, vocab_size)
+        self._asked = (params, rule, vocab_size, prompt_tokens)
         self._drafter: Drafter | None = None
         self._session: DraftSession
 
     def guesses(self, tokens: Sequence[int]) -> Iterator[Guess]:
         """As the drafter that is held now guesses; it ends when that is exchanged."""
         drafter = self._owner.current
-        params, rule, vocab_size = self._asked
+        params, rule, vocab_size, prompt_tokens = self._asked
         try:
             if drafter is not self._drafter:
-                self._session = drafter.open(params, rule=rule, vocab_size=vocab_size)
+                self._session = drafter.open(params, rule=rule, vocab_size=vocab_size, prompt_tokens=prompt_tokens)
                 self._drafter = drafter
             for guess in self._session.guesses(tokens):
                 _check(guess, vocab_size)
