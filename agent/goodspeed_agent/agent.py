@@ -25,7 +25,7 @@ from goodspeed_agent.driver import tokens_of
 from goodspeed_agent.generation import Generation, Request
 from goodspeed_agent.link import Link
 from goodspeed_agent.lookahead import Calibration, Lookahead
-from goodspeed_agent.report import Completion
+from goodspeed_agent.report import Completion, Origin
 from goodspeed_agent.text import TextStream
 from goodspeed_agent.tokenizer import TargetTokenizer, TokenizerCache
 
@@ -40,8 +40,12 @@ class Piece:
     """That is certain; may be empty."""
     tokens: Sequence[int]
     """That were committed; there may be none, and their text may come later."""
+    parts: Sequence[str] = ()
+    """The text again, as it became certain with each of the tokens."""
+    origins: Sequence[Origin] = ()
+    """Of the tokens."""
     logprobs: Sequence[TokenLogprobs | None] = ()
-    """Of these tokens, where they were asked for."""
+    """Of the tokens, where they were asked for."""
 
 
 OnText = Callable[[Piece], None]
@@ -206,6 +210,11 @@ class Agent:
         finally:
             self._desk.close()
 
+    @property
+    def drafter(self) -> str:
+        """What it drafts with now."""
+        return self._drafter.name
+
     async def swap(self, drafter: Drafter) -> None:
         """Draft with another drafter from now on; streams go on, and the server learns anew how often it accepts.
 
@@ -256,11 +265,12 @@ class Agent:
         text = TextStream(self.tokenizer.decode, request.stop, prompt=tokenized.prompt)
         pieces: list[str] = []
 
-        def take(piece: str, tokens: list[int]) -> None:
+        def take(parts: list[str], tokens: list[int]) -> None:
+            piece = "".join(parts)
             pieces.append(piece)
             if on_text is not None:
-                begin = len(text.tokens) - len(tokens)
-                on_text(Piece(piece, tokens, generation.logprobs[begin : len(text.tokens)]))
+                these = slice(len(text.tokens) - len(tokens), len(text.tokens))
+                on_text(Piece(piece, tokens, parts, generation.origins[these], generation.logprobs[these]))
 
         lookahead = Lookahead(session, welcome.rule, self._calibrations[_climate(request.params)], self._ahead)
         drafting = Drafting(self._desk, lookahead, self._ahead)
@@ -273,10 +283,10 @@ class Agent:
                     new.append(text.push(token))
                     if text.stopped:
                         break
-                take("".join(new), text.tokens[taken:])
+                take(new, text.tokens[taken:])
                 if text.stopped:
                     break
-        take(text.finish(), [])
+        take([text.finish()], [])
         finish = "stop" if text.stopped else generation.transcript.finish
         assert finish is not None
         return Completion(

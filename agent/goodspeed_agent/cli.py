@@ -174,6 +174,42 @@ def run_file(
             raise typer.Exit(Exit.SOME_FAILED)
 
 
+@app.command(name="chat")
+def converse(
+    server: Server,
+    draft: Draft = None,
+    system: Annotated[str, typer.Option(help="What the target is told before the conversation.")] = "",
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="The longest answer, in tokens.")] = None,
+    temperature: Temperature = 0.7,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    min_p: MinP = 0.0,
+    seed: Seed = 0,
+    origins: Annotated[bool, typer.Option("--origins", help="Colour tokens by where they come from.")] = False,
+    draft_ahead: DraftAhead = "auto",
+    name: Name = None,
+    threads: Threads = 1,
+    connect_timeout: ConnectTimeout = 300.0,
+    verbose: Verbose = False,
+) -> None:
+    """Converse with the server's model; /help says how."""
+    _write_utf8()
+    _log_to_stderr(verbose)
+    with exit_codes():
+        from goodspeed_agent.chat import Conversation, chat
+
+        params = SamplingParams(temperature, top_p, top_k, min_p, seed)
+        params.validate()
+        conversation = Conversation(params, max_new_tokens, system, origins)
+
+        async def work(agent: Agent) -> None:
+            welcome = agent.link.welcome
+            _note(f"{welcome.model}, drafted for by {agent.drafter}; /help for commands, Ctrl-D to end")
+            await chat(agent, conversation, Console())
+
+        _with_agent(work, server, draft, name, threads, connect_timeout, draft_ahead)
+
+
 @app.command(name="serve")
 def serve_api(
     server: Server,

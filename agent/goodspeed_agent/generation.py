@@ -11,7 +11,7 @@ from goodspeed.messages import MAX_DRAFT_TOKENS, MAX_TEXT, Draft, DraftEnd, Open
 from goodspeed.sampling import SamplingParams
 from goodspeed.stream import Transcript
 from goodspeed_agent.drafters.interface import Guess
-from goodspeed_agent.report import Speculation
+from goodspeed_agent.report import Origin, Speculation
 
 __all__ = ["Generation", "Request"]
 
@@ -66,6 +66,8 @@ class Generation:
         self.speculation = Speculation()
         self.logprobs: list[TokenLogprobs | None] = []
         """Of every generated token, where they were asked for; None where the server had none to give."""
+        self.origins: list[Origin] = []
+        """Of every generated token."""
         self._drafted: list[int] = []
         self._drafted_upon = -1
         """The length that the draft under way builds on."""
@@ -135,6 +137,7 @@ class Generation:
             if known and len(known) != verdict.accepted + len(verdict.tokens):
                 raise ProtocolError(f"log-probabilities of {len(known)} tokens came with another number of them")
             self.logprobs += known[len(known) - len(new) :] if known else [None] * len(new)
+        self.origins += _origins(new, drafted, verdict.accepted)
         if drafted and new:
             # A server that does not wait spells out what it accepted.
             self.speculation.verified(verdict.accepted or len(new) - 1)
@@ -143,3 +146,21 @@ class Generation:
     def draft_due(self, budget: int) -> bool:
         """Whether the server waits for a draft, and none is under way upon the committed length."""
         return budget > 0 and self.transcript.finish is None and self._drafted_upon != self.transcript.length
+
+
+def _origins(new: Sequence[int], drafted: Sequence[int], accepted: int) -> list[Origin]:
+    """Where newly committed tokens come from.
+
+    Args:
+        new: the tokens, the last of which is the target's own, unless the text ended within its draft.
+        drafted: for their places; it may be longer.
+        accepted: how many the server says it accepted; it says 0 where it spells them out.
+    """
+    if not new or not drafted:
+        return ["target"] * len(new)
+    if accepted == len(new):
+        return ["accepted"] * accepted
+    place = len(new) - 1
+    recovered = place < len(drafted) and drafted[place] != new[place]
+    origins: list[Origin] = ["accepted"] * place
+    return [*origins, "recovered" if recovered else "bonus"]

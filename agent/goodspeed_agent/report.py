@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from goodspeed.logprobs import TokenLogprobs
 from goodspeed.stream import Finish
 
-__all__ = ["Completion", "Speculation"]
+__all__ = ["Completion", "Origin", "Speculation"]
+
+Origin: TypeAlias = Literal["target", "accepted", "recovered", "bonus"]
+"""Where a token comes from: the target decoded it where nothing was drafted, or it was drafted and accepted, or it
+stands in place of the first that was not, or behind a draft that was accepted whole."""
 
 
 @dataclass(slots=True)

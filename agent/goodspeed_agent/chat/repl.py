@@ -1,0 +1,105 @@
+"""The terminal's side of a conversation: lines in, text out as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.patch_stdout import patch_stdout
+from rich.console import Console
+
+from goodspeed.errors import InvalidRequest
+from goodspeed_agent.agent import Agent, Piece, TextRequest
+from goodspeed_agent.chat.conversation import Conversation
+from goodspeed_agent.report import Completion, Origin
+
+__all__ = ["chat"]
+
+_STYLES: dict[Origin, str] = {"target": "", "accepted": "cyan", "recovered": "yellow", "bonus": "magenta"}
+
+
+async def chat(agent: Agent, conversation: Conversation, console: Console) -> None:
+    """Converse until the user ends it.
+
+    On a terminal Ctrl-C stops an answer, and Ctrl-D ends. Elsewhere standard input is read line by line.
+
+    Raises:
+        GoodSpeedError: as `Agent.complete`, but for what the user asked wrongly, which is told.
+    """
+    async for line in _lines():
+        text = line.strip()
+        if not text:
+            continue
+        try:
+            if text.startswith("/"):
+                if said := conversation.command(text):
+                    console.print(said, style="dim", markup=False, highlight=False)
+            else:
+                await _answer(agent, conversation, console, text)
+        except InvalidRequest as error:
+            console.print(str(error), style="red", markup=False, highlight=False)
+        if conversation.over:
+            return
+
+
+async def _lines() -> AsyncIterator[str]:
+    if not sys.stdin.isatty():
+        reader = asyncio.StreamReader(limit=2**24)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
+        try:
+            async for line in reader:
+                yield line.decode(errors="replace")
+        finally:
+            transport.close()
+        return
+    session: PromptSession[str] = PromptSession()
+    while True:
+        try:
+            # What the log has to say meanwhile stands above the prompt.
+            with patch_stdout():
+                yield await session.prompt_async("> ")
+        except KeyboardInterrupt:
+            continue
+        except EOFError:
+            return
+
+
+async def _answer(agent: Agent, conversation: Conversation, console: Console, text: str) -> None:
+    request = conversation.ask(text)
+    began_s = time.monotonic()
+
+    def show(piece: Piece) -> None:
+        if conversation.origins and piece.origins:
+            for part, origin in zip(piece.parts, piece.origins, strict=True):
+                console.print(part, style=_STYLES[origin], end="", markup=False, highlight=False, soft_wrap=True)
+        else:
+            console.print(piece.text, end="", markup=False, highlight=False, soft_wrap=True)
+
+    completion = await _interruptible(agent, request, show)
+    console.print()
+    if completion is None:
+        console.print("stopped; the question is forgotten", style="dim")
+    else:
+        conversation.answered(text, completion, time.monotonic() - began_s)
+
+
+async def _interruptible(agent: Agent, request: TextRequest, show: Callable[[Piece], None]) -> Completion | None:
+    """The completion, or None if Ctrl-C came."""
+    loop, task = asyncio.get_running_loop(), asyncio.create_task(agent.complete(request, show))
+    usual = signal.getsignal(signal.SIGINT)
+    with suppress(NotImplementedError):  # where signals do not exist
+        loop.add_signal_handler(signal.SIGINT, task.cancel)
+    try:
+        await asyncio.wait([task])
+        return None if task.cancelled() else task.result()
+    finally:
+        task.cancel()
+        with suppress(NotImplementedError):
+            loop.remove_signal_handler(signal.SIGINT)
+            signal.signal(signal.SIGINT, usual)

@@ -1,0 +1,121 @@
+"""A conversation: what is asked, what the commands do, and where tokens come from."""
+
+from __future__ import annotations
+
+import pytest
+
+from goodspeed.errors import InvalidRequest
+from goodspeed.sampling import SamplingParams
+from goodspeed_agent.chat import Conversation
+from goodspeed_agent.generation import _origins
+from goodspeed_agent.report import Completion, Speculation
+
+
+def completion(text: str, drafted: int = 0, *accepted: int) -> Completion:
+    speculation = Speculation(drafted)
+    for count in accepted:
+        speculation.verified(count)
+    return Completion(text, [1, 2, 3, 4], "stop", 5, speculation)
+
+
+def test_what_was_said_is_asked_again_with_every_question() -> None:
+    conversation = Conversation(SamplingParams(0.7, seed=3), 50, system="be brief")
+    assert conversation.ask("a?").prompt == [
+        {"role": "system", "content": "be brief"}, {"role": "user", "content": "a?"}
+    ]  # fmt: skip
+    conversation.answered("a?", completion("A."), 1.0)
+    request = conversation.ask("b?")
+    assert list(request.prompt)[1:] == [
+        {"role": "user", "content": "a?"}, {"role": "assistant", "content": "A."}, {"role": "user", "content": "b?"}
+    ]  # fmt: skip
+    assert (request.params, request.max_new_tokens) == (SamplingParams(0.7, seed=3), 50)
+
+
+def test_commands_change_how_the_next_answer_is_drawn() -> None:
+    conversation = Conversation()
+    assert conversation.command("/temperature 0.25") == "temperature 0.25"
+    assert conversation.command("/seed 9") == "seed 9"
+    assert conversation.command("/top_p 0.5") == "top_p 0.5"
+    assert conversation.params == SamplingParams(0.25, 0.5, seed=9)
+    assert conversation.command("/max 12") == "answers of at most 12 tokens"
+    assert conversation.ask("x").max_new_tokens == 12
+    assert conversation.command("/max 0") == "answers as long as there is room"
+    assert conversation.command("/system  talk like a test ") == "the target is told this first"
+    assert conversation.ask("x").prompt[0] == {"role": "system", "content": "talk like a test"}
+    assert "cyan" in conversation.command("/origins on")
+    assert conversation.origins
+    conversation.command("/origins off")
+    assert (conversation.origins, conversation.over) == (False, False)
+    assert conversation.command("/quit") == ""
+    assert (conversation.origins, conversation.over) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("/sed 3", "there is no /sed: did you mean /seed"),
+        ("/xyzzy", "/help lists all"),
+        ("/seed soon", "'soon' is no number"),
+        ("/seed -1", "seed is -1"),
+        ("/temperature -1", "temperature is -1"),
+        ("/temperature nan", "temperature is nan"),
+        ("/max -3", "at least one token"),
+        ("/origins maybe", "/origins on, or"),
+        ("/undo", "nothing to take back"),
+    ],
+)
+def test_a_command_that_cannot_be_says_what_to_write(line: str, sentence: str) -> None:
+    conversation = Conversation(SamplingParams(0.5))
+    with pytest.raises(InvalidRequest, match=sentence):
+        conversation.command(line)
+    assert conversation == Conversation(SamplingParams(0.5))
+
+
+def test_answers_are_taken_back_and_forgotten() -> None:
+    conversation = Conversation()
+    for text in "abc":
+        conversation.answered(text, completion(text.upper()), 1.0)
+    assert conversation.command("/undo") == "2 questions and answers are left"
+    assert [message["content"] for message in conversation.messages] == ["a", "A", "b", "B"]
+    conversation.command("/reset")
+    assert conversation.messages == []
+
+
+def test_figures_are_of_the_last_answer_and_of_all() -> None:
+    conversation = Conversation()
+    assert conversation.command("/stats") == "nothing has been said yet"
+    conversation.answered("a", completion("A"), 2.0)
+    conversation.answered("b", completion("B", 6, 2, 1), 2.0)
+    verdicts = "50% of 6 drafted accepted, 2.50 tokens a verdict, verdicts by tokens accepted 0:0 1:1 2:1"
+    assert conversation.command("/stats").splitlines() == [
+        f"last: 4 tokens in 2.0 s (2.0/s), {verdicts}",
+        f"in all: 8 tokens in 4.0 s (2.0/s), {verdicts}",
+    ]
+
+
+def test_help_names_every_command() -> None:
+    lines = Conversation().command("/help").splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "/stats", "/temperature", "/top_p", "/seed", "/max", "/system", "/origins", "/undo", "/reset", "/help", "/quit"
+    ]  # fmt: skip
+    assert all(len(line.split()) > 1 and len(line) < 80 for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("new", "drafted", "accepted", "expected"),
+    [
+        ([], [1], 0, []),
+        ([5], [], 0, ["target"]),
+        ([5, 6], [], 0, ["target", "target"]),
+        ([1, 2, 9], [1, 2, 3, 4], 2, ["accepted", "accepted", "recovered"]),
+        ([1, 2, 9], [1, 2], 2, ["accepted", "accepted", "bonus"]),
+        ([9], [1, 2], 0, ["recovered"]),
+        # The text ended within its draft.
+        ([1, 2], [1, 2, 3], 2, ["accepted", "accepted"]),
+        # A server that does not wait spells out what it accepts, and had not all of the guesses yet.
+        ([1, 2, 3], [1, 2, 3, 4], 0, ["accepted", "accepted", "bonus"]),
+        ([1, 2, 9], [1, 2, 3, 4], 0, ["accepted", "accepted", "recovered"]),
+    ],
+)
+def test_where_tokens_come_from(new: list[int], drafted: list[int], accepted: int, expected: list[str]) -> None:
+    assert _origins(new, drafted, accepted) == expected
