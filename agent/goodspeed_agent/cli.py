@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 
 from goodspeed.addresses import check_url
-from goodspeed.errors import InvalidRequest, TokenizerMismatch
+from goodspeed.errors import TokenizerMismatch
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.ahead import AheadMode
@@ -27,8 +27,8 @@ from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.batch import work_through
 from goodspeed_agent.drafters import SuffixDrafter, default_draft, load_drafter
 from goodspeed_agent.exits import Exit, exit_codes, run
+from goodspeed_agent.inputs import open_output, read_prompt, read_prompt_lines
 from goodspeed_agent.progress import ProgressDisplay
-from goodspeed_agent.prompts import PromptLine, read_prompts
 from goodspeed_agent.reloading import Reloading
 from goodspeed_agent.report import Completion
 
@@ -108,7 +108,7 @@ def complete(
     _write_utf8()
     _log_to_stderr(verbose)
     with exit_codes():
-        text = _prompt(prompt, prompt_file)
+        text = read_prompt(prompt, prompt_file)
         request = _request(
             [{"role": "user", "content": text}] if chat else text,
             max_new_tokens, temperature, top_p, top_k, min_p, seed, stop, ignore_eos, max_draft, domain,
@@ -156,12 +156,12 @@ def run_file(
         defaults = _request(
             "-", max_new_tokens, temperature, top_p, top_k, min_p, seed, stop, ignore_eos, max_draft, domain
         )
-        lines = _read_prompts(prompts, defaults)
+        lines = read_prompt_lines(prompts, defaults)
         console = Console(stderr=True)
 
         async def work(agent: Agent) -> int:
             # Opened only now that the link stands: a start that fails leaves earlier results alone.
-            with nullcontext(sys.stdout) if output is None else _open_output(output) as file:
+            with nullcontext(sys.stdout) if output is None else open_output(output) as file:
                 # A bar and results on the same terminal would write over each other.
                 bar = console.is_terminal and not file.isatty()
                 with ProgressDisplay(len(lines), console, bar=bar) as display:
@@ -242,6 +242,28 @@ def serve_api(
         _with_agent(work, server, draft, name, threads, connect_timeout, draft_ahead)
 
 
+@app.command(name="doctor")
+def examine_agent(
+    server: Server,
+    draft: Draft = None,
+    threads: Threads = 1,
+    connect_timeout: ConnectTimeout = 10.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
+) -> None:
+    """Say whether this box is fit to draft for a server, and what to do where it is not."""
+    _write_utf8()
+    with exit_codes():
+        from goodspeed_agent.doctor import examination, show
+
+        check_url(server)
+        backoff = Backoff(give_up_after_s=connect_timeout)
+        chosen = draft or default_draft()
+        load = functools.partial(load_drafter, chosen, threads=threads)
+        findings = run(examination(functools.partial(Agent, server, backoff=backoff), load, show(as_json=as_json)))
+        if any(finding.state == "bad" for finding in findings):
+            raise typer.Exit(1)
+
+
 def _request(
     prompt: str | list[dict[str, str]],
     max_new_tokens: int,
@@ -297,42 +319,6 @@ def _with_agent(
             return await work(agent)
 
     return run(main())
-
-
-def _prompt(prompt: str | None, file: Path | None) -> str:
-    if (prompt is None) == (file is None):
-        raise InvalidRequest(
-            "give the prompt as --prompt TEXT, as --prompt-file FILE, or on standard input: --prompt -"
-        )
-    source = Path(prompt) if file is None and prompt == "-" else file
-    if source is None:
-        assert prompt is not None
-        return prompt
-    try:
-        return _read(source).decode()
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"the prompt in {source} is not UTF-8: {error}") from None
-
-
-def _read_prompts(file: Path, defaults: TextRequest) -> list[PromptLine]:
-    try:
-        return read_prompts(_read(file).splitlines(), defaults)
-    except InvalidRequest as error:
-        raise InvalidRequest(f"{file}: {error}") from None
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    except OSError as error:
-        raise InvalidRequest(f"{file} cannot be read: {error.strerror}") from None
-
-
-def _open_output(file: Path) -> TextIO:
-    try:
-        return file.open("w", encoding="utf-8")
-    except OSError as error:
-        raise InvalidRequest(f"{file} cannot be written: {error.strerror}") from None
 
 
 def _write_result(file: TextIO, result: dict[str, Any]) -> None:

@@ -197,6 +197,17 @@ class Link:
         assert self._over is not None
         return self._over
 
+    async def ping(self) -> float:
+        """The round trip of a ping, seconds.
+
+        Raises:
+            LinkLost: the connection went away meanwhile.
+        """
+        try:
+            return await (await self._connection.ping())
+        except ConnectionClosed:
+            raise LinkLost(f"the connection to {self.url} went away") from None
+
     def channel(self) -> Channel:
         """Put one more stream on the link.
 

@@ -1,0 +1,113 @@
+"""The examination: what is good, what is not, and what to do."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from goodspeed import catalog
+from goodspeed.errors import ModelError
+from goodspeed_agent.agent import Agent
+from goodspeed_agent.backoff import Backoff
+from goodspeed_agent.doctor import Finding, examination, judge_drafting, judge_round_trip, judge_speed, show
+from goodspeed_agent.drafters import Drafter, SuffixDrafter
+from goodspeed_agent.drafters.model import ModelDrafter
+from goodspeed_agent.report import Completion, Speculation
+from goodspeed_agent.tokenizer import TokenizerCache
+from tests.serving import serving, tiny_settings, tiny_tokenizer
+from tests.tiny_models import tiny_llama
+
+QUICK = Backoff(first_s=0.01, longest_s=0.01, give_up_after_s=0.05)
+
+
+async def examined(url: str, drafter: Drafter | ModelError, folder: Path) -> list[Finding]:
+    shown: list[Finding] = []
+
+    def load() -> Drafter:
+        if isinstance(drafter, ModelError):
+            raise drafter
+        return drafter
+
+    make = partial(Agent, url, cache=TokenizerCache(folder), backoff=QUICK)
+    findings = await examination(make, load, shown.append)
+    assert findings == shown
+    return findings
+
+
+async def test_every_line_of_a_server_that_is_there(tmp_path: Path) -> None:
+    drafter = ModelDrafter(tiny_llama(), "same", catalog.fingerprint(tiny_tokenizer()))
+    async with serving(tiny_settings(model="tiny")) as (_, address):
+        findings = await examined(address, drafter, tmp_path)
+    assert [finding.what for finding in findings] == [
+        "link", "protocol", "target", "tokenizer", "round trip", "drafting", "budget"
+    ]  # fmt: skip
+    lines = {finding.what: finding for finding in findings}
+    assert address in lines["link"].value
+    assert lines["target"].value.startswith("tiny, coupled rule, waits for drafts")
+    assert lines["tokenizer"].value == "of same: the same as the target's"
+    assert "100% of them accepted" in lines["budget"].value
+    assert lines["budget"].state == "good"
+
+
+async def test_a_drafter_of_any_tokenizer_that_knows_nothing_yet(tmp_path: Path) -> None:
+    async with serving() as (_, address):
+        lines = {finding.what: finding for finding in await examined(address, SuffixDrafter(), tmp_path)}
+    assert lines["tokenizer"].value == "of suffix: fits every target"
+    assert "drafting" in lines
+
+
+@pytest.mark.parametrize(
+    ("drafter", "what", "sentence"),
+    [
+        (SuffixDrafter(), "link", "no link to"),
+        (ModelError("there is no such model"), "draft", "there is no such model"),
+    ],
+)
+async def test_what_is_missing_is_told_with_what_to_do(
+    drafter: Drafter | ModelError, what: str, sentence: str, tmp_path: Path
+) -> None:
+    (finding,) = await examined("ws://127.0.0.1:9", drafter, tmp_path)
+    assert (finding.what, finding.state) == (what, "bad")
+    assert sentence in finding.value
+    assert finding.advice
+
+
+async def test_a_draft_of_another_tokenizer_is_told(tmp_path: Path) -> None:
+    async with serving() as (_, address):
+        (finding,) = await examined(address, ModelDrafter(tiny_llama(), "foreign", "another"), tmp_path)
+    assert (finding.what, finding.state) == ("draft", "bad")
+
+
+@pytest.mark.parametrize(("round_trip_s", "state"), [(0.001, "good"), (0.05, "fair"), (0.3, "bad")])
+def test_a_round_trip_is_judged_by_what_the_server_decodes_meanwhile(round_trip_s: float, state: str) -> None:
+    finding = judge_round_trip(round_trip_s, 100.0)
+    assert (finding.state, bool(finding.advice)) == (state, state != "good")
+    assert f"{round_trip_s * 100:.1f} tokens" in finding.value
+
+
+@pytest.mark.parametrize(("guesses_per_s", "state"), [(None, "fair"), (250.0, "good"), (120.0, "fair"), (50.0, "bad")])
+def test_a_draft_is_to_be_quicker_than_its_target(guesses_per_s: float | None, state: str) -> None:
+    assert judge_speed("one", guesses_per_s, 100.0).state == state
+
+
+@pytest.mark.parametrize(("accepted", "state"), [((), "fair"), ((3, 3), "good"), ((1, 0), "fair")])
+def test_a_budget_is_judged_by_what_is_accepted(accepted: tuple[int, ...], state: str) -> None:
+    speculation = Speculation(4 * len(accepted))
+    for count in accepted:
+        speculation.verified(count)
+    finding = judge_drafting(Completion("", [1] * 10, "length", 1, speculation), 120.0, 100.0)
+    assert finding.state == state
+    assert "1.20 times" in finding.value
+
+
+def test_findings_are_lines_for_people_and_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    finding = Finding("link", "ws://x", "fair", "do [this]")
+    show(as_json=True)(finding)
+    assert json.loads(capsys.readouterr().out) == {
+        "what": "link", "value": "ws://x", "state": "fair", "advice": "do [this]"
+    }  # fmt: skip
+    show(as_json=False)(finding)
+    assert capsys.readouterr().out.splitlines() == ["! link       ws://x", "             do [this]"]
