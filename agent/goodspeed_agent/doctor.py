@@ -27,6 +27,8 @@ _SIGNS = {"good": ("✓", "green"), "fair": ("!", "yellow"), "bad": ("✗", "red
 _PINGS = 7
 _GUESSES = 48
 _TEXT_TOKENS = 64
+_JUDGED_TOKENS = 8
+"""With fewer drafted tokens nothing can be said of them."""
 _SAMPLE = "def read_json(path):\n    with open(path) as file:\n        return json.load(file)\n\n\ndef read"
 """Something to go on from; any text would do."""
 
@@ -122,9 +124,9 @@ def judge_drafting(completion: Completion, rate: float, plain_rate: float) -> Fi
     """What drafting brings, and what budget there is to expect."""
     speculation = completion.speculation
     speed = f"{rate:.0f} tokens a second, {rate / plain_rate:.2f} times those without drafts"
-    if not speculation.num_spec_steps:
+    if speculation.num_draft_tokens < _JUDGED_TOKENS:
         advice = "the server finds that drafts do not pay here, and decodes by itself: nothing is wrong with that"
-        return Finding("budget", f"nothing was drafted: {speed}", "fair", advice)
+        return Finding("budget", f"hardly anything was drafted: {speed}", "fair", advice)
     budget = speculation.num_draft_tokens / speculation.num_spec_steps
     share = speculation.draft_acceptance_rate or 0.0
     value = f"{budget:.1f} drafted tokens a verdict, {share:.0%} of them accepted: {speed}"
