@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +17,7 @@ from goodspeed.catalog import DEFAULT_TARGET
 from goodspeed.errors import GoodSpeedError, InvalidRequest, ModelError
 from goodspeed.event_loop import loop_factory
 from goodspeed.scheduling import SCHEDULERS
+from goodspeed_server.configuration import ENVIRONMENT, lines_in_force, use_file
 from goodspeed_server.monitor import run_monitor, top
 from goodspeed_server.settings import (
     AUTO_MAX_LENGTH,
@@ -52,8 +54,9 @@ def main() -> None:
     """The verification server of GoodSpeed."""
 
 
-@app.command()
+@app.command(context_settings={"auto_envvar_prefix": ENVIRONMENT})
 def run(
+    ctx: typer.Context,
     model: Annotated[str, typer.Option(help="Target: bundled, a folder, or a Hugging Face name.")] = DEFAULT_TARGET,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=MAX_PORT, help="Port; 0 picks a free one.")] = 8765,
@@ -101,35 +104,48 @@ def run(
     monitor: Annotated[bool, typer.Option("--monitor", help="Draw the live monitor here.")] = False,
     log_file: Annotated[Path | None, typer.Option(help="Log here rather than to stderr; wise with --monitor.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log who comes and goes.")] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML, for what neither flags nor GOODSPEED_... say.", is_eager=True, callback=use_file),
+    ] = None,
 ) -> None:
     """Load the target, listen, and verify everybody's drafts."""
     with _errors_named():
         _log_to(log_file, verbose=verbose)
-        settings = ServerSettings(
-            model=model,
-            host=host,
-            port=port,
-            scheduler=scheduler,
-            fairness=fairness,
-            rule=rule,
-            layout=layout,
-            device=device,
-            dtype=dtype,
-            max_streams=max_streams,
-            max_length=max_length,
-            threads=threads,
-            record=record,
-            record_max_bytes=int(record_max_mb * 2**20),
-            rounds=RoundSettings(
-                rounds=rounds,
-                capacity=capacity,
-                round_timeout_s=round_timeout_ms / 1e3,
-                prefill_chunk=prefill_chunk,
-                max_waiting=max_waiting,
-                early_stop=early_stop,
-            ),
-        )
-        _run(_serve(settings, monitor=monitor))
+        # From the context, where `config` finds them too.
+        _run(_serve(_settings(ctx.params), monitor=monitor))
+
+
+@app.command("config", context_settings={"auto_envvar_prefix": ENVIRONMENT}, help="Print what is in force, and why.")
+@functools.wraps(run)
+def show_config(ctx: typer.Context, **_: Any) -> None:
+    """Takes what `run` takes, and starts nothing."""
+    with _errors_named():
+        _settings(ctx.params)
+        for line in lines_in_force(ctx):
+            print(line)
+
+
+def _settings(given: Mapping[str, Any]) -> ServerSettings:
+    """The options of `run`, checked."""
+    rounds = RoundSettings(
+        rounds=given["rounds"],
+        capacity=given["capacity"],
+        round_timeout_s=given["round_timeout_ms"] / 1e3,
+        prefill_chunk=given["prefill_chunk"],
+        max_waiting=given["max_waiting"],
+        early_stop=given["early_stop"],
+    )
+    names = (
+        "model", "host", "port", "scheduler", "fairness", "rule", "layout", "device", "dtype", "max_streams",
+        "max_length", "threads",
+    )  # fmt: skip
+    return ServerSettings(
+        **{name: given[name] for name in names},
+        record=None if given["record"] is None else Path(given["record"]),
+        record_max_bytes=int(given["record_max_mb"] * 2**20),
+        rounds=rounds,
+    )
 
 
 @app.command("top")
