@@ -12,7 +12,7 @@ from websockets.uri import parse_uri
 
 from goodspeed.errors import InvalidRequest
 
-__all__ = ["check_url", "is_loopback", "proxy_for"]
+__all__ = ["check_url", "is_loopback", "is_loopback_host", "proxy_for"]
 
 
 def check_url(url: str) -> None:
@@ -33,7 +33,11 @@ def is_loopback(url: str) -> bool:
     Raises:
         ValueError: it is no URL.
     """
-    host = urlsplit(url).hostname or ""
+    return is_loopback_host(urlsplit(url).hostname or "")
+
+
+def is_loopback_host(host: str) -> bool:
+    """Whether a host is this very machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -207,9 +207,9 @@ class Foreign:
 
 
 def test_a_default_draft_that_does_not_fit_gives_way(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("goodspeed_agent.cli.default_draft", lambda: "default")
+    monkeypatch.setattr("goodspeed_agent.working.default_draft", lambda: "default")
     monkeypatch.setattr(
-        "goodspeed_agent.cli.load_drafter",
+        "goodspeed_agent.working.load_drafter",
         lambda name, threads: Foreign() if name == "default" else load_drafter(name),
     )
     result = complete(server, "--prompt", PROMPT)

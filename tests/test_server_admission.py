@@ -31,23 +31,23 @@ def test_first_in_first_out() -> None:
 
 def test_who_withdraws_frees_a_place_and_the_others_move_up() -> None:
     waiting = queue("a", "b", "c", max_waiting=3)
-    assert waiting.withdraw("a")
+    assert waiting.withdraw("a") == 0
     waiting.wait("late", 9)
     assert [waiting.next() for _ in range(3)] == [("b", 1), ("c", 2), ("late", 9)]
 
 
-def test_withdrawing_says_whether_anybody_waited() -> None:
+def test_withdrawing_gives_back_what_waited() -> None:
     waiting = queue("a")
-    assert not waiting.withdraw("b")
+    assert waiting.withdraw("b") is None
     assert "a" in waiting
-    assert waiting.withdraw("a")
-    assert not waiting.withdraw("a")
+    assert waiting.withdraw("a") == 0
+    assert waiting.withdraw("a") is None
     assert len(waiting) == 0
 
 
 def test_a_link_that_goes_takes_its_own_requests_out_of_the_queue() -> None:
     waiting = queue("a1", "b1", "a2", "b2")
-    waiting.withdraw_all(lambda name: name.startswith("a"))
+    assert waiting.withdraw_all(lambda name: name.startswith("a")) == [0, 2]
     assert [waiting.next(), waiting.next()] == [("b1", 1), ("b2", 3)]
 
 

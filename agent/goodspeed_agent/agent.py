@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import goodspeed
+from goodspeed.credentials import NOBODY, Credentials
 from goodspeed.errors import InvalidRequest, TokenizerMismatch
 from goodspeed.logprobs import TokenLogprobs
 from goodspeed.messages import MAX_DRAFT_TOKENS, MAX_TEXT, PROTOCOL_VERSION, Hello
@@ -147,6 +148,7 @@ class Agent:
         cache: where tokenizers are kept.
         backoff: how patiently a link that fails is made again, and an overloaded server asked again.
         draft_ahead: whether to draft on while a verdict is on its way.
+        credentials: to be let in with.
 
     Raises:
         InvalidRequest: on construction, the address is not one, or the name not text.
@@ -164,6 +166,7 @@ class Agent:
         cache: TokenizerCache | None = None,
         backoff: Backoff | None = None,
         draft_ahead: AheadMode = "auto",
+        credentials: Credentials = NOBODY,
     ) -> None:
         _check_text("the agent's name", name or "")
         if len(name or "") > MAX_TEXT:
@@ -178,7 +181,7 @@ class Agent:
             drafter.fingerprint,
             f"goodspeed {goodspeed.__version__}",
         )
-        self.link = Link(url, hello, cache or TokenizerCache(), self._backoff)
+        self.link = Link(url, hello, cache or TokenizerCache(), self._backoff, credentials)
         self._ahead = Ahead(draft_ahead)
         self._calibrations: defaultdict[float | None, Calibration] = defaultdict(Calibration)
 

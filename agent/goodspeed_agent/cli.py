@@ -3,34 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import io
 import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Optional, TextIO, TypeVar
+from typing import Annotated, Any, TextIO, TypeVar
 
 import typer
 from rich.console import Console
 
-from goodspeed.addresses import check_url
-from goodspeed.errors import TokenizerMismatch
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import Agent, Piece, TextRequest
-from goodspeed_agent.ahead import AheadMode
-from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.batch import work_through
-from goodspeed_agent.drafters import SuffixDrafter, default_draft, load_drafter
 from goodspeed_agent.exits import Exit, exit_codes, run
 from goodspeed_agent.inputs import open_output, read_prompt, read_prompt_lines
+from goodspeed_agent.options import (
+    Ca,
+    ClientCert,
+    ClientKey,
+    ConnectTimeout,
+    Domain,
+    Draft,
+    DraftAhead,
+    IgnoreEos,
+    MaxDraft,
+    MaxNewTokens,
+    MinP,
+    Name,
+    Seed,
+    Server,
+    Stop,
+    Temperature,
+    Threads,
+    Token,
+    TopK,
+    TopP,
+    Verbose,
+)
 from goodspeed_agent.progress import ProgressDisplay
-from goodspeed_agent.reloading import Reloading
 from goodspeed_agent.report import Completion
+from goodspeed_agent.working import agent_maker, drafter_loader, note, with_agent
 
 __all__ = ["app"]
 
@@ -43,43 +59,10 @@ app = typer.Typer(
     help="Drafts tokens here, has them verified by a goodspeed-server, and prints what the server's model says.",
 )
 
-Server = Annotated[str, typer.Option(help="The server's address: ws://HOST:PORT or wss://HOST:PORT.")]
-Draft = Annotated[
-    Optional[str],  # noqa: UP045  (typer reads annotations)
-    typer.Option(
-        help="none, suffix (needs no torch), a bundled draft, a folder or a Hugging Face name; "
-        "by default the bundled draft, or suffix where torch is missing."
-    ),
-]
-Name = Annotated[str | None, typer.Option(help="What the server's operator sees; the host's name by default.")]
-ConnectTimeout = Annotated[
-    float,
-    typer.Option(min=0.0, max=86_400.0, help="Give up after so many seconds without a link, or without room."),
-]
-Threads = Annotated[int, typer.Option(min=1, help="How many threads a draft model may use.")]
-MaxNewTokens = Annotated[int, typer.Option(help="The longest text, in tokens.")]
-Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")]
-TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that make up this mass; 1 keeps all.")]
-TopK = Annotated[int, typer.Option(help="Draw from this many of the likeliest tokens; 0 keeps all.")]
-MinP = Annotated[float, typer.Option(help="Draw from tokens at least this fraction as likely as the likeliest.")]
-Seed = Annotated[int, typer.Option(help="The same seed, prompt and parameters give the same text.")]
-Stop = Annotated[list[str] | None, typer.Option(help="End the text before this string (repeatable).")]
-IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on when the model says it is done.")]
-DraftAhead = Annotated[
-    AheadMode,
-    typer.Option(
-        help="Draft on beyond what the server asks for; auto does so while enough of it turns out to be of use."
-    ),
-]
-Domain = Annotated[
-    str, typer.Option(help="What the text is about, in a word: kept with what the server records for tuning drafts.")
-]
-MaxDraft = Annotated[int | None, typer.Option(help="The longest draft; by default as drafter and server like it.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what goes on, on standard error.")]
-
 
 @app.command()
 def complete(
+    ctx: typer.Context,
     server: Server,
     prompt: Annotated[str | None, typer.Option(help="The prompt; - reads it from standard input.")] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="Read the prompt from a file (- is standard input).")] = None,
@@ -102,6 +85,10 @@ def complete(
     name: Name = None,
     threads: Threads = 1,
     connect_timeout: ConnectTimeout = 30.0,
+    token: Token = None,
+    ca: Ca = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
     verbose: Verbose = False,
 ) -> None:
     """Complete one prompt; verified text streams to standard output as it comes."""
@@ -115,10 +102,10 @@ def complete(
         )  # fmt: skip
         began_s = time.monotonic()
         write = None if as_json else _write
-        completion = _with_agent(
+        completion = with_agent(
             lambda agent: agent.complete(request, write, _say_queued),
-            server, draft, name, threads, connect_timeout, draft_ahead,
-        )  # fmt: skip
+            ctx.params,
+        )
         if as_json:
             print(json.dumps(completion.to_json(), ensure_ascii=False))
         else:
@@ -128,6 +115,7 @@ def complete(
 
 @app.command(name="run")
 def run_file(
+    ctx: typer.Context,
     prompts: Annotated[Path, typer.Option(help='JSON lines: {"prompt": "..."}, and any of the options below.')],
     server: Server,
     output: Annotated[Path | None, typer.Option(help="Where the results go; standard output by default.")] = None,
@@ -147,6 +135,10 @@ def run_file(
     name: Name = None,
     threads: Threads = 1,
     connect_timeout: ConnectTimeout = 300.0,
+    token: Token = None,
+    ca: Ca = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
     verbose: Verbose = False,
 ) -> None:
     """Work through a file of prompts; results come in its order, one JSON object a line."""
@@ -168,7 +160,7 @@ def run_file(
                     write = partial(_write_result, file)
                     return await work_through(agent, lines, concurrency, write, display)
 
-        failed = _with_agent(work, server, draft, name, threads, connect_timeout, draft_ahead)
+        failed = with_agent(work, ctx.params)
         if failed:
             typer.echo(f"goodspeed-agent: {failed} of {len(lines)} prompts failed; their results say why", err=True)
             raise typer.Exit(Exit.SOME_FAILED)
@@ -176,6 +168,7 @@ def run_file(
 
 @app.command(name="chat")
 def converse(
+    ctx: typer.Context,
     server: Server,
     draft: Draft = None,
     system: Annotated[str, typer.Option(help="What the target is told before the conversation.")] = "",
@@ -190,6 +183,10 @@ def converse(
     name: Name = None,
     threads: Threads = 1,
     connect_timeout: ConnectTimeout = 300.0,
+    token: Token = None,
+    ca: Ca = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
     verbose: Verbose = False,
 ) -> None:
     """Converse with the server's model; /help says how."""
@@ -204,14 +201,15 @@ def converse(
 
         async def work(agent: Agent) -> None:
             welcome = agent.link.welcome
-            _note(f"{welcome.model}, drafted for by {agent.drafter}; /help for commands, Ctrl-D to end")
+            note(f"{welcome.model}, drafted for by {agent.drafter}; /help for commands, Ctrl-D to end")
             await chat(agent, conversation, Console())
 
-        _with_agent(work, server, draft, name, threads, connect_timeout, draft_ahead)
+        with_agent(work, ctx.params)
 
 
 @app.command(name="serve")
 def serve_api(
+    ctx: typer.Context,
     server: Server,
     host: Annotated[str, typer.Option(help="Whom to serve; who listens beyond this machine serves everybody.")] = (
         "127.0.0.1"
@@ -222,6 +220,10 @@ def serve_api(
     name: Name = None,
     threads: Threads = 1,
     connect_timeout: ConnectTimeout = 300.0,
+    token: Token = None,
+    ca: Ca = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
     verbose: Verbose = False,
 ) -> None:
     """Answer OpenAI clients on this machine."""
@@ -236,18 +238,23 @@ def serve_api(
             try:
                 await serve(agent, host, port, lambda url: print(f"serving {model} at {url}", flush=True))
             except asyncio.CancelledError:
-                _note("no more requests; the texts that were being written have ended")
+                note("no more requests; the texts that were being written have ended")
                 raise
 
-        _with_agent(work, server, draft, name, threads, connect_timeout, draft_ahead)
+        with_agent(work, ctx.params)
 
 
 @app.command(name="doctor")
 def examine_agent(
+    ctx: typer.Context,
     server: Server,
     draft: Draft = None,
     threads: Threads = 1,
     connect_timeout: ConnectTimeout = 10.0,
+    token: Token = None,
+    ca: Ca = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
     """Say whether this box is fit to draft for a server, and what to do where it is not."""
@@ -255,11 +262,7 @@ def examine_agent(
     with exit_codes():
         from goodspeed_agent.doctor import examination, show
 
-        check_url(server)
-        backoff = Backoff(give_up_after_s=connect_timeout)
-        chosen = draft or default_draft()
-        load = functools.partial(load_drafter, chosen, threads=threads)
-        findings = run(examination(functools.partial(Agent, server, backoff=backoff), load, show(as_json=as_json)))
+        findings = run(examination(agent_maker(ctx.params), drafter_loader(ctx.params), show(as_json=as_json)))
         if any(finding.state == "bad" for finding in findings):
             raise typer.Exit(1)
 
@@ -284,43 +287,6 @@ def _request(
     return request
 
 
-def _with_agent(
-    work: Callable[[Agent], Coroutine[None, None, T]],
-    server: str,
-    draft: str | None,
-    name: str | None,
-    threads: int,
-    connect_timeout_s: float,
-    draft_ahead: AheadMode,
-) -> T:
-    """Connect an agent and let it work."""
-    check_url(server)
-    backoff = Backoff(give_up_after_s=connect_timeout_s)
-    make = functools.partial(Agent, server, name=name, backoff=backoff, draft_ahead=draft_ahead)
-    chosen = draft or default_draft()
-    if draft is None and chosen == "suffix":
-        _note("drafting from the text's own repetitions; for a draft model: pip install 'goodspeed[models]'")
-    load = functools.partial(load_drafter, chosen, threads=threads)
-
-    async def main() -> T:
-        async with AsyncExitStack() as stack:
-            # The first of all: a signal that nobody awaits would end the process.
-            reloading = stack.enter_context(Reloading(load, _note))
-            drafter = await asyncio.to_thread(load)
-            try:
-                agent = await stack.enter_async_context(make(drafter))
-            except TokenizerMismatch:
-                if draft is not None:
-                    raise
-                # Nobody asked for this draft; the one that fits every target does as well.
-                _note(f"{chosen} does not fit this server's model; drafting from the text's own repetitions instead")
-                agent = await stack.enter_async_context(make(SuffixDrafter()))
-            reloading.attach(agent)
-            return await work(agent)
-
-    return run(main())
-
-
 def _write_result(file: TextIO, result: dict[str, Any]) -> None:
     print(json.dumps(result, ensure_ascii=False), file=file, flush=True)
 
@@ -343,11 +309,7 @@ def _summarise(completion: Completion, seconds: float) -> None:
 
 
 def _say_queued() -> None:
-    _note("waiting for a row on the server")
-
-
-def _note(text: str) -> None:
-    typer.echo(f"goodspeed-agent: {text}", err=True)
+    note("waiting for a row on the server")
 
 
 def _write_utf8() -> None:

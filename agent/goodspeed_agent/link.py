@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import ssl
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeAlias, TypeVar
@@ -24,6 +25,7 @@ from websockets.protocol import State
 
 from goodspeed.addresses import check_url, proxy_for
 from goodspeed.catalog import Files
+from goodspeed.credentials import NOBODY, Credentials, refused_by_status, untrusted
 from goodspeed.errors import (
     GoodSpeedError,
     InvalidRequest,
@@ -139,17 +141,26 @@ class Link:
         hello: what this agent is.
         cache: where tokenizers are kept.
         backoff: how patiently a link that fails is made again.
+        credentials: to be let in with.
 
     Raises:
-        InvalidRequest: on construction, the address is not one.
+        InvalidRequest: on construction, the address is not one, or a file of the credentials cannot be used.
     """
 
     welcome: Welcome
     files: Files
     """The target's tokenizer."""
 
-    def __init__(self, url: str, hello: Hello, cache: TokenizerCache, backoff: Backoff | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        hello: Hello,
+        cache: TokenizerCache,
+        backoff: Backoff | None = None,
+        credentials: Credentials = NOBODY,
+    ) -> None:
         check_url(url)
+        self._tls, self._headers = credentials.tls(url), credentials.headers(url)
         self.url = url
         self.reconnections = 0
         self._hello = hello
@@ -301,7 +312,7 @@ class Link:
                 reason: Exception = error
             except (OSError, TimeoutError, ConnectionClosed, InvalidHandshake) as error:
                 self._raise_if_hopeless(error)
-                reason = error
+                reason = refused_by_status(self.url, error.response) if isinstance(error, InvalidStatus) else error
             await self._wait_for_next_attempt(str(reason) or "no answer")
 
     async def _wait_for_next_attempt(self, reason: str) -> None:
@@ -326,6 +337,8 @@ class Link:
                 close_timeout=2.0,
                 user_agent_header="goodspeed-agent",
                 proxy=proxy_for(self.url),
+                ssl=self._tls,
+                additional_headers=self._headers,
             )
             try:
                 await connection.send(encode(self._hello))
@@ -349,10 +362,9 @@ class Link:
 
     def _raise_if_hopeless(self, error: Exception) -> None:
         if isinstance(error, InvalidStatus) and error.response.status_code < 500:
-            raise Refused(
-                f"{self.url} answers with HTTP {error.response.status_code}: that is not a goodspeed-server",
-                code="not_a_server",
-            ) from None
+            raise refused_by_status(self.url, error.response) from None
+        if isinstance(error, ssl.SSLCertVerificationError):
+            raise Refused(untrusted(self.url, error), code="untrusted") from None
         if isinstance(error, ConnectionClosed):
             # Sent again it would be too large again. Whoever closes is answered with the same code.
             if error.rcvd_then_sent is not False and _too_big(error.rcvd):

@@ -52,11 +52,10 @@ class Admission(Generic[KeyT, RequestT]):
         """Take the request that has waited longest."""
         return self._waiting.popitem(last=False) if self._waiting else None
 
-    def withdraw(self, key: KeyT) -> bool:
-        """Forget a request; whether there was one."""
-        return self._waiting.pop(key, None) is not None
+    def withdraw(self, key: KeyT) -> RequestT | None:
+        """Forget a request; None if there was none."""
+        return self._waiting.pop(key, None)
 
-    def withdraw_all(self, gone: Callable[[KeyT], bool]) -> None:
-        """Forget every request whose key `gone` says so of."""
-        for key in [key for key in self._waiting if gone(key)]:
-            del self._waiting[key]
+    def withdraw_all(self, gone: Callable[[KeyT], bool]) -> list[RequestT]:
+        """Forget every request whose key `gone` says so of, and give them back."""
+        return [self._waiting.pop(key) for key in [key for key in self._waiting if gone(key)]]

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import logging
-import sys
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from goodspeed.catalog import DEFAULT_TARGET
-from goodspeed.errors import GoodSpeedError, InvalidRequest, ModelError
+from goodspeed.credentials import Credentials
+from goodspeed.errors import InvalidRequest, ModelError
 from goodspeed.event_loop import loop_factory
 from goodspeed.scheduling import SCHEDULERS
+from goodspeed_server import token_commands
 from goodspeed_server.configuration import ENVIRONMENT, lines_in_force, use_file
+from goodspeed_server.errands import errors_named
 from goodspeed_server.monitor import run_monitor, top
 from goodspeed_server.settings import (
     AUTO_MAX_LENGTH,
@@ -30,6 +31,7 @@ from goodspeed_server.settings import (
     RoundsName,
     RuleName,
     ServerSettings,
+    TlsSettings,
 )
 
 __all__ = ["app"]
@@ -41,12 +43,9 @@ app = typer.Typer(
     help="The verification server of GoodSpeed.",
 )
 
-logger = logging.getLogger(__name__)
+app.add_typer(token_commands.app, name="token")
 
-EXIT_FAILED = 1
-"""Something GoodSpeed knows how to name went wrong; the sentence is on stderr."""
-EXIT_USAGE = 2
-"""A value given here is wrong, likewise."""
+logger = logging.getLogger(__name__)
 
 
 @app.callback()
@@ -101,6 +100,17 @@ def run(
         typer.Option(help="Keep every text and the target's likeliest tokens in this folder, for goodspeed tune."),
     ] = None,
     record_max_mb: Annotated[float, typer.Option(min=64, help="Of --record; the oldest is deleted.")] = 1024.0,
+    tokens: Annotated[
+        Path | None, typer.Option(help="Let in who shows one of these tokens: goodspeed-server token create.")
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Encrypt links: a certificate, and the chain behind it.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Of --tls-cert, where it is not in the same file.")] = None,
+    tls_client_ca: Annotated[Path | None, typer.Option(help="Let in whose certificate this authority signed.")] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen beyond loopback without tokens and TLS.")
+    ] = False,
     monitor: Annotated[bool, typer.Option("--monitor", help="Draw the live monitor here.")] = False,
     log_file: Annotated[Path | None, typer.Option(help="Log here rather than to stderr; wise with --monitor.")] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log who comes and goes.")] = False,
@@ -110,7 +120,7 @@ def run(
     ] = None,
 ) -> None:
     """Load the target, listen, and verify everybody's drafts."""
-    with _errors_named():
+    with errors_named():
         _log_to(log_file, verbose=verbose)
         # From the context, where `config` finds them too.
         _run(_serve(_settings(ctx.params), monitor=monitor))
@@ -120,10 +130,13 @@ def run(
 @functools.wraps(run)
 def show_config(ctx: typer.Context, **_: Any) -> None:
     """Takes what `run` takes, and starts nothing."""
-    with _errors_named():
+    with errors_named():
         _settings(ctx.params)
         for line in lines_in_force(ctx):
             print(line)
+
+
+_FILES = ("record", "tokens", "tls_cert", "tls_key", "tls_client_ca")
 
 
 def _settings(given: Mapping[str, Any]) -> ServerSettings:
@@ -138,11 +151,14 @@ def _settings(given: Mapping[str, Any]) -> ServerSettings:
     )
     names = (
         "model", "host", "port", "scheduler", "fairness", "rule", "layout", "device", "dtype", "max_streams",
-        "max_length", "threads",
+        "max_length", "threads", "insecure",
     )  # fmt: skip
+    files = {name: None if given[name] is None else Path(given[name]) for name in _FILES}
     return ServerSettings(
         **{name: given[name] for name in names},
-        record=None if given["record"] is None else Path(given["record"]),
+        record=files["record"],
+        tokens=files["tokens"],
+        tls=TlsSettings(files["tls_cert"], files["tls_key"], files["tls_client_ca"]),
         record_max_bytes=int(given["record_max_mb"] * 2**20),
         rounds=rounds,
     )
@@ -153,10 +169,16 @@ def watch(
     url: Annotated[str, typer.Argument(help="The server's address, ws://HOST:PORT.")] = "ws://127.0.0.1:8765",
     once: Annotated[bool, typer.Option("--once", help="Draw one picture and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Snapshots as JSON lines.")] = False,
+    token: Annotated[
+        str | None, typer.Option(envvar="GOODSPEED_TOKEN", help="Better in the environment: others see your flags.")
+    ] = None,
+    ca: Annotated[Path | None, typer.Option(help="Certificates to trust: the server's own, if self-signed.")] = None,
+    client_cert: Annotated[Path | None, typer.Option(help="For a server that asks for one.")] = None,
+    client_key: Annotated[Path | None, typer.Option(help="Of --client-cert.")] = None,
 ) -> None:
     """Watch a server from afar."""
-    with _errors_named():
-        _run(top(url, once=once, as_json=as_json))
+    with errors_named():
+        _run(top(url, once=once, as_json=as_json, credentials=Credentials(token, ca, client_cert, client_key)))
 
 
 def _run(main: Coroutine[None, None, None]) -> None:
@@ -201,15 +223,3 @@ def _log_to(file: Path | None, *, verbose: bool) -> None:
         log.addHandler(handler)
         log.setLevel(logging.INFO if verbose else logging.WARNING)
         log.propagate = False
-
-
-@contextlib.contextmanager
-def _errors_named() -> Iterator[None]:
-    """What GoodSpeed can name becomes one sentence and an exit code."""
-    try:
-        yield
-    except GoodSpeedError as error:
-        print(f"goodspeed-server: {error}", file=sys.stderr)
-        raise typer.Exit(EXIT_USAGE if isinstance(error, InvalidRequest) else EXIT_FAILED) from None
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None

@@ -36,9 +36,11 @@ from goodspeed.messages import (
     encode,
 )
 from goodspeed.verification import Rule
+from goodspeed_server.allowance import Allowance
 from goodspeed_server.live import AgentAccount
 from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.telemetry import Telemetry
+from goodspeed_server.tokens import Role, Token
 
 __all__ = ["Link", "ServedModel"]
 
@@ -73,6 +75,10 @@ class ServedModel:
     eos_tokens: frozenset[int]
 
 
+_ROLES: dict[str, tuple[Role, ...]] = {"agent": ("agent", "admin"), "monitor": ("monitor", "admin")}
+"""Which tokens open a link of a kind."""
+
+
 class Link:
     """One peer.
 
@@ -82,6 +88,8 @@ class Link:
         rounds: where its streams live.
         telemetry: is told who comes and goes.
         snapshot_frame: what a monitor is shown now, encoded.
+        token: what the peer showed at the door; None where nobody has to show anything.
+        allowance: of that token.
     """
 
     def __init__(
@@ -92,8 +100,12 @@ class Link:
         rounds: RoundLoop,
         telemetry: Telemetry,
         snapshot_frame: Callable[[], bytes],
+        token: Token | None = None,
+        allowance: Allowance | None = None,
     ) -> None:
-        self._connection = connection
+        self._token = token
+        self._allowance = allowance
+        self.connection = connection
         self._model = model
         self._rounds = rounds
         self._telemetry = telemetry
@@ -112,7 +124,7 @@ class Link:
     def abort(self) -> None:
         """Cut the peer off without a word."""
         self._dropped = True
-        self._connection.transport.abort()
+        self.connection.transport.abort()
 
     async def run(self) -> None:
         """Serve the peer until the link is closed; never raises what a peer can cause."""
@@ -159,6 +171,12 @@ class Link:
             raise ProtocolError(f"no Hello came within {_HANDSHAKE_TIMEOUT_S:g} s") from None
         if not isinstance(hello, Hello):
             raise ProtocolError(f"the first message is a {type(hello).__name__}: it must be a Hello")
+        if self._token is not None and self._token.role not in _ROLES[hello.role]:
+            raise InvalidRequest(
+                f"the token {self._token.name!r} is {self._token.role}'s, and does not open this door: an {hello.role} "
+                f"needs one of role {' or '.join(_ROLES[hello.role])}",
+                code="forbidden",
+            )
         self._check_fingerprint(hello)
         model = self._model
         self.post(
@@ -188,7 +206,9 @@ class Link:
             )
 
     async def _serve_agent(self, hello: Hello) -> None:
-        account = AgentAccount(hello.name, hello.drafter, PRIOR_ALPHA)
+        account = AgentAccount(hello.name, hello.drafter, PRIOR_ALPHA, allowance=self._allowance)
+        if self._token is not None:
+            account.weight = self._token.weight
         self._telemetry.joined(account, self._rounds.now())
         logger.info("agent %s (%s) has linked up from %s", hello.name, hello.drafter, self._peer)
         try:
@@ -229,14 +249,14 @@ class Link:
         self.post(Failure(error.code, str(error)[:_LONGEST_SENTENCE], stream, retry_after_s))
 
     async def _show(self) -> None:
-        closed = asyncio.create_task(self._connection.wait_closed())
+        closed = asyncio.create_task(self.connection.wait_closed())
         while not closed.done():
             if self._outgoing.empty():
                 self._post_frame(self._snapshot_frame())
             await asyncio.wait([closed], timeout=SNAPSHOT_INTERVAL_S)
 
     async def _receive(self) -> AgentMessage:
-        frame = await self._connection.recv()
+        frame = await self.connection.recv()
         if len(frame) > self._model.max_frame_bytes:
             raise ProtocolError(
                 f"a frame of {len(frame)} bytes came and {self._model.max_frame_bytes} are the most this server takes: "
@@ -247,7 +267,7 @@ class Link:
     async def _write(self) -> None:
         with contextlib.suppress(ConnectionClosed):
             while (frame := await self._outgoing.get()) is not None:
-                await self._connection.send(frame)
+                await self.connection.send(frame)
                 self._queued_bytes -= len(frame)
 
     async def _close_with(self, error: GoodSpeedError, close_code: CloseCode) -> None:
@@ -260,7 +280,7 @@ class Link:
         with contextlib.suppress(asyncio.QueueFull):
             self._outgoing.put_nowait(None)
         await asyncio.wait([self._writer], timeout=_FLUSH_TIMEOUT_S)
-        await self._connection.close(close_code, reason)
+        await self.connection.close(close_code, reason)
 
 
 def _stream_of(message: AgentMessage) -> int | None:

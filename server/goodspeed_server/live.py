@@ -15,6 +15,7 @@ from goodspeed.messages import Draft, ServerMessage
 from goodspeed.stream import ServedStream
 from goodspeed.timing import Pace
 from goodspeed.verification import DraftDistribution
+from goodspeed_server.allowance import Allowance
 
 __all__ = ["AgentAccount", "LiveStream", "Outbox"]
 
@@ -44,6 +45,10 @@ class AgentAccount:
     drafted: int = 0
     accepted: int = 0
     bad_drafts: int = 0
+    weight: float = 1.0
+    """`omega` of its streams in the utility."""
+    allowance: Allowance | None = None
+    """Of the token it showed."""
     redrafted_at: float = -math.inf
     """When its estimates were last started anew."""
 

@@ -141,7 +141,7 @@ class Planner:
         return Demand(
             alpha=np.array([self._chance(live) for live in streams]),
             goodput=np.array([live.goodput for live in streams]),
-            weight=np.ones(len(streams)),
+            weight=np.array([live.account.weight for live in streams]),
             limit=np.array([live.stream.draft_limit for live in streams], dtype=np.int64),
             timing=Timing(
                 rate=np.array([live.rate.rate for live in streams]),

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from goodspeed.errors import InvalidRequest
+from goodspeed.errors import InvalidRequest, Overloaded
 from goodspeed.estimation import PRIOR_ALPHA, Goodput
 from goodspeed.logprobs import entry_bytes
 from goodspeed.messages import Draft, DraftEnd, Failure, Open, Opened, Verdict
@@ -121,7 +121,7 @@ class RoundLoop:
 
         Raises:
             InvalidRequest: a value is out of range, or the number is taken by a stream of the same link.
-            Overloaded: no row is free and the queue is full.
+            Overloaded: no row is free and the queue is full, or the token allows no more.
         """
         key = (outbox, message.stream)
         if key in self._live or key in self._admission:
@@ -135,10 +135,16 @@ class RoundLoop:
             max_length=self._engine.max_length,
             eos_tokens=self._eos_tokens,
         )
+        if account.allowance is not None:
+            account.allowance.admit(self._clock())
         if self._engine.free_rows:
             self._admit(key, account, stream)
-        else:
+            return
+        try:
             self._admission.wait(key, (account, stream))
+        except Overloaded:
+            _give_back(account)
+            raise
 
     def draft(self, outbox: Outbox, message: Draft) -> None:
         """Take a draft.
@@ -203,14 +209,18 @@ class RoundLoop:
     def close(self, outbox: Outbox, number: int) -> None:
         """End a stream its agent wants no more of; one that is not open is no error, since verdicts cross closes."""
         key = (outbox, number)
-        if not self._admission.withdraw(key) and key in self._live:
+        waiting = self._admission.withdraw(key)
+        if waiting is not None:
+            _give_back(waiting[0])
+        elif key in self._live:
             self._end(self._live[key])
             self._changed.set()
 
     def drop(self, outbox: Outbox) -> None:
         """End every stream of a link that has gone."""
         # The queue first: a row that falls free must not go to a stream of the same link.
-        self._admission.withdraw_all(lambda key: key[0] is outbox)
+        for account, _ in self._admission.withdraw_all(lambda key: key[0] is outbox):
+            _give_back(account)
         for key in [key for key in self._live if key[0] is outbox]:
             self.close(*key)
 
@@ -290,6 +300,8 @@ class RoundLoop:
                 live.start_afresh()
                 renewed.append(live)
             self._telemetry.committed(live, len(turn.drafted), commit, now)
+            if live.account.allowance is not None:
+                live.account.allowance.spend(commit.size, now)
             if commit.finish:
                 self._tell(live, commit)
                 ended.append(live)
@@ -403,6 +415,7 @@ class RoundLoop:
     def _end(self, live: LiveStream) -> None:
         """Forget a stream; its row is free at once, or when the pass it is in is over."""
         live.closed = True
+        _give_back(live.account)
         if self._recorder is not None:
             self._recorder.ended(live)
         if live.fresh is None:
@@ -420,3 +433,9 @@ class RoundLoop:
         if waiting is not None:
             key, (account, stream) = waiting
             self._admit(key, account, stream)
+
+
+def _give_back(account: AgentAccount) -> None:
+    """A stream of an account is over."""
+    if account.allowance is not None:
+        account.allowance.ended()

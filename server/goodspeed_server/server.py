@@ -29,6 +29,7 @@ from goodspeed.timing import EngineMeter, PassCost
 from goodspeed.utility import AlphaFair
 from goodspeed.verification import Rule
 from goodspeed_server.calibration import measure_passes
+from goodspeed_server.doorkeeper import Doorkeeper
 from goodspeed_server.engine import Engine, Layout
 from goodspeed_server.link import SNAPSHOT_INTERVAL_S, Link, ServedModel
 from goodspeed_server.memory import free_bytes, kv_bytes_per_token, rows_that_fit
@@ -38,6 +39,7 @@ from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.settings import AUTO_MAX_LENGTH, AUTO_MAX_STREAMS, ServerSettings
 from goodspeed_server.shards import ShardFolder
 from goodspeed_server.telemetry import Observer, ServerFacts, Telemetry
+from goodspeed_server.tokens import TokenStore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -48,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 _CLOSE_TIMEOUT_S = 10.0
 _PING_TIMEOUT_S = 120.0
+_TOKEN_CHECK_S = 2.0
+"""How soon a token that is revoked opens nothing any more."""
 _TOKEN_BYTES = 5
 _FRAME_ROOM_BYTES = 2**16
 """The largest frame taken holds twice the longest prompt and this much."""
@@ -67,6 +71,12 @@ def load_server(settings: ServerSettings) -> VerificationServer:
     if settings.record is not None:
         # Refused before a target is loaded for nothing.
         ShardFolder(settings.record, settings.record_max_bytes)
+    settings.tls.context()
+    if settings.tokens is not None and not TokenStore(settings.tokens).tokens():
+        raise InvalidRequest(
+            f"there are no tokens in {settings.tokens}, so nobody could link up: make one first, "
+            f"goodspeed-server token create NAME --tokens {settings.tokens}"
+        )
     model = load_model(settings.model, device=settings.device, dtype=settings.dtype)
     return VerificationServer(settings, model, tokenizer_files(settings.model))
 
@@ -167,6 +177,8 @@ class VerificationServer:
             telemetry=self._telemetry,
             recorder=self._recorder,
         )
+        self._doorkeeper = Doorkeeper(None if settings.tokens is None else TokenStore(settings.tokens))
+        self._tls = settings.tls.context()
         self._links: set[Link] = set()
         self._running: asyncio.Task[None] | None = None
         self._draining = False
@@ -203,9 +215,11 @@ class VerificationServer:
         listener = await self._bind()
         self._running = asyncio.create_task(self._rounds.run(), name="rounds")
         self._running.add_done_callback(self._rounds_ended)
+        watching = asyncio.create_task(self._watch_tokens(), name="tokens")
         try:
-            yield _address(listener)
+            yield _address(listener, secure=self._tls is not None)
         finally:
+            watching.cancel()
             await self._close(listener)
         self._running.result()
 
@@ -254,6 +268,7 @@ class VerificationServer:
                 # A ping waits behind whatever is being sent, and a tokenizer takes its time on a slow link.
                 ping_timeout=_PING_TIMEOUT_S,
                 max_size=_CUT_OFF * self._model.max_frame_bytes,
+                ssl=self._tls,
                 server_header=f"goodspeed/{goodspeed.__version__}",
             )
         except OSError as error:
@@ -287,18 +302,29 @@ class VerificationServer:
                 link.abort()
 
     async def _serve_link(self, connection: ServerConnection) -> None:
+        token = self._doorkeeper.token_of(connection)
         link = Link(
             connection,
             model=self._model,
             rounds=self._rounds,
             telemetry=self._telemetry,
             snapshot_frame=self._snapshot_frame,
+            token=token,
+            allowance=None if token is None else self._doorkeeper.allowance(token),
         )
         self._links.add(link)
         try:
             await link.run()
         finally:
             self._links.discard(link)
+
+    async def _watch_tokens(self) -> None:
+        """Cut links whose token is revoked; who comes back is told why."""
+        while True:
+            await asyncio.sleep(_TOKEN_CHECK_S)
+            for link in self._links:
+                if not self._doorkeeper.still_welcome(link.connection):
+                    link.abort()
 
     def _answer_http(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answer plain GETs on the WebSocket's own port."""
@@ -313,12 +339,13 @@ class VerificationServer:
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "the server is shutting down\n")
         if path != "/":
             return connection.respond(http.HTTPStatus.NOT_FOUND, "there is /health, /ready, and a WebSocket at /\n")
-        return None
+        return self._doorkeeper.refusal(connection, request)
 
 
-def _address(listener: Server) -> str:
+def _address(listener: Server, *, secure: bool) -> str:
     host, port = next(iter(listener.sockets)).getsockname()[:2]
-    return f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'wss' if secure else 'ws'}://{shown}:{port}"
 
 
 def _on_signal(number: int, stop: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import ssl
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
+from goodspeed.addresses import is_loopback_host
 from goodspeed.catalog import DEFAULT_TARGET
+from goodspeed.credentials import server_tls
 from goodspeed.errors import InvalidRequest
 from goodspeed.scheduling import SCHEDULERS
 from goodspeed.utility import AlphaFair
@@ -73,6 +76,34 @@ class RoundSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class TlsSettings:
+    """How links are encrypted.
+
+    Raises:
+        InvalidRequest: a key or a client's authority without a certificate.
+    """
+
+    certificate: Path | None = None
+    """None for links in the clear."""
+    key: Path | None = None
+    """Where it does not stand in the same file."""
+    client_ca: Path | None = None
+    """Whose signature clients have to show; None asks for none."""
+
+    def __post_init__(self) -> None:
+        if self.certificate is None and (self.key is not None or self.client_ca is not None):
+            raise InvalidRequest("--tls-key and --tls-client-ca go with a certificate: give --tls-cert")
+
+    def context(self) -> ssl.SSLContext | None:
+        """What a listener wants.
+
+        Raises:
+            InvalidRequest: a file cannot be used.
+        """
+        return None if self.certificate is None else server_tls(self.certificate, self.key, self.client_ca)
+
+
+@dataclass(frozen=True, slots=True)
 class ServerSettings:
     """One server's configuration; `auto` and None mean: choose for me.
 
@@ -102,6 +133,11 @@ class ServerSettings:
     """Where to keep what tuning needs of every verdict, the users' texts among it; None keeps nothing."""
     record_max_bytes: int = 2**30
     """The oldest of it is deleted for what is new."""
+    tls: TlsSettings = field(default_factory=TlsSettings)
+    tokens: Path | None = None
+    """The file of those who may link up (`TokenStore`); None lets everybody."""
+    insecure: bool = False
+    """Whether strangers may reach a server that asks for no token, or whose links can be listened to."""
 
     def __post_init__(self) -> None:
         _choose("scheduler", self.scheduler, ("auto", *SCHEDULERS))
@@ -114,6 +150,11 @@ class ServerSettings:
         )
         _check("threads", self.threads is None or self.threads >= 1, "1 or above")
         AlphaFair(self.fairness)
+        if not (is_loopback_host(self.host) or self.insecure or (self.tokens and self.tls.certificate)):
+            raise InvalidRequest(
+                f"on {self.host} others can reach this server: give it --tokens and --tls-cert, or --insecure if your "
+                "network is your own"
+            )
 
 
 def _check(what: str, good: bool, range_: str) -> None:

@@ -293,6 +293,7 @@ class Telemetry:
             alpha=alpha,
             goodput=meter.per_second(now),
             tokens_per_round=sum(live.goodput for live in streams) / count if streams else 1.0,
+            weight=account.weight,
             history=meter.history(now),
             drafted=account.drafted,
             accepted=account.accepted,

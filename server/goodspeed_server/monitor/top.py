@@ -8,16 +8,18 @@ import os
 import platform
 import random
 import signal
+import ssl
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
 from typing import TextIO
 
 from rich.console import Console
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 import goodspeed
 from goodspeed.addresses import check_url, proxy_for
+from goodspeed.credentials import NOBODY, Credentials, refused_by_status, untrusted
 from goodspeed.errors import LinkLost, MalformedMessage, Refused
 from goodspeed.messages import (
     MAX_SERVER_FRAME_BYTES,
@@ -49,13 +51,22 @@ _FIRST_PAUSE_S = 0.25
 _LONGEST_PAUSE_S = 4.0
 
 
-async def top(url: str, *, once: bool, as_json: bool, console: Console | None = None, patience_s: float = 30.0) -> None:
+async def top(
+    url: str,
+    *,
+    once: bool,
+    as_json: bool,
+    credentials: Credentials = NOBODY,
+    console: Console | None = None,
+    patience_s: float = 30.0,
+) -> None:
     """Show a server's monitor until `q` or Ctrl-C.
 
     Args:
         url: its address, `ws://HOST:PORT` or `wss://HOST:PORT`.
         once: show one snapshot and return.
         as_json: print snapshots as JSON, one on a line, instead of drawing them.
+        credentials: to be let in with.
         console: where to draw; standard output if None.
         patience_s: how long to look for a server that was there and is gone.
 
@@ -67,27 +78,27 @@ async def top(url: str, *, once: bool, as_json: bool, console: Console | None = 
     """
     console = console or Console()
     if once:
-        _show_once(console, await fetch_snapshot(url), as_json=as_json)
+        _show_once(console, await fetch_snapshot(url, credentials), as_json=as_json)
         return
     stop = asyncio.Event()
     with _quit_on_interrupt(stop), quit_on_key(stop, sys.stdin if can_draw(console) else None):
-        await _until(stop, _watch(url, console, as_json=as_json, patience_s=patience_s))
+        await _until(stop, _watch(url, credentials, console, as_json=as_json, patience_s=patience_s))
 
 
-async def fetch_snapshot(url: str) -> ServerSnapshot:
+async def fetch_snapshot(url: str, credentials: Credentials = NOBODY) -> ServerSnapshot:
     """Look at a server once; raises what `snapshots` raises."""
-    async with contextlib.aclosing(snapshots(url)) as arriving:
+    async with contextlib.aclosing(snapshots(url, credentials)) as arriving:
         return await anext(arriving)
 
 
-async def snapshots(url: str) -> AsyncGenerator[ServerSnapshot]:
+async def snapshots(url: str, credentials: Credentials = NOBODY) -> AsyncGenerator[ServerSnapshot]:
     """Everything one connection to a server brings, until it ends.
 
     Raises:
         LinkLost: the connection cannot be made, or has ended.
         (and what `top` raises)
     """
-    async with _connected(url) as connection:
+    async with _connected(url, credentials) as connection:
         await connection.send(
             encode(
                 Hello(
@@ -122,7 +133,7 @@ async def snapshots(url: str) -> AsyncGenerator[ServerSnapshot]:
 
 
 @contextlib.asynccontextmanager
-async def _connected(url: str) -> AsyncIterator[ClientConnection]:
+async def _connected(url: str, credentials: Credentials) -> AsyncIterator[ClientConnection]:
     check_url(url)
     try:
         connection = await connect(
@@ -131,9 +142,15 @@ async def _connected(url: str) -> AsyncIterator[ClientConnection]:
             max_size=MAX_SERVER_FRAME_BYTES,
             open_timeout=_OPEN_TIMEOUT_S,
             proxy=proxy_for(url),
+            ssl=credentials.tls(url),
+            additional_headers=credentials.headers(url),
         )
+    except InvalidStatus as error:
+        raise refused_by_status(url, error.response) from None
     except InvalidHandshake as error:
         raise LinkLost(f"{url} answers, but not as a GoodSpeed server: {error}") from None
+    except ssl.SSLCertVerificationError as error:
+        raise Refused(untrusted(url, error), code="untrusted") from None
     except (OSError, TimeoutError) as error:
         reason = str(error) or "no answer"
         raise LinkLost(f"no server can be reached at {url}: {reason}. Is goodspeed-server running there?") from None
@@ -143,8 +160,8 @@ async def _connected(url: str) -> AsyncIterator[ClientConnection]:
         await connection.close()
 
 
-async def _watch(url: str, console: Console, *, as_json: bool, patience_s: float) -> None:
-    async with contextlib.aclosing(_frames(url, patience_s)) as frames:
+async def _watch(url: str, credentials: Credentials, console: Console, *, as_json: bool, patience_s: float) -> None:
+    async with contextlib.aclosing(_frames(url, credentials, patience_s)) as frames:
         # The first one before the screen is taken: an error about the address belongs on the screen as it was.
         snapshot, notice = await anext(frames)
         with _showing_json(console) if as_json else showing(console) as show:
@@ -153,14 +170,14 @@ async def _watch(url: str, console: Console, *, as_json: bool, patience_s: float
                 await show(snapshot, notice)
 
 
-async def _frames(url: str, patience_s: float) -> AsyncGenerator[tuple[ServerSnapshot, str]]:
+async def _frames(url: str, credentials: Credentials, patience_s: float) -> AsyncGenerator[tuple[ServerSnapshot, str]]:
     """Every snapshot with an empty notice, and between two connections the last one with what is going on."""
     last: ServerSnapshot | None = None
     lost_at = pause_s = 0.0
     clock = asyncio.get_running_loop().time
     while True:
         try:
-            async with contextlib.aclosing(snapshots(url)) as arriving:
+            async with contextlib.aclosing(snapshots(url, credentials)) as arriving:
                 async for last in arriving:
                     pause_s = 0.0
                     yield last, ""

@@ -1,0 +1,75 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from goodspeed_agent.ahead import AheadMode
+
+__all__ = [
+    "Ca",
+    "ClientCert",
+    "ClientKey",
+    "ConnectTimeout",
+    "Domain",
+    "Draft",
+    "DraftAhead",
+    "IgnoreEos",
+    "MaxDraft",
+    "MaxNewTokens",
+    "MinP",
+    "Name",
+    "Seed",
+    "Server",
+    "Stop",
+    "Temperature",
+    "Threads",
+    "Token",
+    "TopK",
+    "TopP",
+    "Verbose",
+]
+
+Server = Annotated[str, typer.Option(help="The server's address: ws://HOST:PORT or wss://HOST:PORT.")]
+Draft = Annotated[
+    Optional[str],  # noqa: UP045  (typer reads annotations)
+    typer.Option(
+        help="none, suffix (needs no torch), a bundled draft, a folder or a Hugging Face name; "
+        "by default the bundled draft, or suffix where torch is missing."
+    ),
+]
+Name = Annotated[str | None, typer.Option(help="What the server's operator sees; the host's name by default.")]
+ConnectTimeout = Annotated[
+    float,
+    typer.Option(min=0.0, max=86_400.0, help="Give up after so many seconds without a link, or without room."),
+]
+Threads = Annotated[int, typer.Option(min=1, help="How many threads a draft model may use.")]
+MaxNewTokens = Annotated[int, typer.Option(help="The longest text, in tokens.")]
+Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")]
+TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that make up this mass; 1 keeps all.")]
+TopK = Annotated[int, typer.Option(help="Draw from this many of the likeliest tokens; 0 keeps all.")]
+MinP = Annotated[float, typer.Option(help="Draw from tokens at least this fraction as likely as the likeliest.")]
+Seed = Annotated[int, typer.Option(help="The same seed, prompt and parameters give the same text.")]
+Stop = Annotated[list[str] | None, typer.Option(help="End the text before this string (repeatable).")]
+IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on when the model says it is done.")]
+DraftAhead = Annotated[
+    AheadMode,
+    typer.Option(
+        help="Draft on beyond what the server asks for; auto does so while enough of it turns out to be of use."
+    ),
+]
+Domain = Annotated[
+    str, typer.Option(help="What the text is about, in a word: kept with what the server records for tuning drafts.")
+]
+MaxDraft = Annotated[int | None, typer.Option(help="The longest draft; by default as drafter and server like it.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what goes on, on standard error.")]
+Token = Annotated[
+    str | None,
+    typer.Option(envvar="GOODSPEED_TOKEN", help="For a server that asks for one; better in the environment."),
+]
+Ca = Annotated[Path | None, typer.Option(help="Certificates to trust: the server's own, where that is self-signed.")]
+ClientCert = Annotated[Path | None, typer.Option(help="For a server that asks for a certificate.")]
+ClientKey = Annotated[Path | None, typer.Option(help="Of --client-cert.")]

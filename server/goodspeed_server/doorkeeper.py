@@ -1,0 +1,80 @@
+"""Who is let in: by token, where the operator handed some out; by anybody else's word, where not."""
+
+from __future__ import annotations
+
+import http
+import logging
+from weakref import WeakKeyDictionary
+
+from websockets.asyncio.server import ServerConnection
+from websockets.http11 import Request, Response
+
+from goodspeed.errors import CorruptData
+from goodspeed_server.allowance import Allowance
+from goodspeed_server.tokens import Token, TokenStore
+
+__all__ = ["Doorkeeper"]
+
+logger = logging.getLogger(__name__)
+
+
+class Doorkeeper:
+    """Looks at the token that a link shows, and remembers whose link it is.
+
+    Args:
+        store: None lets everybody in.
+    """
+
+    def __init__(self, store: TokenStore | None) -> None:
+        self._store = store
+        self._shown: WeakKeyDictionary[ServerConnection, Token] = WeakKeyDictionary()
+        self._allowances: dict[str, Allowance] = {}
+        self._failing = False
+
+    def refusal(self, connection: ServerConnection, request: Request) -> Response | None:
+        """What a link that is not let in is answered; None for one that is."""
+        if self._store is None:
+            return None
+        scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
+        if scheme != "Bearer" or not secret:
+            return connection.respond(
+                http.HTTPStatus.UNAUTHORIZED,
+                "this server wants a token: ask its operator for one (goodspeed-server token create)\n",
+            )
+        token, trouble = None, ""
+        try:
+            token = self._store.find(secret)
+        except CorruptData as error:
+            trouble = str(error)
+        if trouble and not self._failing:  # once, and not for everybody who knocks
+            logger.error("nobody can be let in: %s", trouble)
+        self._failing = bool(trouble)
+        if trouble:
+            # An operator's trouble, and nobody gets in by it.
+            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "the server cannot check tokens now\n")
+        if token is None:
+            return connection.respond(
+                http.HTTPStatus.UNAUTHORIZED, "this token is not known here, or was revoked: ask for another\n"
+            )
+        self._shown[connection] = token
+        return None
+
+    def token_of(self, connection: ServerConnection) -> Token | None:
+        """What a link showed; None where nobody has to show anything."""
+        return self._shown.get(connection)
+
+    def allowance(self, token: Token) -> Allowance:
+        """What a token's holder has used and may use, over all its links."""
+        allowance = self._allowances.setdefault(token.name, Allowance(token.name))
+        allowance.limit(token.max_streams, token.tokens_per_minute)
+        return allowance
+
+    def still_welcome(self, connection: ServerConnection) -> bool:
+        """Whether a link's token has not been revoked since; while tokens cannot be read, all are as they were."""
+        token = self._shown.get(connection)
+        if self._store is None or token is None:
+            return True
+        try:
+            return any(known.digest == token.digest for known in self._store.tokens())
+        except CorruptData:
+            return True

@@ -1,0 +1,74 @@
+"""`goodspeed-server token`: hand out secrets, list what they stand for, take them back."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import platformdirs
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from goodspeed_server.errands import errors_named
+from goodspeed_server.tokens import Role, TokenStore
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, help="Who may link up.")
+
+Tokens = Annotated[
+    Path, typer.Option(help="The file; give the same one to run as --tokens.", envvar="GOODSPEED_TOKENS")
+]
+
+_TOKENS = platformdirs.user_config_path("goodspeed") / "tokens.json"
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="Whose it is.")],
+    role: Annotated[Role, typer.Option(help="agent drafts, monitor watches, admin both.")] = "agent",
+    weight: Annotated[float, typer.Option(help="How much the utility of its agents counts.")] = 1.0,
+    max_streams: Annotated[int | None, typer.Option(help="At a time, over all its links.")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(help="With more, no new text is begun.")] = None,
+    tokens: Tokens = _TOKENS,
+) -> None:
+    """Make a token, and print its secret: this once."""
+    with errors_named():
+        secret = TokenStore(tokens).create(
+            name, role, weight=weight, max_streams=max_streams, tokens_per_minute=tokens_per_minute
+        )
+        print(secret)
+        typer.echo(f"kept in {tokens} as a hash alone: whoever shows it is {name}. It is not shown again.", err=True)
+
+
+@app.command("list")
+def show(
+    tokens: Tokens = _TOKENS,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say which tokens there are; their secrets nobody knows."""
+    with errors_named():
+        known = TokenStore(tokens).tokens()
+        if as_json:
+            print(json.dumps([{k: v for k, v in asdict(token).items() if k != "digest"} for token in known]))
+            return
+        table = Table(box=SIMPLE)
+        for heading in ("name", "role", "weight", "streams", "tokens a minute", "created"):
+            table.add_column(heading, no_wrap=True)
+        for token in known:
+            created = time.strftime("%Y-%m-%d %H:%M", time.localtime(token.created_s))
+            limits = [str(limit or "no limit") for limit in (token.max_streams, token.tokens_per_minute)]
+            table.add_row(token.name, token.role, f"{token.weight:g}", *limits, created)
+        Console().print(table)
+
+
+@app.command()
+def revoke(name: Annotated[str, typer.Argument(help="Whose it is.")], tokens: Tokens = _TOKENS) -> None:
+    """Take a token back: its links are cut within seconds."""
+    with errors_named():
+        TokenStore(tokens).revoke(name)

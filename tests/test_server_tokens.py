@@ -1,0 +1,306 @@
+"""Tokens: how they are kept, what they allow, and whom a server lets in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trustme
+from typer.testing import CliRunner
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+
+from goodspeed.credentials import Credentials
+from goodspeed.errors import CorruptData, InvalidRequest, LinkLost, Overloaded, Refused
+from goodspeed_agent.agent import Agent, TextRequest
+from goodspeed_agent.backoff import Backoff
+from goodspeed_agent.drafters import SuffixDrafter
+from goodspeed_agent.tokenizer import TokenizerCache
+from goodspeed_server import server as server_module
+from goodspeed_server.allowance import Allowance
+from goodspeed_server.cli import app
+from goodspeed_server.monitor import fetch_snapshot
+from goodspeed_server.server import VerificationServer, load_server
+from goodspeed_server.settings import ServerSettings, TlsSettings
+from goodspeed_server.tokens import Token, TokenStore
+from tests.serving import serving, tiny_settings
+
+WORDS = "w5 w17 w3"
+
+
+def test_a_secret_is_kept_as_a_hash_alone(tmp_path: Path) -> None:
+    store = TokenStore(tmp_path / "deep" / "tokens.json")
+    assert store.tokens() == ()
+    secret = store.create("edge", "agent", weight=2.0, max_streams=3, tokens_per_minute=1000)
+    content = (tmp_path / "deep" / "tokens.json").read_text()
+    assert secret.startswith("gst_")
+    assert secret not in content
+    assert secret.removeprefix("gst_") not in content
+    found = TokenStore(tmp_path / "deep" / "tokens.json").find(secret)
+    assert found is not None
+    assert (found.name, found.role, found.weight, found.max_streams, found.tokens_per_minute) == (
+        "edge", "agent", 2.0, 3, 1000
+    )  # fmt: skip
+    for wrong in ("", secret[:-1], secret + "x", "gst_", "\udcff"):
+        assert store.find(wrong) is None
+    assert stat.S_IMODE((tmp_path / "deep" / "tokens.json").stat().st_mode) == 0o600
+
+
+def test_what_one_process_changes_another_sees(tmp_path: Path) -> None:
+    here, there = TokenStore(tmp_path / "tokens.json"), TokenStore(tmp_path / "tokens.json")
+    first, second = here.create("a", "agent"), here.create("b", "monitor")
+    assert [token.name for token in there.tokens()] == ["a", "b"]
+    there.revoke("a")
+    assert here.find(first) is None
+    assert (found := here.find(second)) is not None
+    assert found.name == "b"
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    store = TokenStore(tmp_path / "tokens.json")
+    store.create("a", "agent")
+    with pytest.raises(InvalidRequest, match="there is a token named 'a' already"):
+        store.create("a", "monitor")
+    with pytest.raises(InvalidRequest, match="there is no token named 'b': there are a"):
+        store.revoke("b")
+    with pytest.raises(InvalidRequest, match="weight is 0"):
+        store.create("b", "agent", weight=0.0)
+    with pytest.raises(InvalidRequest, match="max-streams is 0"):
+        store.create("b", "agent", max_streams=0)
+    with pytest.raises(InvalidRequest, match="is no name"):
+        store.create("", "agent")
+    assert [token.name for token in store.tokens()] == ["a"]
+    (tmp_path / "tokens.json").write_text("[{")
+    with pytest.raises(CorruptData, match="cannot be read as a file of tokens"):
+        store.tokens()
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidRequest, match="cannot be written"):
+        TokenStore(tmp_path / "file" / "tokens.json")._write([])
+
+
+def test_commands_make_list_and_revoke(tmp_path: Path) -> None:
+    file = str(tmp_path / "tokens.json")
+    made = CliRunner().invoke(app, ["token", "create", "edge", "--weight", "2", "--tokens", file])
+    assert made.exit_code == 0
+    secret = made.stdout.strip()
+    assert TokenStore(Path(file)).find(secret) is not None
+    assert "not shown again" in made.stderr
+    listed = CliRunner().invoke(app, ["token", "list", "--json", "--tokens", file])
+    (about,) = json.loads(listed.stdout)
+    assert (about["name"], about["weight"], "digest" in about) == ("edge", 2.0, False)
+    assert "edge" in CliRunner().invoke(app, ["token", "list"], env={"GOODSPEED_TOKENS": file}).stdout
+    assert CliRunner().invoke(app, ["token", "revoke", "edge", "--tokens", file]).exit_code == 0
+    again = CliRunner().invoke(app, ["token", "revoke", "edge", "--tokens", file])
+    assert (again.exit_code, "there is no token named 'edge'" in again.stderr) == (2, True)
+
+
+def test_an_allowance_counts_streams_and_tokens() -> None:
+    allowance = Allowance("edge", max_streams=2, tokens_per_minute=60)
+    allowance.admit(0.0)
+    allowance.admit(0.0)
+    with pytest.raises(Overloaded, match="may have 2 streams at a time"):
+        allowance.admit(0.0)
+    allowance.ended()
+    allowance.spend(90, 10.0)
+    with pytest.raises(Overloaded, match="may have 60 tokens a minute") as refused:
+        allowance.admit(10.0)
+    # 90 of 60 are used, and one runs out a second.
+    assert refused.value.retry_after_s == pytest.approx(31.0)
+    allowance.admit(10.0 + refused.value.retry_after_s)
+    allowance.limit(None, None)
+    allowance.admit(42.0)
+
+
+QUICK = Backoff(first_s=0.01, longest_s=0.01, give_up_after_s=0.2)
+
+
+def agent_with(address: str, secret: str | None, folder: Path, name: str = "box") -> Agent:
+    return Agent(
+        address, SuffixDrafter(), name=name, cache=TokenizerCache(folder), backoff=QUICK,
+        credentials=Credentials(secret),
+    )  # fmt: skip
+
+
+@contextlib.asynccontextmanager
+async def guarded(tmp_path: Path) -> AsyncIterator[tuple[VerificationServer, str, TokenStore]]:
+    store = TokenStore(tmp_path / "tokens.json")
+    async with serving(tiny_settings(tokens=tmp_path / "tokens.json")) as (server, address):
+        yield server, address, store
+
+
+async def test_who_shows_no_good_token_is_not_let_in(tmp_path: Path) -> None:
+    async with guarded(tmp_path) as (_, address, store):
+        secret = store.create("edge", "agent")
+        for shown, sentence in ((None, "this server wants a token"), ("gst_wrong", "not known here, or was revoked")):
+            with pytest.raises(Refused, match=sentence) as refused:
+                await agent_with(address, shown, tmp_path).__aenter__()
+            assert refused.value.code == "unauthorized"
+            with pytest.raises(Refused, match=sentence):
+                await fetch_snapshot(address, Credentials(shown))
+        for header in ("Basic abc", "Bearer", ""):
+            with pytest.raises(InvalidStatus):
+                await connect(address, additional_headers={"Authorization": header})
+        async with agent_with(address, secret, tmp_path) as agent:
+            assert (await agent.complete(TextRequest(WORDS, max_new_tokens=4))).tokens
+
+
+async def test_each_role_opens_its_own_door(tmp_path: Path) -> None:
+    async with guarded(tmp_path) as (_, address, store):
+        agent, monitor, admin = (store.create(role, role) for role in ("agent", "monitor", "admin"))
+        for secret in (monitor, admin):
+            assert (await fetch_snapshot(address, Credentials(secret))).streams == 0
+        with pytest.raises(Refused, match="needs one of role monitor or admin"):
+            await fetch_snapshot(address, Credentials(agent))
+        with pytest.raises(Refused, match="needs one of role agent or admin"):
+            await agent_with(address, monitor, tmp_path).__aenter__()
+        async with agent_with(address, admin, tmp_path):
+            pass
+
+
+async def test_a_tokens_weight_and_limits_hold(tmp_path: Path) -> None:
+    async with guarded(tmp_path) as (server, address, store):
+        secret = store.create("edge", "agent", weight=3.0, max_streams=1, tokens_per_minute=5)
+        async with agent_with(address, secret, tmp_path) as agent, agent_with(address, secret, tmp_path) as other:
+            writing = asyncio.create_task(agent.complete(TextRequest(WORDS, max_new_tokens=90, ignore_eos=True)))
+            while not server._rounds.live:
+                await asyncio.sleep(0)
+            assert [row.weight for row in server.snapshot().agents if row.streams] == [3.0]
+            demand = server._rounds.planner._demand(server._rounds.live)
+            assert demand.weight.tolist() == [3.0]
+            with pytest.raises(Overloaded, match="may have 1 streams at a time"):
+                await other.complete(TextRequest(WORDS, max_new_tokens=4))
+            # A text that was begun is finished, and then there is no room for another.
+            assert len((await writing).tokens) == 90
+            with pytest.raises(Overloaded, match="may have 5 tokens a minute"):
+                await agent.complete(TextRequest(WORDS, max_new_tokens=4))
+        allowance = server._doorkeeper.allowance(store.tokens()[0])
+        assert allowance.streams == 0
+
+
+async def test_a_token_that_is_revoked_cuts_its_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "_TOKEN_CHECK_S", 0.01)
+    async with guarded(tmp_path) as (_, address, store):
+        secret, other = store.create("edge", "agent"), store.create("other", "agent")
+        async with agent_with(address, secret, tmp_path) as agent, agent_with(address, other, tmp_path) as stays:
+            store.revoke("edge")
+            error = await agent.link.over()
+            assert isinstance(error, Refused)
+            assert "revoked" in str(error)
+            assert (await stays.complete(TextRequest(WORDS, max_new_tokens=4))).tokens
+
+
+async def test_while_the_file_cannot_be_read_nobody_gets_in_and_nobody_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server_module, "_TOKEN_CHECK_S", 0.001)
+    async with guarded(tmp_path) as (_, address, store):
+        secret = store.create("edge", "agent")
+        async with agent_with(address, secret, tmp_path) as agent:
+            (tmp_path / "tokens.json").write_text("not tokens")
+            with pytest.raises(LinkLost, match="cannot check tokens now"):
+                await agent_with(address, secret, tmp_path).__aenter__()
+            assert (await agent.complete(TextRequest(WORDS, max_new_tokens=4))).tokens
+    assert sum("nobody can be let in" in message for message in caplog.messages) == 1
+
+
+def test_a_server_that_strangers_can_reach_wants_tokens_and_tls(tmp_path: Path) -> None:
+    for settings in ({}, {"tokens": tmp_path}, {"tls": TlsSettings(tmp_path)}):
+        with pytest.raises(InvalidRequest, match=r"on 0\.0\.0\.0 others can reach this server"):
+            ServerSettings(host="0.0.0.0", **settings)
+    ServerSettings(host="0.0.0.0", insecure=True)
+    ServerSettings(host="0.0.0.0", tokens=tmp_path, tls=TlsSettings(tmp_path))
+    ServerSettings(host="127.0.0.1")
+    with pytest.raises(InvalidRequest, match="go with a certificate"):
+        TlsSettings(key=tmp_path)
+
+
+def test_a_server_without_a_single_token_does_not_start(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match="nobody could link up: make one first"):
+        load_server(ServerSettings(tokens=tmp_path / "tokens.json"))
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def files_of(authority: trustme.CA, folder: Path, identity: str) -> tuple[Path, Path]:
+    """A certificate and its key."""
+    made = authority.issue_cert(identity)
+    certificate, key = folder / f"{identity}.pem", folder / f"{identity}.key"
+    certificate.write_bytes(b"".join(blob.bytes() for blob in made.cert_chain_pems))
+    made.private_key_pem.write_to_path(str(key))
+    return certificate, key
+
+
+async def test_links_are_encrypted_and_certificates_checked(authority: trustme.CA, tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(ca))
+    certificate, key = files_of(authority, tmp_path, "127.0.0.1")
+    async with serving(tiny_settings(tls=TlsSettings(certificate, key))) as (_, address):
+        assert address.startswith("wss://127.0.0.1:")
+        trusting = Agent(
+            address, SuffixDrafter(), cache=TokenizerCache(tmp_path), backoff=QUICK, credentials=Credentials(ca=ca)
+        )
+        async with trusting as agent:
+            assert (await agent.complete(TextRequest(WORDS, max_new_tokens=4))).tokens
+        assert (await fetch_snapshot(address, Credentials(ca=ca))).streams == 0
+        with pytest.raises(Refused, match=r"is not to be trusted .*give its certificate as --ca"):
+            await agent_with(address, None, tmp_path).__aenter__()
+        with pytest.raises(Refused, match="is not to be trusted"):
+            await fetch_snapshot(address)
+        with pytest.raises(LinkLost):
+            await agent_with(address.replace("wss:", "ws:"), None, tmp_path).__aenter__()
+
+
+async def test_a_server_can_ask_for_the_clients_certificate(authority: trustme.CA, tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(str(ca))
+    certificate, key = files_of(authority, tmp_path, "127.0.0.1")
+    mine, mine_key = files_of(authority, tmp_path, "edge.example")
+    other, other_key = files_of(trustme.CA(), tmp_path, "stranger.example")
+    async with serving(tiny_settings(tls=TlsSettings(certificate, key, client_ca=ca))) as (_, address):
+        assert (await fetch_snapshot(address, Credentials(None, ca, mine, mine_key))).streams == 0
+        for credentials in (Credentials(ca=ca), Credentials(None, ca, other, other_key)):
+            with pytest.raises(LinkLost):
+                await fetch_snapshot(address, credentials)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda folder: TlsSettings(folder / "none").context(), "cannot be used: "),
+        (lambda folder: TlsSettings(folder / "garbage").context(), "cannot be used: "),
+        (lambda folder: TlsSettings(folder / "good", client_ca=folder / "none").context(), "certificates to trust"),
+        (lambda folder: Credentials(ca=folder / "garbage").tls("wss://x"), "certificates to trust"),
+        (lambda folder: Credentials(certificate=folder), "go together"),
+        (lambda folder: Credentials("two\nlines"), "the token is none"),
+        (lambda folder: Credentials(" "), "the token is none"),
+    ],
+)
+def test_files_that_cannot_be_used_are_named(make: object, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "garbage").write_text("garbage")
+    assert callable(make)
+    with pytest.raises(InvalidRequest, match=sentence):
+        make(tmp_path)
+
+
+def test_a_token_is_never_shown() -> None:
+    assert "gst_secret" not in repr(Credentials("gst_secret"))
+
+
+def test_a_token_in_the_clear_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    Credentials("gst_x").headers("ws://127.0.0.1:1")
+    assert caplog.messages == []
+    Credentials("gst_x").headers("ws://example.org:1")
+    assert "in the clear: use wss://" in caplog.messages[0]
+
+
+def test_a_token_made_by_hand_is_checked() -> None:
+    with pytest.raises(InvalidRequest, match="weight is nan"):
+        Token(name="x", role="agent", digest="", weight=float("nan"))
