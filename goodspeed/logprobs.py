@@ -18,6 +18,9 @@ __all__ = ["MAX_ALTERNATIVES", "TokenLogprobs", "entry_bytes", "pack_logprobs", 
 MAX_ALTERNATIVES = 20
 """The most that OpenAI's API gives beside a token."""
 
+_LEAST = -9999.0
+"""In place of what is less, minus infinity too: what OpenAI writes for a token that cannot be."""
+_ROUNDING = 1e-3
 _ALTERNATIVE = np.dtype([("token", "<u4"), ("logprob", "<f4")])
 
 
@@ -56,7 +59,7 @@ def unpack_logprobs(packed: bytes, alternatives: int) -> list[TokenLogprobs]:
     """Read what `pack_logprobs` wrote.
 
     Raises:
-        ProtocolError: it is not a whole number of entries.
+        ProtocolError: it is not a whole number of entries, or one of them is no log-probability.
     """
     size = entry_bytes(alternatives)
     if len(packed) % size:
@@ -65,5 +68,9 @@ def unpack_logprobs(packed: bytes, alternatives: int) -> list[TokenLogprobs]:
     for offset in range(0, len(packed), size):
         own = float(np.frombuffer(packed, "<f4", 1, offset)[0])
         found = np.frombuffer(packed, _ALTERNATIVE, alternatives, offset + 4)
-        entries.append(TokenLogprobs(own, tuple(zip(found["token"].tolist(), found["logprob"].tolist(), strict=True))))
+        values = [own, *found["logprob"].tolist()]
+        if not all(value <= _ROUNDING for value in values):
+            raise ProtocolError("a log-probability is none: it is above 0, or no number")
+        own, *others = (max(value, _LEAST) for value in values)
+        entries.append(TokenLogprobs(own, tuple(zip(found["token"].tolist(), others, strict=True))))
     return entries

@@ -17,6 +17,7 @@ from openai import AsyncOpenAI
 from goodspeed.catalog import Files
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import Agent, TextRequest
+from goodspeed_agent.api import serving as serving_module
 from goodspeed_agent.api.bodies import read_chat, read_completion
 from goodspeed_agent.api.errors import BadField
 from goodspeed_agent.api.serving import serve
@@ -43,6 +44,7 @@ class Api:
     agent: Agent
     server: VerificationServer
     port: int
+    serving: asyncio.Task[None]
 
     async def raw(self, path: str, body: bytes | None = None) -> tuple[int, dict[str, str], bytes]:
         """Status, headers and body of what is answered."""
@@ -50,7 +52,7 @@ class Api:
         how = "GET" if body is None else "POST"
         length = f"Content-Length: {len(body)}\r\n" if body is not None else ""
         writer.write(
-            f"{how} {path} HTTP/1.1\r\nHost: here\r\nConnection: close\r\n{length}\r\n".encode() + (body or b"")
+            f"{how} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{length}\r\n".encode() + (body or b"")
         )
         head, _, content = (await reader.read()).partition(b"\r\n\r\n")
         writer.close()
@@ -78,7 +80,7 @@ async def api(tmp_path: Path, **settings: Any) -> AsyncIterator[Api]:
         serving = asyncio.create_task(serve(agent, "127.0.0.1", 0, ready.set_result))
         url = await ready
         async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
-            yield Api(client, agent, server, int(url.split(":")[2].split("/")[0]))
+            yield Api(client, agent, server, int(url.split(":")[2].split("/")[0]), serving)
         serving.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await serving
@@ -210,8 +212,9 @@ async def test_log_probabilities_stand_beside_their_tokens(tmp_path: Path) -> No
     assert text.logprobs is not None
     assert text.logprobs.tokens == [entry.token for entry in content]
     assert text.logprobs.token_logprobs == pytest.approx([entry.logprob for entry in content], abs=1e-4)
-    lengths = [len(entry.token) for entry in content]
-    assert text.logprobs.text_offset == [sum(lengths[:place]) for place in range(6)]
+    assert text.logprobs.text_offset is not None
+    for entry, offset in zip(content, text.logprobs.text_offset, strict=True):
+        assert text.text[offset:].lstrip().startswith(entry.token)
 
 
 async def test_a_text_without_a_bound_ends_with_the_servers_room(tmp_path: Path) -> None:
@@ -224,29 +227,102 @@ async def test_a_text_without_a_bound_ends_with_the_servers_room(tmp_path: Path)
     assert answer.choices[0].finish_reason == "length"
 
 
+async def send(port: int, body: dict[str, Any]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    content = json.dumps(body).encode()
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
+    writer.write(head.encode() + content)
+    return reader, writer
+
+
+@pytest.mark.parametrize("when", ["before anything is answered", "at the first chunk"])
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_client_that_goes_away_ends_its_text_at_the_server(stream: bool, tmp_path: Path) -> None:
+async def test_a_client_that_goes_away_ends_its_texts_at_the_server(when: str, stream: bool, tmp_path: Path) -> None:
+    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 90, "stream": stream, "ignore_eos": True, "n": 3}
     async with api(tmp_path) as here:
-        body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 1000, "stream": stream, "ignore_eos": True}
-        # Nobody else is verified while the server waits for this draft, so the text is under way for as long as needed.
-        async with held(here):
-            content = json.dumps(body).encode()
-            _, writer = await asyncio.open_connection("127.0.0.1", here.port)
-            writer.write(
-                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(content), content)
-            )
-            await here.streams(1)
-            writer.close()
-            await here.streams(0)
+        for _ in range(3):
+            # Nothing is drafted meanwhile, so that the texts are under way for as long as needed.
+            go_on = asyncio.Event()
+            if when == "at the first chunk":
+                go_on.set()
+            async with held(here, go_on):
+                reader, writer = await send(here.port, body)
+                await here.streams(3)
+                if stream and go_on.is_set():
+                    await reader.readuntil(b"data: ")
+                go_on.clear()
+                writer.transport.abort()
+                await here.streams(0)
+        assert here.agent.link._channels == {}
         metrics = (await here.raw("/metrics"))[2].decode()
-    assert "goodspeed_request_failure_total 1.0" in metrics
     assert "goodspeed_num_requests_running 0.0" in metrics
 
 
+async def test_texts_that_are_still_written_when_the_agent_ends_are_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving_module, "_DRAIN_S", 0.05)
+    body = {"model": MODEL, "prompt": PROMPT, "max_tokens": 90, "stream": True, "ignore_eos": True}
+    async with api(tmp_path) as here:
+        go_on = asyncio.Event()
+        go_on.set()
+        async with held(here, go_on):
+            reader, writer = await send(here.port, body)
+            await reader.readuntil(b"data: ")
+            go_on.clear()
+            here.serving.cancel()
+            rest = await reader.read()
+            writer.close()
+            with contextlib.suppress(asyncio.CancelledError):
+                await here.serving
+    assert b"the agent was told to end" in rest
+    assert b"[DONE]" not in rest
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ("Host: localhost:1", 200),
+        ("Host: [::1]:1", 200),
+        ("Host: evil.example", 403),
+        ("Host: localhost\r\nOrigin: http://evil.example", 403),
+        ("Host: localhost\r\nOrigin: null", 403),
+        ("Host: localhost\r\nOrigin: http://localhost:3000", 200),
+    ],
+)
+async def test_pages_of_other_sites_are_kept_away(headers: str, status: int, tmp_path: Path) -> None:
+    async with api(tmp_path) as here:
+        reader, writer = await asyncio.open_connection("127.0.0.1", here.port)
+        writer.write(f"GET /v1/models HTTP/1.1\r\n{headers}\r\nConnection: close\r\n\r\n".encode())
+        answer = (await reader.read()).decode()
+        writer.close()
+    assert int(answer.split()[1]) == status
+    assert ("access-control-allow-origin: http://localhost:3000" in answer) == ("localhost:3000" in headers)
+
+
+async def test_a_body_that_never_ends_is_nobodys_trouble(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with api(tmp_path) as here:
+        _, writer = await asyncio.open_connection("127.0.0.1", here.port)
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        await writer.drain()
+        writer.transport.abort()
+        assert (await here.raw("/health"))[0] == 200
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize("prompt", [[5, 17, 3], [[5, 17, 3]], [PROMPT]])
+async def test_a_prompt_may_be_tokens(prompt: Any, tmp_path: Path) -> None:
+    async with api(tmp_path) as here:
+        asked: dict[str, Any] = {"model": MODEL, "max_tokens": 5, "temperature": 0, "extra_body": {"ignore_eos": True}}
+        expected = await here.client.completions.create(prompt=PROMPT, **asked)
+        answer = await here.client.completions.create(prompt=prompt, **asked)
+    assert answer.choices[0].text == expected.choices[0].text
+
+
 @contextlib.asynccontextmanager
-async def held(here: Api) -> AsyncIterator[None]:
-    """The agent drafts nothing meanwhile."""
-    go_on = asyncio.Event()
+async def held(here: Api, go_on: asyncio.Event | None = None) -> AsyncIterator[None]:
+    """The agent drafts nothing meanwhile, unless it is told to go on."""
+    go_on = go_on or asyncio.Event()
     upon = here.agent._desk.at_once
 
     async def at_once(work: Any) -> Any:
@@ -287,6 +363,10 @@ async def held(here: Api) -> AsyncIterator[None]:
         ({"extra_body": {"top_k": "many"}}, openai.BadRequestError, "top_k", "expected `int | null`"),
         ({"logprobs": True, "top_logprobs": 21}, openai.BadRequestError, "top_logprobs", "top_logprobs is 21"),
         ({"top_logprobs": 2}, openai.BadRequestError, "top_logprobs", "go with logprobs: true"),
+        ({"extra_body": {"logit_bias": {"1" + "0" * 30: 1}}}, openai.BadRequestError, None, "there is no such number"),
+        ({"stop": ["x"] * 17}, openai.BadRequestError, "stop", "at most 16 strings"),
+        ({"n": 129}, openai.BadRequestError, "n", "between 1 and 128 choices"),
+        ({"max_tokens": 2**31}, openai.BadRequestError, None, "between 1 and 2147483647"),
         ({"stream_options": {"include_usage": True}}, openai.BadRequestError, "stream_options", "stream: true"),
     ],
 )
@@ -319,6 +399,10 @@ async def test_models_and_health_and_what_is_not_there(tmp_path: Path) -> None:
         status, _, content = await here.raw("/v1/completions", b"{")
         assert (status, b"the body is not JSON" in content) == (400, True)
         assert (await here.raw("/v1/completions", b" " * (2**24 + 1)))[0] == 413
+        deep = b'{"prompt": "x", "user": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+        for body in (deep, b'{"prompt": "x", "\\ud800": 1}', b'{"prompt": "x", "%s": 1}' % (b"y" * 10**6)):
+            status, _, content = await here.raw("/v1/completions", body)
+            assert (status, len(content) < 500) == (400, True)
 
 
 async def test_a_link_that_is_lost_for_good_ends_the_api_and_says_so_before(tmp_path: Path) -> None:
@@ -336,6 +420,25 @@ async def test_a_link_that_is_lost_for_good_ends_the_api_and_says_so_before(tmp_
             await begun
 
 
+@pytest.mark.parametrize("prompt", [[], [[]], ["x", 1], [1, [2]], 5, [True, "x"]])
+def test_a_prompt_that_is_none_is_refused(prompt: object) -> None:
+    with pytest.raises(BadField):
+        read_completion(json.dumps({"prompt": prompt}).encode(), MODEL)
+
+
+def test_what_a_stock_benchmark_sends_is_taken() -> None:
+    body = {
+        "prompt": "x",
+        "repetition_penalty": 1.0,
+        "logprobs": None,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    assert read_completion(json.dumps(body).encode(), MODEL).include_usage
+    with pytest.raises(BadField, match="repetition_penalty is not supported"):
+        read_completion(json.dumps(body | {"repetition_penalty": 1.1}).encode(), MODEL)
+
+
 def test_who_names_no_seed_gets_another_text_each_time() -> None:
     body = json.dumps({"prompt": "x"}).encode()
     first, second = (read_completion(body, MODEL).choices[0].params for _ in range(2))
@@ -350,7 +453,10 @@ def test_fields_that_ask_for_nothing_are_taken() -> None:
         "response_format": {"type": "text"}, "n": 3, "seed": 7, "stop": "x", "top_k": -1,
     }  # fmt: skip
     asked = read_chat(json.dumps(body).encode(), MODEL)
-    assert [choice.params.seed for choice in asked.choices] == [7, 8, 9]
+    seeds = [choice.params.seed for choice in asked.choices]
+    assert (seeds[0], len(set(seeds)), seeds[1] in (8, 9)) == (7, 3, False)
+    again = read_chat(json.dumps(body | {"seed": 2**63 - 1}).encode(), MODEL)
+    assert all(0 <= choice.params.seed < 2**63 for choice in again.choices)
     assert (asked.choices[0].stop, asked.choices[0].max_new_tokens, asked.stream) == (("x",), None, False)
     with pytest.raises(BadField, match="not a JSON object"):
         read_chat(b"[]", MODEL)

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import io
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO, cast
+
 import pytest
+from rich.console import Console
 
 from goodspeed.errors import InvalidRequest
 from goodspeed.sampling import SamplingParams
-from goodspeed_agent.chat import Conversation
+from goodspeed_agent.agent import Agent, Piece, TextRequest
+from goodspeed_agent.chat import Conversation, repl
 from goodspeed_agent.generation import _origins
 from goodspeed_agent.report import Completion, Speculation
 
@@ -91,6 +100,49 @@ def test_figures_are_of_the_last_answer_and_of_all() -> None:
         f"last: 4 tokens in 2.0 s (2.0/s), {verdicts}",
         f"in all: 8 tokens in 4.0 s (2.0/s), {verdicts}",
     ]
+
+
+async def lines_of(file: TextIO, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr("sys.stdin", file)
+    return [line.strip() async for line in repl._lines()]
+
+
+async def test_lines_are_read_from_a_file_and_from_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "said").write_text("one\ntwo")
+    with (tmp_path / "said").open() as file:
+        assert await lines_of(file, monkeypatch) == ["one", "two"]
+    read, write = os.pipe()
+    os.write(write, b"three\nfour\n")
+    os.close(write)
+    assert await lines_of(os.fdopen(read), monkeypatch) == ["three", "four"]
+
+
+@pytest.mark.parametrize("origins", [True, False])
+async def test_what_is_said_is_shown_to_the_letter_and_a_terminal_is_not_steered(
+    origins: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = "x[:key:]\n\tif [bold]x[/]:\x1b]0;title\x07 done"
+
+    class Speaker:
+        async def complete(self, request: TextRequest, show: Callable[[Piece], None]) -> Completion:
+            show(Piece(said[:9], [1], [said[:9]], ["accepted"]))
+            show(Piece(said[9:], [2], [said[9:]], ["recovered"]))
+            return completion(said)
+
+    (tmp_path / "said").write_text("/stats\nhello\n/nonsense\n/quit\nnever\n")
+    conversation, written = Conversation(origins=origins), io.StringIO()
+    with (tmp_path / "said").open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        console = Console(file=written, force_terminal=True, width=200, color_system="standard" if origins else None)
+        await repl.chat(cast("Agent", Speaker()), conversation, console)
+    shown = written.getvalue()
+    assert "\x1b]0;" not in shown
+    assert "\x07" not in shown
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert "x[:key:]\n\tif [bold]x[/]:]0;title done\n" in plain
+    assert ("\x1b[36mx[:key:]\n\x1b[39m" in shown) == origins
+    assert "there is no /nonsense" in plain
+    assert [message["content"] for message in conversation.messages] == ["hello", said]
 
 
 def test_help_names_every_command() -> None:

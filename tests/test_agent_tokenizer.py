@@ -4,14 +4,40 @@ import os
 from pathlib import Path
 
 import pytest
+import tokenizers
 
-from goodspeed.catalog import digest
+from goodspeed.catalog import DEFAULT_TARGET, digest, tokenizer_files
 from goodspeed.errors import InvalidRequest, ProtocolError
 from goodspeed_agent.tokenizer import TargetTokenizer, TokenizerCache
 from tests.fake_server import byte_tokenizer
 
 FILES = byte_tokenizer()
 DIGEST = digest(FILES)
+
+
+def test_the_bytes_of_tokens_make_the_text() -> None:
+    tokenizer = TargetTokenizer(tokenizer_files(DEFAULT_TARGET))
+    text = "h\u00e9llo \U0001f389 \u65e5\u672c\n\tx = 1"
+    tokens = tokenizer.encode(text)
+    pieces = [tokenizer.token_bytes(token) for token in tokens]
+    assert b"".join(pieces).decode() == text
+    assert any(not _is_text(piece) for piece in pieces)
+    assert tokenizer.token_bytes(0) == b"<|endoftext|>"
+    assert tokenizer.token_bytes(10**6) == b""
+
+
+def test_a_sentencepiece_vocabulary_has_bytes_and_spaces_of_its_own() -> None:
+    hub = tokenizers.Tokenizer(tokenizers.models.BPE({"\u2581the": 0, "<0xE9>": 1, "x": 2}, []))
+    tokenizer = TargetTokenizer({"tokenizer.json": hub.to_str().encode(), "tokenizer_config.json": b"{}"})
+    assert [tokenizer.token_bytes(token) for token in range(3)] == [b" the", b"\xe9", b"x"]
+
+
+def _is_text(piece: bytes) -> bool:
+    try:
+        piece.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def test_what_was_stored_is_loaded(tmp_path: Path) -> None:

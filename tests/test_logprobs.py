@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,6 +62,14 @@ async def test_every_token_comes_with_what_the_target_thought_of_it(rounds: str,
                 assert one.logprob == pytest.approx(float(log_p[place - 1, text[place]]), abs=1e-3)
                 top = log_p[place - 1].topk(3)
                 assert [value for _, value in one.alternatives] == pytest.approx(top.values.tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 0.5, float("inf")])
+def test_what_is_no_log_probability_is_refused(value: float) -> None:
+    packed = np.array([value], "<f4").tobytes()
+    with pytest.raises(ProtocolError, match="a log-probability is none"):
+        unpack_logprobs(packed, 0)
+    assert unpack_logprobs(np.array([-np.inf], "<f4").tobytes(), 0)[0].logprob == -9999.0
 
 
 async def test_who_asks_for_none_is_sent_none(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from goodspeed.errors import InvalidRequest
 from goodspeed.sampling import SamplingParams
 from goodspeed.sampling.bending import bend
 from goodspeed.verification import Rule
-from goodspeed_agent.agent import Agent, TextRequest
+from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.drafters import Drafter, NoDrafter, SuffixDrafter
 from goodspeed_agent.drafters.model import ModelDrafter
 from goodspeed_agent.tokenizer import TokenizerCache
@@ -105,6 +106,30 @@ async def test_the_text_is_the_same_with_every_drafter(rounds: str, temperature:
         # An agent that bends as the server does, and has the target itself to draft with, is always right.
         if rounds == "barrier":
             assert accepted == 1.0
+
+
+@pytest.mark.parametrize("rule", ["coupled", "ratio"])
+@pytest.mark.parametrize("seed", [0, 5])
+async def test_a_link_that_is_lost_changes_nothing_of_it(rule: Rule, seed: int, tmp_path: Path) -> None:
+    drafter = ModelDrafter(tiny_llama(seed=seed), "a draft", None)
+    agent_of = partial(Agent, drafter=drafter, cache=TokenizerCache(tmp_path))
+    async with serving(tiny_settings(rule=rule)) as (server, address), agent_of(address) as agent:
+        heard = 0
+
+        def cut(_: Piece) -> None:
+            nonlocal heard
+            heard += 1
+            if heard == 2:
+                for link in list(server._links):
+                    link.abort()
+
+        request = TextRequest(WORDS, BENT, max_new_tokens=24, ignore_eos=True, logprobs=2)
+        completion = await agent.complete(request, cut)
+        assert agent.link.reconnections == 1
+    assert completion.tokens == by_hand(24)
+    assert completion.speculation.num_draft_tokens > 0
+    assert len(completion.logprobs) == 24
+    assert None not in completion.logprobs
 
 
 @pytest.mark.parametrize(

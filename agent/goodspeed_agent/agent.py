@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeGuard, cast
 
 import goodspeed
 from goodspeed.credentials import NOBODY, Credentials
@@ -56,8 +56,8 @@ OnText = Callable[[Piece], None]
 class TextRequest:
     """What a user asks for, in text."""
 
-    prompt: str | Sequence[Mapping[str, Any]]
-    """Text, or the messages of a conversation (`role` and `content` each) for the target's chat template."""
+    prompt: str | Sequence[Mapping[str, Any]] | Sequence[int]
+    """Text, or the messages of a conversation (`role` and `content` each) for the target's chat template, or tokens."""
     params: SamplingParams = field(default_factory=SamplingParams)
     max_new_tokens: int | None = 128
     """None for as many as the server holds."""
@@ -80,10 +80,14 @@ class TextRequest:
         self.tokenized((0,), self.max_draft or 0, room=1).validate()
         if not self.prompt:
             raise InvalidRequest("the prompt is empty", code="empty_prompt")
-        if not isinstance(self.prompt, str):
-            _check_messages(self.prompt)
-        for text in _texts(self.prompt):
-            _check_text("the prompt", text)
+        if _is_tokens(self.prompt):
+            if not all(0 <= token < 2**31 for token in self.prompt):
+                raise InvalidRequest("a token of the prompt is no token id", code="token_out_of_range")
+        else:
+            if not isinstance(self.prompt, str):
+                _check_messages(cast("Sequence[Mapping[str, Any]]", self.prompt))
+            for text in _texts(self.prompt):
+                _check_text("the prompt", text)
         if "" in self.stop:
             raise InvalidRequest("a stop string is empty: it would end every text before it begins")
         for text in self.stop:
@@ -100,6 +104,10 @@ class TextRequest:
         """
         most = room if self.max_new_tokens is None else self.max_new_tokens
         return Request(tuple(prompt), self.params, most, max_draft, self.ignore_eos, self.domain, self.logprobs)
+
+
+def _is_tokens(prompt: str | Sequence[Mapping[str, Any]] | Sequence[int]) -> TypeGuard[Sequence[int]]:
+    return not isinstance(prompt, str) and len(prompt) > 0 and isinstance(prompt[0], int)
 
 
 def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
@@ -267,13 +275,15 @@ class Agent:
         )
         text = TextStream(self.tokenizer.decode, request.stop, prompt=tokenized.prompt)
         pieces: list[str] = []
+        parts: list[str] = []
 
-        def take(parts: list[str], tokens: list[int]) -> None:
-            piece = "".join(parts)
+        def take(new: list[str], tokens: list[int]) -> None:
+            piece = "".join(new)
             pieces.append(piece)
+            parts.extend(new[: len(tokens)])
             if on_text is not None:
                 these = slice(len(text.tokens) - len(tokens), len(text.tokens))
-                on_text(Piece(piece, tokens, parts, generation.origins[these], generation.logprobs[these]))
+                on_text(Piece(piece, tokens, new, generation.origins[these], generation.logprobs[these]))
 
         lookahead = Lookahead(session, welcome.rule, self._calibrations[_climate(request.params)], self._ahead)
         drafting = Drafting(self._desk, lookahead, self._ahead)
@@ -294,14 +304,23 @@ class Agent:
         assert finish is not None
         return Completion(
             "".join(pieces), text.tokens, finish, generation.transcript.prompt_tokens, generation.speculation,
-            generation.logprobs[: len(text.tokens)],
+            generation.logprobs[: len(text.tokens)], parts,
         )  # fmt: skip
 
+    def encode(self, prompt: str | Sequence[Mapping[str, Any]] | Sequence[int]) -> Sequence[int]:
+        """A prompt as the target's tokens; a conversation goes through its chat template.
+
+        Raises:
+            InvalidRequest: the template refuses it.
+        """
+        if _is_tokens(prompt):
+            return prompt
+        if isinstance(prompt, str):
+            return self.tokenizer.encode(prompt)
+        return self.tokenizer.encode_chat(cast("Sequence[Mapping[str, Any]]", prompt))
+
     def _tokenized(self, request: TextRequest) -> Request:
-        if isinstance(request.prompt, str):
-            prompt = self.tokenizer.encode(request.prompt)
-        else:
-            prompt = self.tokenizer.encode_chat(request.prompt)
+        prompt = self.encode(request.prompt)
         welcome = self.link.welcome
         if len(prompt) >= welcome.max_length:
             raise InvalidRequest(

@@ -95,9 +95,11 @@ async def tokens_of(
     finally:
         queued.cancel()
         channel.close()
-        await drafting.close()
+        drafting.lost()
+        # Before anything is awaited: who is cancelled once more meanwhile would leave the stream open at the server.
         if generation.transcript.finish is None:
             await channel.send(Close(generation.stream))
+        await drafting.close()
 
 
 async def _wait_for_room(patience: Patience, error: GoodSpeedError) -> None:

@@ -40,7 +40,7 @@ class Request:
         if not self.prompt:
             raise InvalidRequest("the prompt is empty: it needs at least one token", code="empty_prompt")
         if not 1 <= self.max_new_tokens < 2**31:
-            raise InvalidRequest(f"max_new_tokens is {self.max_new_tokens}: it must be 1 or above")
+            raise InvalidRequest(f"max_new_tokens is {self.max_new_tokens}: it must be between 1 and {2**31 - 1}")
         if not 0 <= self.max_draft <= MAX_DRAFT_TOKENS:
             raise InvalidRequest(f"max_draft is {self.max_draft}: it must be between 0 and {MAX_DRAFT_TOKENS}")
         if not -1 <= self.logprobs <= MAX_ALTERNATIVES:

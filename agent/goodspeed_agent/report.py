@@ -79,6 +79,8 @@ class Completion:
     speculation: Speculation = field(default_factory=Speculation)
     logprobs: Sequence[TokenLogprobs | None] = ()
     """Of the tokens, where they were asked for."""
+    parts: Sequence[str] = ()
+    """The text, as it became certain with each of the tokens."""
 
     def to_json(self) -> dict[str, Any]:
         """One object, as `--json` prints it."""

@@ -92,6 +92,22 @@ class TokenizerCache:
         return self.folder / name
 
 
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+"""How SentencePiece writes a byte that is no character by itself."""
+_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+"""How it writes a space."""
+
+
+def _bytes_by_character() -> dict[str, int]:
+    """Byte-level BPE writes every byte as a printable character: its own where it has one, else one from 256 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTE_OF = _bytes_by_character()
+
+
 class TargetTokenizer:
     """Text to the target's token ids and back.
 
@@ -109,8 +125,24 @@ class TargetTokenizer:
         # The library raises a bare Exception for whatever it cannot read.
         except Exception as error:
             raise ProtocolError(f"the server's tokenizer cannot be read: {error}") from None
+        self._byte_level = "ByteLevel" in json.dumps(json.loads(files["tokenizer.json"]).get("decoder"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for, which need not be a whole character."""
+        piece = self._tokenizer.id_to_token(token)
+        if piece is None:
+            return b""
+        if self._byte_level:
+            if all(character in _BYTE_OF for character in piece):
+                return bytes(_BYTE_OF[character] for character in piece)
+            return piece.encode()
+        if byte := _BYTE_PIECE.fullmatch(piece):
+            return bytes([int(byte[1], 16)])
+        if _SPACE in piece:
+            return piece.replace(_SPACE, " ").encode()
+        return self.decode([token]).encode() or piece.encode()
 
     @property
     def highest_token(self) -> int:

@@ -87,5 +87,7 @@ class SamplingParams(Struct, array_like=True, frozen=True, forbid_unknown_fields
                 f"logit_bias has {len(self.logit_bias)} entries: {_MAX_BIASES} different tokens at most"
             )
         for token, bias in self.logit_bias:
+            if not 0 <= token < 2**31:
+                raise InvalidRequest(f"logit_bias has a token {str(token)[:40]}: there is no such number")
             if not abs(bias) <= _MAX_BIAS:
                 raise InvalidRequest(f"logit_bias of token {token} is {bias}: it must be between -100 and 100")

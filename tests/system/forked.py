@@ -1,7 +1,7 @@
 """Commands of ours as processes forked from one that has imported everything: torch and transformers take seconds.
 
-Such a process is as real as any: it has its own memory, descriptors, signals and exit status. Only what it would have
-imported is there already.
+Such a process has its own memory, descriptors, signals and exit status. What it would have imported is there already,
+and what the interpreter reads of its environment at its own start is the first one's.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Forked:
             multiprocessing.forkserver.ensure_running()
         pipes = [os.pipe(), os.pipe()]
         ends = [_Sent(write) for _, write in pipes]
-        process = _CONTEXT.Process(target=_run, args=(module, arguments, dict(environment), ends))
+        process = _CONTEXT.Process(target=_run, args=(module, arguments, dict(environment), ends), daemon=True)
         process.start()
         for _, write in pipes:
             os.close(write)
@@ -128,7 +128,7 @@ def _run(module: str, arguments: Sequence[str], environment: Mapping[str, str], 
     for number, received in enumerate(outputs, 1):
         os.dup2(received, number)
         os.close(received)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = [module, *arguments]

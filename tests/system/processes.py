@@ -85,8 +85,8 @@ async def start_agent(*options: str) -> Forked:
 
 async def agent(*options: str) -> tuple[int, str, str]:
     """Run `goodspeed-agent` to its end: exit code, standard output, standard error."""
-    process = await start_agent(*options)
-    output, complaints = await process.communicate()
+    async with reaped(await start_agent(*options)) as process:
+        output, complaints = await process.communicate()
     assert process.returncode is not None
     return process.returncode, output.decode(), complaints.decode()
 

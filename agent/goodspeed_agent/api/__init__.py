@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from goodspeed_agent.api.app import make_app
+from goodspeed_agent.api.app import Api
 
-__all__ = ["make_app"]
+__all__ = ["Api"]

@@ -5,26 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from goodspeed.errors import GoodSpeedError
+from goodspeed.errors import GoodSpeedError, LinkLost
 from goodspeed_agent.agent import Agent, Piece
 from goodspeed_agent.api.bodies import Asked, read_chat, read_completion
 from goodspeed_agent.api.errors import BadField, error_body, error_response
+from goodspeed_agent.api.local import LOCAL_ONLY
 from goodspeed_agent.api.metrics import ApiMetrics, Watch
 from goodspeed_agent.api.replies import Reply
-from goodspeed_agent.api.writing import Written, write
+from goodspeed_agent.api.writing import Events, Written, write
 from goodspeed_agent.report import Completion
 
-__all__ = ["make_app"]
+__all__ = ["Api"]
 
 T = TypeVar("T")
 
@@ -34,18 +36,22 @@ _CLIENT_GONE = 499
 """What proxies write down for a client that did not wait."""
 
 
-def make_app(agent: Agent) -> Starlette:
-    """An ASGI application in front of an agent that is linked."""
-    return _Api(agent).app
-
-
 class _ClientGone(Exception):
     """Nobody is there to be answered."""
 
 
-class _Api:
-    def __init__(self, agent: Agent) -> None:
+class Api:
+    """The application in front of an agent that is linked.
+
+    Args:
+        agent: linked.
+        local: whether it is for this machine alone: then pages of other sites are kept from it.
+    """
+
+    def __init__(self, agent: Agent, *, local: bool) -> None:
         self._agent = agent
+        self._open: set[Events] = set()
+        """Of the requests that are being answered."""
         self._metrics = ApiMetrics(lambda: agent.link.up)
         self._began = int(time.time())
         self.app = Starlette(
@@ -57,10 +63,12 @@ class _Api:
                 Route("/health", self._health),
                 Route("/metrics", self._tell_metrics),
             ],
+            middleware=LOCAL_ONLY if local else [],
             exception_handlers={
                 GoodSpeedError: _on_error,
                 HTTPException: _on_http_error,
                 _ClientGone: _on_client_gone,
+                ClientDisconnect: _on_client_gone,
                 Exception: _on_defect,
             },
         )
@@ -70,12 +78,25 @@ class _Api:
         return self._agent.link.welcome.model
 
     async def _chat(self, request: Request) -> Response:
-        asked = read_chat(await _body(request), self._model)
-        return await self._answer(request, asked, Reply("chat", self._model, self._agent.tokenizer.decode))
+        asked = await self._tokenized(read_chat(await _body(request), self._model))
+        return await self._answer(request, asked, Reply("chat", self._model, self._agent.tokenizer.token_bytes))
 
     async def _completion(self, request: Request) -> Response:
-        asked = read_completion(await _body(request), self._model)
-        return await self._answer(request, asked, Reply("text", self._model, self._agent.tokenizer.decode))
+        asked = await self._tokenized(read_completion(await _body(request), self._model))
+        return await self._answer(request, asked, Reply("text", self._model, self._agent.tokenizer.token_bytes))
+
+    def stop(self, reason: str) -> None:
+        """End whatever is being written."""
+        for events in self._open:
+            events.put_nowait(LinkLost(reason))
+
+    async def _tokenized(self, asked: Asked) -> Asked:
+        """The same with prompts in tokens, each of them cut once and off the loop, where streams are waiting."""
+        tokens: dict[int, Sequence[int]] = {}
+        for choice in asked.choices:
+            if id(choice.prompt) not in tokens:
+                tokens[id(choice.prompt)] = await asyncio.to_thread(self._agent.encode, choice.prompt)
+        return replace(asked, choices=[replace(one, prompt=tokens[id(one.prompt)]) for one in asked.choices])
 
     async def _answer(self, request: Request, asked: Asked, reply: Reply) -> Response:
         written = self._watched(asked)
@@ -93,8 +114,10 @@ class _Api:
 
     async def _watched(self, asked: Asked) -> AsyncGenerator[Written, None]:
         watch: Watch = self._metrics.watch(len(asked.choices))
+        events: Events = asyncio.Queue()
+        self._open.add(events)
         try:
-            async with aclosing(write(self._agent, asked.choices)) as written:
+            async with aclosing(write(self._agent, asked.choices, events)) as written:
                 async for index, what in written:
                     if isinstance(what, Completion):
                         watch.done(index, what)
@@ -102,6 +125,7 @@ class _Api:
                         watch.piece(index)
                     yield index, what
         finally:
+            self._open.discard(events)
             watch.over()
 
     async def _models(self, request: Request) -> Response:
@@ -177,7 +201,7 @@ async def _events(chunks: AsyncGenerator[dict[str, Any], None]) -> AsyncIterator
     try:
         async with aclosing(chunks):
             async for chunk in chunks:
-                yield f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n"
+                yield f"data: {json.dumps(chunk, ensure_ascii=False, allow_nan=False)}\n\n"
     except GoodSpeedError as error:
         body = error_body(str(error), "server_error", None, error.code)
         yield f"data: {json.dumps(body, ensure_ascii=False)}\n\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import re
 import secrets
@@ -22,6 +23,11 @@ __all__ = ["Asked", "read_chat", "read_completion"]
 _COMPLETION_TOKENS = 16
 """OpenAI's own default of `/v1/completions`."""
 _MOST_CHOICES = 128
+"""Of one request, over all its prompts."""
+_MOST_STOPS = 16
+_LONGEST_STOP = 1024
+_SHOWN = 40
+"""How much of what a client sent is said back to it."""
 
 _IGNORED = frozenset(
     {
@@ -33,17 +39,25 @@ _IGNORED = frozenset(
 
 _UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "audio": (),
+    "add_generation_prompt": (True,),
     "best_of": (1,),
     "echo": (False,),
     "function_call": ("none",),
     "functions": ([],),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "min_tokens": (0,),
     "modalities": (["text"],),
     "prediction": (),
     "reasoning_effort": ("none",),
+    "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
+    "use_beam_search": (False,),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
@@ -77,7 +91,7 @@ class _Body(msgspec.Struct, frozen=True):
 
 
 class _CompletionBody(_Body, frozen=True, kw_only=True):
-    prompt: str | list[str]
+    prompt: str | list[str | int | list[int]]
     logprobs: int | None = None
 
 
@@ -115,9 +129,7 @@ def read_completion(raw: bytes, model: str) -> Asked:
         InvalidRequest: a value is out of range.
     """
     body = _read(raw, _CompletionBody, model)
-    prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    if not prompts:
-        raise BadField("there is no prompt: give text, or a list of texts", "prompt")
+    prompts = _prompts(body.prompt)
     most = _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
     return _asked(body, prompts, most, _alternatives(body.logprobs, "logprobs"))
 
@@ -138,7 +150,7 @@ def read_chat(raw: bytes, model: str) -> Asked:
 def _read(raw: bytes, kind: type[B], model: str) -> B:
     try:
         content = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadField(f"the body is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise BadField("the body is not a JSON object")
@@ -166,9 +178,23 @@ def _refuse_unsupported(content: dict[str, Any], known: Collection[str]) -> None
                 raise BadField(f"{name} is not supported here: leave it out", name, code="unsupported_parameter")
             del content[name]
         elif name not in known:
-            near = difflib.get_close_matches(name, [*known, *_UNSUPPORTED], 1)
+            shown = ascii(name[:_SHOWN])[1:-1]
+            near = difflib.get_close_matches(shown, [*known, *_UNSUPPORTED], 1)
             hint = f": did you mean {near[0]}?" if near else ": leave it out"
-            raise BadField(f"there is no parameter {name}{hint}", name, code="unknown_parameter")
+            raise BadField(f"there is no parameter {shown}{hint}", shown, code="unknown_parameter")
+
+
+def _prompts(given: str | list[str | int | list[int]]) -> list[str | list[int]]:
+    """A text, some texts, the tokens of one, or of some."""
+    if isinstance(given, str):
+        return [given]
+    tokens = [entry for entry in given if isinstance(entry, int)]
+    prompts = [entry for entry in given if not isinstance(entry, int)]
+    if tokens and not prompts:
+        return [tokens]
+    if tokens or not prompts or not all(prompts):
+        raise BadField("prompt is text, a list of texts, a list of token ids, or a list of such lists", "prompt")
+    return prompts
 
 
 def _message(message: dict[str, Any], place: int) -> dict[str, Any]:
@@ -203,11 +229,16 @@ def _biases(logit_bias: Mapping[str, float] | None) -> tuple[tuple[int, float], 
         raise BadField("logit_bias names tokens by their numbers in the target's tokenizer", "logit_bias") from None
 
 
-def _asked(body: _Body, prompts: Sequence[str | list[dict[str, Any]]], max_tokens: int | None, logprobs: int) -> Asked:
+def _asked(
+    body: _Body, prompts: Sequence[str | list[int] | list[dict[str, Any]]], max_tokens: int | None, logprobs: int
+) -> Asked:
     count = 1 if body.n is None else body.n
-    if not 1 <= count <= _MOST_CHOICES:
-        raise BadField(f"n is {count}: it must be between 1 and {_MOST_CHOICES}", "n")
+    if not 1 <= count <= _MOST_CHOICES // len(prompts):
+        prompts_of = f" of {len(prompts)} prompts" if len(prompts) > 1 else ""
+        raise BadField(f"n is {count}{prompts_of}: a request has between 1 and {_MOST_CHOICES} choices in all", "n")
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    if len(stop) > _MOST_STOPS or any(len(text) > _LONGEST_STOP for text in stop):
+        raise BadField(f"stop has at most {_MOST_STOPS} strings of at most {_LONGEST_STOP} characters", "stop")
     # Who names no seed wants another text each time.
     seed = secrets.randbits(62) if body.seed is None else body.seed
     choices = [
@@ -242,5 +273,8 @@ def _asked(body: _Body, prompts: Sequence[str | list[dict[str, Any]]], max_token
 
 
 def _seed(seed: int, choice: int) -> int:
-    """The choices of one request differ, and are the same again when it is made again."""
-    return seed + choice if seed >= 0 else seed % 2**62 + choice
+    """The choices of a request differ, and are the same again when it is made again; the first has the seed itself."""
+    if choice == 0:
+        return seed if seed >= 0 else seed % 2**62
+    digest = hashlib.blake2b(f"{seed} {choice}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 2

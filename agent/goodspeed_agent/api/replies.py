@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from goodspeed.logprobs import TokenLogprobs
 from goodspeed_agent.agent import Piece
 from goodspeed_agent.api.logprobs import chat_logprobs, text_logprobs
 from goodspeed_agent.report import Completion, Speculation
@@ -23,13 +22,15 @@ class Reply:
     Args:
         kind: which endpoint's.
         model: the one that wrote it.
-        decode: token ids to text.
+        bytes_of: a token's.
     """
 
     kind: Literal["chat", "text"]
     model: str
-    decode: Callable[[Sequence[int]], str]
+    bytes_of: Callable[[int], bytes]
     id: str = field(default="", init=False)
+    _lengths: dict[int, int] = field(default_factory=dict, init=False)
+    """How much of each choice's text has been sent, characters."""
     created: int = field(default_factory=lambda: int(time.time()), init=False)
 
     def __post_init__(self) -> None:
@@ -58,7 +59,9 @@ class Reply:
     def piece(self, index: int, piece: Piece) -> dict[str, Any]:
         """More of a choice's text."""
         said: Any = {"content": piece.text} if self.kind == "chat" else piece.text
-        return self._chunk(index, said, logprobs=self._logprobs(piece.tokens, piece.logprobs))
+        offset = self._lengths.get(index, 0)
+        self._lengths[index] = offset + len(piece.text)
+        return self._chunk(index, said, logprobs=self._logprobs(piece, offset))
 
     def end(self, index: int, completion: Completion) -> dict[str, Any]:
         """The last chunk of a choice."""
@@ -75,14 +78,16 @@ class Reply:
             if self.kind == "chat"
             else {"text": completion.text}
         )
-        logprobs = self._logprobs(completion.tokens, completion.logprobs)
+        logprobs = self._logprobs(completion, 0)
         return {"index": index} | said | {"logprobs": logprobs, "finish_reason": completion.finish_reason}
 
-    def _logprobs(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs | None]) -> dict[str, Any] | None:
+    def _logprobs(self, said: Piece | Completion, offset: int) -> dict[str, Any] | None:
         """In the endpoint's own shape; None where nobody asked."""
-        if not logprobs:
+        if not said.logprobs:
             return None
-        return (chat_logprobs if self.kind == "chat" else text_logprobs)(tokens, logprobs, self.decode)
+        if self.kind == "chat":
+            return chat_logprobs(said.tokens, said.logprobs, self.bytes_of)
+        return text_logprobs(said.tokens, said.logprobs, self.bytes_of, said.parts, offset)
 
     def _chunk(
         self,

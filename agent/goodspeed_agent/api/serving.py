@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
+from goodspeed.addresses import is_loopback_host
 from goodspeed.errors import InvalidRequest
 from goodspeed_agent.agent import Agent
-from goodspeed_agent.api.app import make_app
+from goodspeed_agent.api.app import Api
 
 __all__ = ["serve"]
 
@@ -40,9 +41,10 @@ async def serve(agent: Agent, host: str, port: int, ready: Callable[[str], None]
         GoodSpeedError: the link to the server has ended for good.
     """
     with _listening(host, port) as listener:
+        api = Api(agent, local=is_loopback_host(host))
         config = uvicorn.Config(
-            make_app(agent), log_config=None, access_log=False, lifespan="off", ws="none",
-            timeout_graceful_shutdown=_DRAIN_S,
+            api.app, log_config=None, access_log=False, lifespan="off", ws="none",
+            timeout_graceful_shutdown=2 * _DRAIN_S,
         )  # fmt: skip
         server = _Server(config)
         serving = asyncio.create_task(server.serve([listener]), name="api")
@@ -54,7 +56,10 @@ async def serve(agent: Agent, host: str, port: int, ready: Callable[[str], None]
         finally:
             server.should_exit = True
             lost.cancel()
+            loop = asyncio.get_running_loop()
+            ending = loop.call_later(_DRAIN_S, api.stop, "the agent was told to end, and did before the text")
             await serving
+            ending.cancel()
         if lost.done() and not lost.cancelled():
             raise lost.result()
 

@@ -9,19 +9,26 @@ from typing import TypeAlias
 from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.report import Completion
 
-__all__ = ["Written", "write"]
+__all__ = ["Events", "Written", "write"]
 
 Written: TypeAlias = tuple[int, Piece | Completion]
 """Which choice, and more of its text, or in the end all about it."""
 
+Events: TypeAlias = asyncio.Queue[Written | Exception]
 
-async def write(agent: Agent, choices: Sequence[TextRequest]) -> AsyncGenerator[Written, None]:
+
+async def write(agent: Agent, choices: Sequence[TextRequest], events: Events) -> AsyncGenerator[Written, None]:
     """Write all choices; leaving early (`aclosing`) closes their streams at the server.
+
+    Args:
+        agent: who writes.
+        choices: what.
+        events: empty; an exception that is put into it ends all of them.
 
     Raises:
         GoodSpeedError: as `Agent.complete`, of whichever choice fails first.
+        Exception: what was put into `events`.
     """
-    events: asyncio.Queue[Written | Exception] = asyncio.Queue()
 
     async def one(index: int, request: TextRequest) -> None:
         def more(piece: Piece) -> None:
@@ -45,4 +52,5 @@ async def write(agent: Agent, choices: Sequence[TextRequest]) -> AsyncGenerator[
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # Not `gather`: who is cancelled while waiting here would cancel them once more, in the middle of their ends.
+        await asyncio.wait(tasks)

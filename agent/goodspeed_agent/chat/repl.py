@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import stat
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -20,7 +22,19 @@ from goodspeed_agent.report import Completion, Origin
 
 __all__ = ["chat"]
 
-_STYLES: dict[Origin, str] = {"target": "", "accepted": "cyan", "recovered": "yellow", "bonus": "magenta"}
+_COLOURS: dict[Origin, tuple[str, str]] = {
+    "target": ("", ""),
+    "accepted": ("\x1b[36m", "\x1b[39m"),
+    "recovered": ("\x1b[33m", "\x1b[39m"),
+    "bonus": ("\x1b[35m", "\x1b[39m"),
+}
+_CONTROLS = {code: None for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"}
+"""What a terminal would take for an order."""
+
+
+def _shown(text: str, console: Console) -> str:
+    """What the target says, to the letter; on a terminal without what would steer it."""
+    return text.translate(_CONTROLS) if console.is_terminal else text
 
 
 async def chat(agent: Agent, conversation: Conversation, console: Console) -> None:
@@ -48,6 +62,10 @@ async def chat(agent: Agent, conversation: Conversation, console: Console) -> No
 
 
 async def _lines() -> AsyncIterator[str]:
+    if stat.S_ISREG(os.fstat(sys.stdin.fileno()).st_mode):
+        for line in sys.stdin:
+            yield line
+        return
     if not sys.stdin.isatty():
         reader = asyncio.StreamReader(limit=2**24)
         protocol = asyncio.StreamReaderProtocol(reader)
@@ -75,11 +93,13 @@ async def _answer(agent: Agent, conversation: Conversation, console: Console, te
     began_s = time.monotonic()
 
     def show(piece: Piece) -> None:
-        if conversation.origins and piece.origins:
+        if conversation.origins and piece.origins and console.color_system is not None:
             for part, origin in zip(piece.parts, piece.origins, strict=True):
-                console.print(part, style=_STYLES[origin], end="", markup=False, highlight=False, soft_wrap=True)
+                begin, end = _COLOURS[origin]
+                console.file.write(f"{begin}{_shown(part, console)}{end}")
         else:
-            console.print(piece.text, end="", markup=False, highlight=False, soft_wrap=True)
+            console.file.write(_shown(piece.text, console))
+        console.file.flush()
 
     completion = await _interruptible(agent, request, show)
     console.print()
