@@ -118,6 +118,8 @@ class ServedStream:
     domain: str = ""
     """As in `messages.Open`; so is `logprobs`."""
     logprobs: int = -1
+    opened_at: float = 0.0
+    """When it was asked for, seconds."""
     cached: int = 0
     """How many tokens stand in the KV slab; rolling back is making this smaller."""
     finish: Finish | None = field(default=None)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http
 import logging
+from collections.abc import Collection
+from typing import get_args
 from weakref import WeakKeyDictionary
 
 from websockets.asyncio.server import ServerConnection
@@ -11,7 +13,7 @@ from websockets.http11 import Request, Response
 
 from goodspeed.errors import CorruptData
 from goodspeed_server.allowance import Allowance
-from goodspeed_server.tokens import Token, TokenStore
+from goodspeed_server.tokens import Role, Token, TokenStore
 
 __all__ = ["Doorkeeper"]
 
@@ -31,8 +33,16 @@ class Doorkeeper:
         self._allowances: dict[str, Allowance] = {}
         self._failing = False
 
-    def refusal(self, connection: ServerConnection, request: Request) -> Response | None:
-        """What a link that is not let in is answered; None for one that is."""
+    def refusal(
+        self, connection: ServerConnection, request: Request, roles: Collection[Role] = get_args(Role)
+    ) -> Response | None:
+        """What who is not let in is answered; None for who is.
+
+        Args:
+            connection: new.
+            request: its HTTP request.
+            roles: whose tokens will do; a link's role is looked at again when it says what it is.
+        """
         if self._store is None:
             return None
         scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
@@ -56,6 +66,8 @@ class Doorkeeper:
             return connection.respond(
                 http.HTTPStatus.UNAUTHORIZED, "this token is not known here, or was revoked: ask for another\n"
             )
+        if token.role not in roles:
+            return connection.respond(http.HTTPStatus.FORBIDDEN, f"this takes a token of role {' or '.join(roles)}\n")
         self._shown[connection] = token
         return None
 

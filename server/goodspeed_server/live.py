@@ -53,7 +53,7 @@ class AgentAccount:
     """When its estimates were last started anew."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class LiveStream:
     """One stream, identified by its link and its number there."""
 

@@ -135,8 +135,9 @@ class RoundLoop:
             max_length=self._engine.max_length,
             eos_tokens=self._eos_tokens,
         )
+        stream.opened_at = self._clock()
         if account.allowance is not None:
-            account.allowance.admit(self._clock())
+            account.allowance.admit(stream.opened_at)
         if self._engine.free_rows:
             self._admit(key, account, stream)
             return

@@ -33,6 +33,7 @@ from goodspeed_server.doorkeeper import Doorkeeper
 from goodspeed_server.engine import Engine, Layout
 from goodspeed_server.link import SNAPSHOT_INTERVAL_S, Link, ServedModel
 from goodspeed_server.memory import free_bytes, kv_bytes_per_token, rows_that_fit
+from goodspeed_server.metrics import ServerMetrics
 from goodspeed_server.planner import Planner
 from goodspeed_server.recording import Recorder
 from goodspeed_server.round_loop import RoundLoop
@@ -137,6 +138,7 @@ class VerificationServer:
         )
         measured = measure_passes(engine)
         now = time.monotonic()
+        self._metrics = ServerMetrics(self.snapshot, observer)
         self._telemetry = Telemetry(
             ServerFacts(
                 model=settings.model,
@@ -149,7 +151,7 @@ class VerificationServer:
                 measured=measured,
             ),
             now,
-            observer,
+            self._metrics,
         )
         eos_tokens = _eos_tokens(model)
         self._model = ServedModel(
@@ -215,11 +217,15 @@ class VerificationServer:
         listener = await self._bind()
         self._running = asyncio.create_task(self._rounds.run(), name="rounds")
         self._running.add_done_callback(self._rounds_ended)
-        watching = asyncio.create_task(self._watch_tokens(), name="tokens")
+        watching = [
+            asyncio.create_task(self._watch_tokens(), name="tokens"),
+            asyncio.create_task(self._metrics.watch_loop(), name="loop lag"),
+        ]
         try:
             yield _address(listener, secure=self._tls is not None)
         finally:
-            watching.cancel()
+            for task in watching:
+                task.cancel()
             await self._close(listener)
         self._running.result()
 
@@ -335,10 +341,16 @@ class VerificationServer:
             if self._draining:
                 return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "draining\n")
             return connection.respond(http.HTTPStatus.OK, "ready\n")
+        if path == "/metrics":
+            return self._doorkeeper.refusal(connection, request, roles=("monitor", "admin")) or _metrics_response(
+                connection, self._metrics
+            )
         if path == "/" and self._draining:
             return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "the server is shutting down\n")
         if path != "/":
-            return connection.respond(http.HTTPStatus.NOT_FOUND, "there is /health, /ready, and a WebSocket at /\n")
+            return connection.respond(
+                http.HTTPStatus.NOT_FOUND, "there is /health, /ready, /metrics, and a WebSocket at /\n"
+            )
         return self._doorkeeper.refusal(connection, request)
 
 
@@ -346,6 +358,13 @@ def _address(listener: Server, *, secure: bool) -> str:
     host, port = next(iter(listener.sockets)).getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     return f"{'wss' if secure else 'ws'}://{shown}:{port}"
+
+
+def _metrics_response(connection: ServerConnection, metrics: ServerMetrics) -> Response:
+    response = connection.respond(http.HTTPStatus.OK, metrics.text().decode())
+    del response.headers["Content-Type"]
+    response.headers["Content-Type"] = "text/plain; version=0.0.4; charset=utf-8"
+    return response
 
 
 def _on_signal(number: int, stop: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:

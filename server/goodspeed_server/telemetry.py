@@ -230,8 +230,13 @@ class Telemetry:
             kv_used_tokens=sum(stream.stream.cached for stream in live),
             kv_tokens=facts.rows * facts.max_length,
             fairness=facts.utility.fairness,
-            utility=self._utility([row.goodput / row.streams for row in agents for _ in range(row.streams)]),
-            plain_utility=self._utility([1.0 / self._plain_pass_s(len(live))] * len(live)),
+            utility=self._utility(
+                [row.goodput / row.streams for row in agents for _ in range(row.streams)],
+                [row.weight for row in agents for _ in range(row.streams)],
+            ),
+            plain_utility=self._utility(
+                [1.0 / self._plain_pass_s(len(live))] * len(live), [stream.account.weight for stream in live]
+            ),
             goodput=self._goodput.per_second(now),
             goodput_history=self._goodput.history(now),
             committed=self._committed,
@@ -261,9 +266,10 @@ class Telemetry:
         rows = max(streams, 1)
         return self._cost.seconds(rows, rows)
 
-    def _utility(self, goodputs: Sequence[float]) -> float:
+    def _utility(self, goodputs: Sequence[float], weights: Sequence[float]) -> float:
         # A stream that has only just begun has no goodput yet, and would drown all others.
-        return float(self._facts.utility.value(np.maximum(goodputs, _LEAST_GOODPUT)).sum())
+        kept = np.maximum(goodputs, _LEAST_GOODPUT)
+        return float(self._facts.utility.value(kept, np.array(weights)).sum())
 
     def _phases(self) -> PhaseTimes:
         count = max(1, len(self._recent))

@@ -1,0 +1,152 @@
+"""What `/metrics` tells: vLLM's names under ours, and what only this server has."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from weakref import WeakKeyDictionary
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from goodspeed.messages import MAX_DRAFT_TOKENS
+from goodspeed.snapshot import AgentRow, ServerSnapshot
+from goodspeed.stream import Commit
+from goodspeed_server.live import LiveStream
+from goodspeed_server.telemetry import Observer, RoundRecord
+
+__all__ = ["ServerMetrics"]
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_MOST_AGENTS = 100
+"""How many agents have labels of their own; those with the most streams do."""
+_LAG_EVERY_S = 0.5
+
+
+class ServerMetrics:
+    """Counts what an `Observer` is told, and reads the rest off a snapshot when it is asked.
+
+    Args:
+        snapshot: the server as it is now.
+        then: is told the same.
+    """
+
+    def __init__(self, snapshot: Callable[[], ServerSnapshot], then: Observer | None = None) -> None:
+        self._then = then
+        self._last: WeakKeyDictionary[LiveStream, float] = WeakKeyDictionary()
+        self._registry = registry = CollectorRegistry()
+        registry.register(_Now(snapshot))
+
+        def counter(name: str, what: str, *labels: str) -> Counter:
+            return Counter(f"goodspeed_{name}", what, labels, registry=registry)
+
+        def seconds(name: str, what: str, *labels: str) -> Histogram:
+            return Histogram(f"goodspeed_{name}_seconds", what, labels, buckets=_SECONDS, registry=registry)
+
+        self._prompt = counter("prompt_tokens", "Prompt tokens that went through the target.")
+        self._generated = counter("generation_tokens", "Committed tokens.")
+        self._finished = counter("request_success", "Texts that ended.", "finished_reason")
+        self._drafts = counter("spec_decode_num_drafts", "Drafts of at least one token that were verified.")
+        self._drafted = counter("spec_decode_num_draft_tokens", "Drafted tokens that were verified.")
+        self._accepted = counter("spec_decode_num_accepted_tokens", "Of these, accepted.")
+        self._by_position = counter(
+            "spec_decode_num_accepted_tokens_per_pos", "Accepted tokens by their place in a draft.", "position"
+        )
+        self._rounds = counter("rounds", "Passes of the target.")
+        self._first = seconds("time_to_first_token", "From asking for a text to its first token.")
+        self._between = seconds("inter_token_latency", "Between two verdicts of a stream, over the tokens committed.")
+        self._phases = seconds("round_phase", "Of a round.", "phase")
+        self._forward = seconds("forward", "Of a forward pass.")
+        self._lag = seconds("loop_lag", "How late the event loop is.")
+
+    def committed(self, live: LiveStream, drafted: int, commit: Commit, now: float) -> None:
+        """A verdict was reached for one stream."""
+        self._generated.inc(commit.size)
+        if drafted:
+            self._drafts.inc()
+            self._drafted.inc(drafted)
+            self._accepted.inc(commit.accepted)
+            for position in range(min(commit.accepted, MAX_DRAFT_TOKENS)):
+                self._by_position.labels(position).inc()
+        last = self._last.get(live)
+        if last is None:
+            self._first.observe(now - live.stream.opened_at)
+        else:
+            self._between.observe((now - last) / max(1, commit.size))
+        self._last[live] = now
+        if commit.finish is not None:
+            self._finished.labels(commit.finish).inc()
+        if self._then is not None:
+            self._then.committed(live, drafted, commit, now)
+
+    def round_over(self, record: RoundRecord) -> None:
+        """A pass has been committed."""
+        self._rounds.inc()
+        self._prompt.inc(record.prefilled)
+        self._forward.observe(record.forward_s)
+        for phase in ("gather", "plan", "verify", "commit"):
+            self._phases.labels(phase).observe(getattr(record, f"{phase}_s"))
+        if self._then is not None:
+            self._then.round_over(record)
+
+    async def watch_loop(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Measure, for ever, how late the event loop wakes who sleeps."""
+        while True:
+            before = clock()
+            await asyncio.sleep(_LAG_EVERY_S)
+            self._lag.observe(max(0.0, clock() - before - _LAG_EVERY_S))
+
+    def text(self) -> bytes:
+        """All of it, as Prometheus reads it."""
+        return generate_latest(self._registry)
+
+
+class _Now(Collector):
+    """Gauges of this very moment; an agent that has gone has none any more."""
+
+    def __init__(self, snapshot: Callable[[], ServerSnapshot]) -> None:
+        self._snapshot = snapshot
+
+    def describe(self) -> list[Metric]:
+        """Nothing, so that nobody asks for a snapshot before there is one."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        now = self._snapshot()
+        rows = [row for row in now.agents for _ in range(row.streams)]
+        for name, what, value in (
+            ("num_requests_running", "Streams that have a row.", now.streams),
+            ("num_requests_waiting", "Streams in the queue.", now.waiting),
+            ("kv_cache_usage_perc", "Of the slab, 0 to 1.", now.kv_used_tokens / max(1, now.kv_tokens)),
+            ("agents", "Links of agents.", len(now.agents)),
+            ("goodput", "Committed tokens per second.", now.goodput),
+            ("utility", "Sum over streams of the utility of their goodput.", now.utility),
+            ("plain_utility", "The same, if nothing were drafted.", now.plain_utility),
+            ("jain_index", "Of the streams' goodputs: 1 where all are alike.", _jain(rows)),
+            ("busy_seconds", "Time that the engine has spent in passes.", now.busy_s),
+        ):
+            yield GaugeMetricFamily(f"goodspeed_{name}", what, value=float(value))
+        chosen = sorted(now.agents, key=lambda row: row.streams, reverse=True)[:_MOST_AGENTS]
+        families = {
+            "goodput": "Committed tokens per second.",
+            "budget": "Mean budget of its streams, tokens.",
+            "alpha": "Estimated acceptance rate.",
+            "streams": "Streams that have a row.",
+        }
+        for name, what in families.items():
+            family = GaugeMetricFamily(f"goodspeed_agent_{name}", what, labels=["agent", "drafter"])
+            # Two links of one name are one series.
+            values = {(row.name, row.drafter): float(getattr(row, name)) for row in chosen}
+            for labels, value in values.items():
+                family.add_metric(labels, value)
+            yield family
+
+
+def _jain(rows: list[AgentRow]) -> float:
+    """`(sum x)^2 / (n sum x^2)` over streams, those of an agent taken for alike."""
+    goodputs = [row.goodput / row.streams for row in rows]
+    squares = sum(value * value for value in goodputs)
+    return sum(goodputs) ** 2 / (len(goodputs) * squares) if squares else 1.0

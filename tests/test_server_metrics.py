@@ -1,0 +1,81 @@
+"""What `/metrics` tells of a server at work."""
+
+from __future__ import annotations
+
+import asyncio
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+from prometheus_client.parser import text_string_to_metric_families
+
+from goodspeed_server.metrics import _jain
+from goodspeed_server.tokens import TokenStore
+from tests.monitor_examples import AGENT
+from tests.serving import linked, serving, tiny_settings
+
+PROMPT = [5, 17, 3]
+
+
+def get(address: str, token: str | None = None) -> tuple[int, str]:
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    request = urllib.request.Request(address.replace("ws:", "http:") + "/metrics", headers=headers)
+    try:
+        with urllib.request.urlopen(request) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def samples(text: str) -> dict[str, float]:
+    return {
+        sample.name + "".join(f" {name}={value}" for name, value in sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def test_tokens_drafts_and_times_are_counted() -> None:
+    async with serving() as (server, address), linked(address) as peer:
+        greedy = await peer.generate(1, PROMPT, max_draft=0, max_new_tokens=8)
+        await peer.generate(2, PROMPT, greedy, max_new_tokens=8)
+        await peer.open(3, PROMPT, max_new_tokens=8)
+        while any(map(server._rounds.is_prefilling, server._rounds.live)):
+            await asyncio.sleep(0)
+        status, text = await asyncio.to_thread(get, address)
+        found = samples(text)
+        snapshot = server.snapshot()
+    assert status == 200
+    assert found["goodspeed_generation_tokens_total"] == 16 == snapshot.committed
+    assert found["goodspeed_spec_decode_num_draft_tokens_total"] == snapshot.drafted > 0
+    assert found["goodspeed_spec_decode_num_accepted_tokens_total"] == snapshot.accepted > 0
+    per_position = [value for name, value in found.items() if "per_pos_total" in name]
+    assert sum(per_position) == snapshot.accepted
+    assert found["goodspeed_spec_decode_num_accepted_tokens_per_pos_total position=0"] == max(per_position)
+    assert found["goodspeed_request_success_total finished_reason=length"] == 2
+    assert found["goodspeed_time_to_first_token_seconds_count"] == 2
+    assert found["goodspeed_num_requests_running"] == 1
+    assert found["goodspeed_num_requests_waiting"] == 0
+    assert 0 < found["goodspeed_kv_cache_usage_perc"] < 1
+    assert found["goodspeed_round_phase_seconds_count phase=verify"] == found["goodspeed_rounds_total"] > 0
+    assert found["goodspeed_agent_streams agent=test drafter=none"] == 1
+    assert found["goodspeed_jain_index"] == 1.0
+
+
+async def test_where_tokens_are_asked_for_metrics_take_a_monitors(tmp_path: Path) -> None:
+    store = TokenStore(tmp_path / "tokens.json")
+    secrets = {role: store.create(role, role) for role in ("agent", "monitor", "admin")}
+    async with serving(tiny_settings(tokens=tmp_path / "tokens.json")) as (_, address):
+        answers = {role: (await asyncio.to_thread(get, address, secret))[0] for role, secret in secrets.items()}
+        assert answers == {"agent": 403, "monitor": 200, "admin": 200}
+        assert (await asyncio.to_thread(get, address))[0] == 401
+
+
+@pytest.mark.parametrize(
+    ("goodputs", "expected"), [([], 1.0), ([0.0], 1.0), ([3.0, 3.0], 1.0), ([1.0, 0.0], 0.5), ([1.0, 3.0], 0.8)]
+)
+def test_jains_index(goodputs: list[float], expected: float) -> None:
+    assert _jain([replace(AGENT, goodput=value, streams=1) for value in goodputs]) == pytest.approx(expected)
