@@ -111,7 +111,7 @@ def begin(origin: Origin, folder: Path) -> None:
 
 def complete(measured: Measured, folder: Path) -> None:
     """Puts into the card in `folder` what was measured, and writes the page for people."""
-    card = json.loads((folder / "card.json").read_bytes())
+    card = {"tuning": None} | json.loads((folder / "card.json").read_bytes())
     card["held_out_loss"] = {
         domain: {unit: round(value, 4) for unit, value in losses.items()}
         for domain, losses in measured.held_out_loss.items()
