@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import logging
 import tempfile
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,23 +151,25 @@ def test_a_folder_without_a_readable_shard_says_so(tmp_path: Path) -> None:
         read_shards(tmp_path)
 
 
-@pytest.mark.parametrize("failing", ["write_bytes", "replace"])
+@pytest.mark.parametrize("failing", ["write", "replace"])
 def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
     path = tmp_path / "a.safetensors"
     write_shard(path, [passage(seed=1)])
     before = path.read_bytes()
 
-    def write_half(self: Path, data: bytes) -> int:
-        with self.open("wb") as file:
-            file.write(data[: len(data) // 2])
-        raise OSError(errno.ENOSPC, "No space left on device")
+    class HalfWritten(io.FileIO):
+        def write(self, data: Any) -> int:
+            super().write(data[: len(data) // 2])
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        if failing == "write_bytes":
-            patched.setattr(Path, "write_bytes", write_half)
+        if failing == "write":
+            patched.setattr(
+                "goodspeed.tuning.passages.open", lambda path, mode, opener: HalfWritten(path, "wb"), raising=False
+            )
         else:
             patched.setattr("goodspeed.tuning.passages.os.replace", refuse)
         for name in ("a", "b"):
