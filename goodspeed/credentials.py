@@ -7,13 +7,14 @@ import logging
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from websockets.http11 import Response
 
 from goodspeed.addresses import is_loopback
 from goodspeed.errors import InvalidRequest, LinkLost, Refused
 
-__all__ = ["NOBODY", "Credentials", "refused_by_status", "server_tls", "untrusted"]
+__all__ = ["NOBODY", "Credentials", "hint_of_certificates", "refused_by_status", "server_tls", "untrusted"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class Credentials:
         """For the handshake with a server."""
         if self.token is None:
             return {}
-        if url.startswith("ws:") and not is_loopback(url):
+        if not _encrypted(url) and not is_loopback(url):
             _log.warning("the token goes to %s in the clear: use wss:// where others can listen", url)
         return {"Authorization": f"Bearer {self.token.strip()}"}
 
@@ -54,7 +55,7 @@ class Credentials:
         Raises:
             InvalidRequest: a file cannot be used.
         """
-        if not url.startswith("wss:"):
+        if not _encrypted(url):
             return None
         context = _trusting(self.ca, ssl.Purpose.SERVER_AUTH)
         if self.certificate is not None:
@@ -64,6 +65,19 @@ class Credentials:
 
 NOBODY = Credentials()
 """Where nothing has to be shown."""
+
+
+def _encrypted(url: str) -> bool:
+    return urlsplit(url).scheme == "wss"  # in lower case, however it is written
+
+
+def hint_of_certificates(url: str, credentials: Credentials) -> str:
+    """What may be wrong where a server hangs up within the handshake."""
+    if not _encrypted(url):
+        return ""
+    if credentials.certificate is None:
+        return "; it may want a client's certificate: --client-cert and --client-key"
+    return "; it may not take this client's certificate"
 
 
 def refused_by_status(url: str, response: Response) -> Refused | LinkLost:

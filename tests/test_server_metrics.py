@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
-from goodspeed_server.metrics import _jain
+from goodspeed_server.metrics import _by_name, _jain
 from goodspeed_server.tokens import TokenStore
 from tests.monitor_examples import AGENT
 from tests.serving import linked, serving, tiny_settings
@@ -61,7 +61,7 @@ async def test_tokens_drafts_and_times_are_counted() -> None:
     assert found["goodspeed_num_requests_waiting"] == 0
     assert 0 < found["goodspeed_kv_cache_usage_perc"] < 1
     assert found["goodspeed_round_phase_seconds_count phase=verify"] == found["goodspeed_rounds_total"] > 0
-    assert found["goodspeed_agent_streams agent=test drafter=none"] == 1
+    assert found["goodspeed_agent_streams agent=test"] == 1
     assert found["goodspeed_jain_index"] == 1.0
 
 
@@ -72,6 +72,16 @@ async def test_where_tokens_are_asked_for_metrics_take_a_monitors(tmp_path: Path
         answers = {role: (await asyncio.to_thread(get, address, secret))[0] for role, secret in secrets.items()}
         assert answers == {"agent": 403, "monitor": 200, "admin": 200}
         assert (await asyncio.to_thread(get, address))[0] == 401
+
+
+def test_links_of_one_name_are_one_series() -> None:
+    rows = [
+        replace(AGENT, name="box" + "x" * 100, streams=streams, goodput=goodput, alpha=alpha)
+        for streams, goodput, alpha in ((3, 30.0, 0.5), (0, 0.0, 0.0), (1, 10.0, 0.9))
+    ]
+    ((name, values),) = _by_name(rows).items()
+    assert len(name) == 64
+    assert (values["streams"], values["goodput"], values["alpha"]) == (4, 40.0, pytest.approx(0.6))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import trustme
 from typer.testing import CliRunner
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
+from websockets.typing import Origin
 
 from goodspeed.credentials import Credentials
 from goodspeed.errors import CorruptData, InvalidRequest, LinkLost, Overloaded, Refused
@@ -80,7 +81,7 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         store.tokens()
     (tmp_path / "file").touch()
     with pytest.raises(InvalidRequest, match="cannot be written"):
-        TokenStore(tmp_path / "file" / "tokens.json")._write([])
+        TokenStore(tmp_path / "file" / "tokens.json").create("a", "agent")
 
 
 def test_commands_make_list_and_revoke(tmp_path: Path) -> None:
@@ -142,9 +143,15 @@ async def test_who_shows_no_good_token_is_not_let_in(tmp_path: Path) -> None:
             assert refused.value.code == "unauthorized"
             with pytest.raises(Refused, match=sentence):
                 await fetch_snapshot(address, Credentials(shown))
-        for header in ("Basic abc", "Bearer", ""):
-            with pytest.raises(InvalidStatus):
-                await connect(address, additional_headers={"Authorization": header})
+        for headers in (["Basic abc"], ["Bearer"], [""], [f"Bearer {secret}", "Bearer x"]):
+            with pytest.raises(InvalidStatus) as answered:
+                await connect(address, additional_headers=[("Authorization", header) for header in headers])
+            assert answered.value.response.status_code == 401
+        with pytest.raises(InvalidStatus) as answered:
+            await connect(
+                address, origin=Origin("http://evil.example"), additional_headers={"Authorization": f"Bearer {secret}"}
+            )
+        assert answered.value.response.status_code == 403
         async with agent_with(address, secret, tmp_path) as agent:
             assert (await agent.complete(TextRequest(WORDS, max_new_tokens=4))).tokens
 
@@ -267,8 +274,12 @@ async def test_a_server_can_ask_for_the_clients_certificate(authority: trustme.C
     async with serving(tiny_settings(tls=TlsSettings(certificate, key, client_ca=ca))) as (_, address):
         assert (await fetch_snapshot(address, Credentials(None, ca, mine, mine_key))).streams == 0
         for credentials in (Credentials(ca=ca), Credentials(None, ca, other, other_key)):
-            with pytest.raises(LinkLost):
+            with pytest.raises(LinkLost, match="client's certificate"):
                 await fetch_snapshot(address, credentials)
+        with pytest.raises(LinkLost, match="it may want a client's certificate: --client-cert"):
+            await Agent(
+                address, SuffixDrafter(), cache=TokenizerCache(tmp_path), backoff=QUICK, credentials=Credentials(ca=ca)
+            ).__aenter__()
 
 
 @pytest.mark.parametrize(
@@ -297,10 +308,26 @@ def test_a_token_is_never_shown() -> None:
 def test_a_token_in_the_clear_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     Credentials("gst_x").headers("ws://127.0.0.1:1")
     assert caplog.messages == []
-    Credentials("gst_x").headers("ws://example.org:1")
+    Credentials("gst_x").headers("WS://example.org:1")
     assert "in the clear: use wss://" in caplog.messages[0]
 
 
 def test_a_token_made_by_hand_is_checked() -> None:
     with pytest.raises(InvalidRequest, match="weight is nan"):
-        Token(name="x", role="agent", digest="", weight=float("nan"))
+        Token(name="x", role="agent", digest="0" * 64, weight=float("nan"))
+    for digest in ("", "0" * 63, "A" * 64, "\u00e9" * 64):
+        with pytest.raises(InvalidRequest, match="was changed by hand"):
+            Token(name="x", role="agent", digest=digest)
+
+
+def test_a_wait_is_one_that_a_message_can_say() -> None:
+    allowance = Allowance("edge", tokens_per_minute=1)
+    allowance.spend(10**6, 0.0)
+    with pytest.raises(Overloaded) as refused:
+        allowance.admit(0.0)
+    assert refused.value.retry_after_s == 86_400.0
+
+
+def test_a_path_that_cannot_even_be_looked_at_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CorruptData, match="cannot be read as a file of tokens"):
+        TokenStore(tmp_path / ("a" * 300)).tokens()

@@ -7,6 +7,8 @@ from goodspeed.errors import Overloaded
 __all__ = ["Allowance"]
 
 _MINUTE_S = 60.0
+_LONGEST_S = 86_400.0
+"""What a message can say."""
 
 
 class Allowance:
@@ -54,6 +56,7 @@ class Allowance:
         self._run_out(now)
         if self._tokens_per_minute is not None and self._level >= self._tokens_per_minute:
             wait_s = (self._level - self._tokens_per_minute) / self._tokens_per_minute * _MINUTE_S + 1.0
+            wait_s = min(wait_s, _LONGEST_S)
             raise Overloaded(
                 f"the token {self._name!r} may have {self._tokens_per_minute} tokens a minute, and had them: "
                 f"go on in {wait_s:.0f} s",

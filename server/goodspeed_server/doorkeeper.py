@@ -45,7 +45,8 @@ class Doorkeeper:
         """
         if self._store is None:
             return None
-        scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
+        shown = request.headers.get_all("Authorization")
+        scheme, _, secret = (shown[0] if len(shown) == 1 else "").partition(" ")
         if scheme != "Bearer" or not secret:
             return connection.respond(
                 http.HTTPStatus.UNAUTHORIZED,

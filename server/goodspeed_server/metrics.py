@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
@@ -23,6 +23,7 @@ __all__ = ["ServerMetrics"]
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _MOST_AGENTS = 100
 """How many agents have labels of their own; those with the most streams do."""
+_LONGEST_LABEL = 64
 _LAG_EVERY_S = 0.5
 
 
@@ -129,20 +130,34 @@ class _Now(Collector):
             ("busy_seconds", "Time that the engine has spent in passes.", now.busy_s),
         ):
             yield GaugeMetricFamily(f"goodspeed_{name}", what, value=float(value))
-        chosen = sorted(now.agents, key=lambda row: row.streams, reverse=True)[:_MOST_AGENTS]
-        families = {
-            "goodput": "Committed tokens per second.",
-            "budget": "Mean budget of its streams, tokens.",
-            "alpha": "Estimated acceptance rate.",
-            "streams": "Streams that have a row.",
-        }
-        for name, what in families.items():
-            family = GaugeMetricFamily(f"goodspeed_agent_{name}", what, labels=["agent", "drafter"])
-            # Two links of one name are one series.
-            values = {(row.name, row.drafter): float(getattr(row, name)) for row in chosen}
-            for labels, value in values.items():
-                family.add_metric(labels, value)
+        chosen = sorted(_by_name(now.agents).items(), key=lambda entry: -entry[1]["streams"])[:_MOST_AGENTS]
+        for name, what in _OF_AGENTS.items():
+            family = GaugeMetricFamily(f"goodspeed_agent_{name}", what, labels=["agent"])
+            for label, values in chosen:
+                family.add_metric([label], values[name])
             yield family
+
+
+_OF_AGENTS = {
+    "goodput": "Committed tokens per second.",
+    "budget": "Mean budget of its streams, tokens.",
+    "alpha": "Estimated acceptance rate, the mean over its streams.",
+    "streams": "Streams that have a row.",
+}
+
+
+def _by_name(rows: Sequence[AgentRow]) -> dict[str, dict[str, float]]:
+    """Sums and means over the links of one name, which may be anything that a peer says of itself."""
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        values = found.setdefault(row.name[:_LONGEST_LABEL], dict.fromkeys(_OF_AGENTS, 0.0))
+        streams = values["streams"] + row.streams
+        share = row.streams / streams if streams else 1.0
+        for mean in ("budget", "alpha"):
+            values[mean] += share * (getattr(row, mean) - values[mean])
+        values["goodput"] += row.goodput
+        values["streams"] = streams
+    return found
 
 
 def _jain(rows: list[AgentRow]) -> float:

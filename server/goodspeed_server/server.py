@@ -275,6 +275,8 @@ class VerificationServer:
                 ping_timeout=_PING_TIMEOUT_S,
                 max_size=_CUT_OFF * self._model.max_frame_bytes,
                 ssl=self._tls,
+                # No agent is a web page: one that a user happens to look at is not to use this machine's server.
+                origins=[None],
                 server_header=f"goodspeed/{goodspeed.__version__}",
             )
         except OSError as error:
@@ -328,8 +330,9 @@ class VerificationServer:
         """Cut links whose token is revoked; who comes back is told why."""
         while True:
             await asyncio.sleep(_TOKEN_CHECK_S)
-            for link in self._links:
+            for link in list(self._links):
                 if not self._doorkeeper.still_welcome(link.connection):
+                    logger.info("a link is cut: its token was revoked")
                     link.abort()
 
     def _answer_http(self, connection: ServerConnection, request: Request) -> Response | None:

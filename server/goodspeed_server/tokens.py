@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
+import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -16,12 +18,18 @@ import msgspec
 
 from goodspeed.errors import CorruptData, InvalidRequest
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]  # as the standard library's own modules do
+
 __all__ = ["Role", "Token", "TokenStore"]
 
 Role: TypeAlias = Literal["agent", "monitor", "admin"]
 
 _PREFIX = "gst_"
 _SECRET_BYTES = 32
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +56,8 @@ class Token:
     def __post_init__(self) -> None:
         if not self.name or not self.name.isprintable() or len(self.name) > 100:
             raise InvalidRequest(f"{self.name!r} is no name: take one to a hundred printable characters")
+        if not _DIGEST.fullmatch(self.digest):
+            raise InvalidRequest(f"the digest of {self.name!r} is none: it was changed by hand, so make the token anew")
         if not 0.0 < self.weight <= 1e6:
             raise InvalidRequest(f"weight is {self.weight}: it must be above 0 and at most 1,000,000")
         for what, limit in (("max-streams", self.max_streams), ("tokens-per-minute", self.tokens_per_minute)):
@@ -76,6 +86,8 @@ class TokenStore:
             about = self._path.stat()
         except (FileNotFoundError, NotADirectoryError):
             return ()
+        except OSError as error:
+            raise CorruptData(f"{self._path} cannot be read as a file of tokens: {error}") from None
         version = (about.st_mtime_ns, about.st_ino)
         if version != self._read[0]:
             try:
@@ -103,6 +115,12 @@ class TokenStore:
             InvalidRequest: there is one of that name, or a value is out of range.
             CorruptData: the file cannot be read.
         """
+        with self._alone():
+            return self._create(name, role, weight, max_streams, tokens_per_minute)
+
+    def _create(
+        self, name: str, role: Role, weight: float, max_streams: int | None, tokens_per_minute: int | None
+    ) -> str:
         known = self.tokens()
         if any(token.name == name for token in known):
             raise InvalidRequest(f"there is a token named {name!r} already: revoke it first, or choose another name")
@@ -125,12 +143,13 @@ class TokenStore:
             InvalidRequest: there is none of that name.
             CorruptData: the file cannot be read.
         """
-        known = self.tokens()
-        left = [token for token in known if token.name != name]
-        if len(left) == len(known):
-            names = ", ".join(token.name for token in known) or "none at all"
-            raise InvalidRequest(f"there is no token named {name!r}: there are {names}")
-        self._write(left)
+        with self._alone():
+            known = self.tokens()
+            left = [token for token in known if token.name != name]
+            if len(left) == len(known):
+                names = ", ".join(token.name for token in known) or "none at all"
+                raise InvalidRequest(f"there is no token named {name!r}: there are {names}")
+            self._write(left)
 
     def find(self, secret: str) -> Token | None:
         """The token that a secret stands for; how long it takes says nothing of how near a wrong one is.
@@ -144,19 +163,44 @@ class TokenStore:
                 found = token
         return found
 
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One change at a time, whoever makes it: a token that is revoked is not to come back with another's change."""
+        with contextlib.ExitStack() as stack:
+            try:
+                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                beside = self._path.with_name(self._path.name + ".lock")
+                lock = stack.enter_context(open(beside, "w", opener=_private))
+            except OSError as error:
+                raise InvalidRequest(
+                    f"{self._path} cannot be written: {error.strerror}; choose another --tokens"
+                ) from None
+            if fcntl is not None:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def _write(self, tokens: Sequence[Token]) -> None:
         beside = self._path.with_name(self._path.name + ".unfinished")
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with open(beside, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            beside.unlink(missing_ok=True)
+            with open(beside, "wb", opener=_private) as file:
                 file.write(msgspec.json.format(msgspec.json.encode(tokens), indent=2))
                 file.flush()
                 os.fsync(file.fileno())
+            if self._path.exists():
+                # Another user's change is not to take the file away from the server's.
+                about = self._path.stat()
+                with contextlib.suppress(PermissionError):
+                    os.chown(beside, about.st_uid, about.st_gid)
             os.replace(beside, self._path)
         except OSError as error:
             if beside.exists():
                 beside.unlink()
             raise InvalidRequest(f"{self._path} cannot be written: {error.strerror}; choose another --tokens") from None
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _digest(secret: str) -> str:
