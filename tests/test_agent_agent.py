@@ -53,7 +53,7 @@ async def test_text_streams_as_it_is_verified(tmp_path: Path, drafter: Drafter, 
     assert tokens == completion.tokens == [*agent.tokenizer.encode(STORY), 256]
     assert completion.finish_reason == "stop"
     assert completion.prompt_tokens == len(PROMPT)
-    assert (completion.speculation.num_accepted_draft_tokens > 0) == (budget > 0 and drafter.max_draft > 0)
+    assert (completion.speculation.num_accepted_tokens > 0) == (budget > 0 and drafter.max_draft > 0)
 
 
 async def test_the_server_is_told_who_drafts(tmp_path: Path) -> None:

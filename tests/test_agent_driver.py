@@ -112,7 +112,7 @@ async def test_one_draft_for_every_budget_and_none_without(tmp_path: Path) -> No
     assert len({draft.base for draft in drafts}) == len(drafts) == len(taken)
     assert generation.speculation.num_spec_steps == len(drafts)
     assert generation.speculation.num_draft_tokens == sum(len(draft.tokens) for draft in drafts)
-    assert generation.speculation.num_accepted_draft_tokens == 20 - len(taken)
+    assert generation.speculation.num_accepted_tokens == 20 - len(taken)
     alone = FakeServer(budget=0)
     generation, _ = await generate(alone, tmp_path)
     assert alone.got(Draft) == []

@@ -36,7 +36,7 @@ def test_an_opening_after_a_loss_carries_the_transcript() -> None:
     assert generation.draft_due(4)
     again = generation.opening()
     assert (again.tokens, again.prompt_tokens, again.max_new_tokens) == ([1, 2, 3, 4, 5], 3, 20)
-    assert generation.speculation.num_accepted_draft_tokens == 1
+    assert generation.speculation.num_accepted_tokens == 1
 
 
 def test_a_draft_lost_with_its_link_is_not_counted_and_due_again() -> None:

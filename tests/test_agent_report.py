@@ -14,7 +14,7 @@ def test_the_figures_are_the_fields_own() -> None:
         "draft_acceptance_rate": round(8 / 15, 4),
         "acceptance_histogram": [1, 0, 0, 1, 0, 1],
         "num_spec_steps": 3,
-        "num_accepted_draft_tokens": 8,
+        "num_accepted_tokens": 8,
         "num_draft_tokens": 15,
     }
 

@@ -95,7 +95,7 @@ async def test_the_server_learns_anew_how_often_it_accepts(rule: Rule, tmp_path:
         await agent.swap(model_drafter("target"))
         assert calibration.chance(0.05) == Calibration().chance(0.05)
         completion = await agent.complete(TextRequest(PROMPT, max_new_tokens=20))
-        assert completion.speculation.num_accepted_draft_tokens > 0
+        assert completion.speculation.num_accepted_tokens > 0
         assert account.drafter == "target"
         assert account.prior_alpha > PRIOR_ALPHA
 

@@ -42,29 +42,29 @@ class Speculation:
         return sum(self.acceptance_histogram)
 
     @property
-    def num_accepted_draft_tokens(self) -> int:
+    def num_accepted_tokens(self) -> int:
         """Drafted tokens that were accepted."""
         return sum(accepted * count for accepted, count in enumerate(self.acceptance_histogram))
 
     @property
     def mean_acceptance_length(self) -> float | None:
         """Tokens per verified draft, the recovered or bonus token among them; None without a draft."""
-        return 1 + self.num_accepted_draft_tokens / self.num_spec_steps if self.num_spec_steps else None
+        return 1 + self.num_accepted_tokens / self.num_spec_steps if self.num_spec_steps else None
 
     @property
     def draft_acceptance_rate(self) -> float | None:
         """Accepted of drafted tokens; None without a draft."""
-        return self.num_accepted_draft_tokens / self.num_draft_tokens if self.num_draft_tokens else None
+        return self.num_accepted_tokens / self.num_draft_tokens if self.num_draft_tokens else None
 
     def to_json(self) -> dict[str, Any]:
-        """As vLLM's `metrics.speculative_decoding`, but for `num_spec_tokens`: no length of drafts is fixed here."""
+        """The counters and what follows from them."""
         return {
+            "num_spec_steps": self.num_spec_steps,
+            "num_draft_tokens": self.num_draft_tokens,
+            "num_accepted_tokens": self.num_accepted_tokens,
             "mean_acceptance_length": _rounded(self.mean_acceptance_length),
             "draft_acceptance_rate": _rounded(self.draft_acceptance_rate),
             "acceptance_histogram": self.acceptance_histogram,
-            "num_spec_steps": self.num_spec_steps,
-            "num_accepted_draft_tokens": self.num_accepted_draft_tokens,
-            "num_draft_tokens": self.num_draft_tokens,
         }
 
 

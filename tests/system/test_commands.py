@@ -41,7 +41,7 @@ async def test_an_address_is_all_an_agent_needs(tmp_path: Path) -> None:
     assert [code for code, _ in answers] == [200, 200, 404]
     assert set(result) == {"text", "tokens", "finish_reason", "usage", "speculative"}
     assert result["usage"]["completion_tokens"] == len(result["tokens"]) == 24
-    assert result["speculative"]["num_draft_tokens"] >= result["speculative"]["num_accepted_draft_tokens"] > 0
+    assert result["speculative"]["num_draft_tokens"] >= result["speculative"]["num_accepted_tokens"] > 0
     assert streamed.rstrip("\n") == result["text"].rstrip("\n")
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert [line["id"] for line in lines] == [0, 1, 2]

@@ -171,7 +171,7 @@ async def test_under_the_ratio_rule_greedy_text_is_the_targets_though_the_server
     company = await asyncio.gather(*map(write, DRAFTERS))
     for drafter, texts in zip(DRAFTERS, company, strict=True):
         assert [text.tokens for text in texts] == [tokens for _, tokens in greedy], drafter
-    assert sum(text.speculation.num_accepted_draft_tokens for texts in company for text in texts) > 0
+    assert sum(text.speculation.num_accepted_tokens for texts in company for text in texts) > 0
 
 
 async def test_a_server_that_dies_costs_no_token(tmp_path: Path) -> None:

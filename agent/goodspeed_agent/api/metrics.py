@@ -96,7 +96,7 @@ class Watch:
         speculation = completion.speculation
         metrics._drafts.inc(speculation.num_spec_steps)
         metrics._drafted.inc(speculation.num_draft_tokens)
-        metrics._accepted.inc(speculation.num_accepted_draft_tokens)
+        metrics._accepted.inc(speculation.num_accepted_tokens)
         metrics._whole.observe(now - self._began_s)
         if index in self._first_s and len(completion.tokens) > 1:
             metrics._between.observe((now - self._first_s[index]) / (len(completion.tokens) - 1))
