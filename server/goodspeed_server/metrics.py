@@ -53,9 +53,10 @@ class ServerMetrics:
         self._drafts = counter("spec_decode_num_drafts", "Drafts of at least one token that were verified.")
         self._drafted = counter("spec_decode_num_draft_tokens", "Drafted tokens that were verified.")
         self._accepted = counter("spec_decode_num_accepted_tokens", "Of these, accepted.")
-        self._by_position = counter(
+        by_position = counter(
             "spec_decode_num_accepted_tokens_per_pos", "Accepted tokens by their place in a draft.", "position"
         )
+        self._positions = [by_position.labels(position) for position in range(MAX_DRAFT_TOKENS)]
         self._rounds = counter("rounds", "Passes of the target.")
         self._first = seconds("time_to_first_token", "From asking for a text to its first token.")
         self._between = seconds("inter_token_latency", "Between two verdicts of a stream, over the tokens committed.")
@@ -70,8 +71,8 @@ class ServerMetrics:
             self._drafts.inc()
             self._drafted.inc(drafted)
             self._accepted.inc(commit.accepted)
-            for position in range(min(commit.accepted, MAX_DRAFT_TOKENS)):
-                self._by_position.labels(position).inc()
+            for position in self._positions[: commit.accepted]:
+                position.inc()
         last = self._last.get(live)
         if last is None:
             self._first.observe(now - live.stream.opened_at)
