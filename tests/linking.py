@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator
 from goodspeed.messages import Hello, Open
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.backoff import Backoff
-from goodspeed_agent.link import Channel, Link
+from goodspeed_agent.channel import Channel
+from goodspeed_agent.link import Link
 from goodspeed_agent.tokenizer import TokenizerCache
 from tests.fake_server import FakeServer
 

@@ -26,7 +26,8 @@ from goodspeed.messages import (
     Verdict,
 )
 from goodspeed_agent.backoff import Backoff, Patience
-from goodspeed_agent.link import Link, Relinked, refusal
+from goodspeed_agent.channel import Relinked
+from goodspeed_agent.link import Link, refusal
 from goodspeed_agent.tokenizer import TokenizerCache
 from tests.fake_server import FakeServer
 from tests.linking import HELLO, NEVER_AGAIN, linked, opening

@@ -258,10 +258,10 @@ def test_a_thread_that_is_stuck_holds_no_more_than_so_many_passes(
     monkeypatch.setattr(recording, "_WAITING_PASSES", 5)
     stuck, free = threading.Event(), threading.Event()
 
-    def hang(self: Recorder, event: object) -> None:
+    def hang(self: Recorder, event: Any) -> None:
         stuck.set()
         free.wait()
-        take(self, event)  # type: ignore[arg-type]  # whatever it was
+        take(self, event)
 
     take = Recorder._take
     monkeypatch.setattr(Recorder, "_take", hang)

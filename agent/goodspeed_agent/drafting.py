@@ -12,10 +12,10 @@ from typing import Any
 
 from goodspeed.messages import DraftEnd
 from goodspeed_agent.ahead import Ahead
+from goodspeed_agent.channel import Channel
 from goodspeed_agent.desk import Desk
 from goodspeed_agent.drafters.interface import Guess
 from goodspeed_agent.generation import Generation
-from goodspeed_agent.link import Channel
 from goodspeed_agent.lookahead import Lookahead, Wanted
 
 __all__ = ["Drafted", "Drafting"]

@@ -9,9 +9,10 @@ from collections.abc import AsyncGenerator, Callable
 from goodspeed.errors import GoodSpeedError, Overloaded
 from goodspeed.messages import Close, Failure, Opened, Verdict
 from goodspeed_agent.backoff import Backoff, Patience
+from goodspeed_agent.channel import Channel, Relinked
 from goodspeed_agent.drafting import Drafting
 from goodspeed_agent.generation import Generation
-from goodspeed_agent.link import Channel, Relinked, refusal
+from goodspeed_agent.link import refusal
 from goodspeed_agent.lookahead import Wanted
 
 __all__ = ["tokens_of"]

@@ -12,9 +12,8 @@ import contextlib
 import itertools
 import logging
 import ssl
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeAlias, TypeVar
+from typing import Self, TypeVar
 
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
@@ -28,7 +27,6 @@ from goodspeed.catalog import Files
 from goodspeed.credentials import NOBODY, Credentials, hint_of_certificates, refused_by_status, untrusted
 from goodspeed.errors import (
     GoodSpeedError,
-    InvalidRequest,
     LinkLost,
     Overloaded,
     ProtocolError,
@@ -37,9 +35,7 @@ from goodspeed.errors import (
     TokenizerMismatch,
 )
 from goodspeed.messages import (
-    MAX_AGENT_FRAME_BYTES,
     MAX_SERVER_FRAME_BYTES,
-    AgentMessage,
     Failure,
     GetTokenizer,
     Goodbye,
@@ -54,9 +50,10 @@ from goodspeed.messages import (
     encode,
 )
 from goodspeed_agent.backoff import Backoff, Patience
+from goodspeed_agent.channel import Channel
 from goodspeed_agent.tokenizer import TokenizerCache
 
-__all__ = ["Channel", "Event", "Link", "Relinked", "refusal"]
+__all__ = ["Link", "refusal"]
 
 T = TypeVar("T", Welcome, Tokenizer)
 
@@ -70,67 +67,6 @@ _TRANSFER_S = 300.0
 """The longest that a tokenizer may take: 11 MB through 0.3 Mbit/s."""
 _SOUND_S = 10.0
 """A link that has stood this long, or brought a verdict, counts as made: the next loss starts a new count."""
-
-
-@dataclass(frozen=True, slots=True)
-class Relinked:
-    """The link was lost and is there again; what was under way on the old one is void."""
-
-
-Event: TypeAlias = Opened | Verdict | Failure | Relinked
-
-
-class Channel:
-    """One stream's end of a link. Made by `Link.channel`."""
-
-    def __init__(self, link: Link, stream: int, connection: ClientConnection) -> None:
-        self.stream = stream
-        self._link = link
-        self._connection = connection
-        self._events: asyncio.Queue[tuple[Event, ClientConnection] | Exception] = asyncio.Queue()
-
-    async def send(self, message: AgentMessage) -> None:
-        """Send a message, unless the connection it belongs to is gone: then `Relinked` is on its way here.
-
-        Raises:
-            InvalidRequest: the message is larger than a server takes.
-        """
-        frame = encode(message)
-        if len(frame) > MAX_AGENT_FRAME_BYTES:
-            raise InvalidRequest(
-                f"the prompt makes a message of {len(frame)} bytes; a server takes {MAX_AGENT_FRAME_BYTES}: shorten it",
-                code="prompt_too_long",
-            )
-        with contextlib.suppress(ConnectionClosed):
-            await self._connection.send(frame)
-
-    async def receive(self) -> Event:
-        """Wait for what the server says to this stream next.
-
-        Raises:
-            GoodSpeedError: the link has ended for good: `LinkLost`, or the server's refusal.
-        """
-        item = await self._events.get()
-        if isinstance(item, Exception):
-            self._events.put_nowait(item)
-            raise item
-        event, self._connection = item
-        return event
-
-    def close(self) -> None:
-        """Take the stream off the link; what still comes for it is dropped."""
-        self._link._channels.pop(self.stream, None)
-
-    def _put(self, event: Event, connection: ClientConnection) -> None:
-        self._events.put_nowait((event, connection))
-
-    def _relinked(self, connection: ClientConnection) -> None:
-        while not self._events.empty():
-            self._events.get_nowait()
-        self._put(Relinked(), connection)
-
-    def _end(self, error: Exception) -> None:
-        self._events.put_nowait(error)
 
 
 class Link:
@@ -228,7 +164,7 @@ class Link:
         """
         if self._over is not None:
             raise self._over
-        channel = Channel(self, next(self._ids), self._connection)
+        channel = Channel(next(self._ids), self._connection, lambda stream: self._channels.pop(stream, None))
         self._channels[channel.stream] = channel
         return channel
 
@@ -255,12 +191,12 @@ class Link:
                 self.reconnections += 1
                 _log.warning("the link to %s is there again", self.url)
                 for channel in self._channels.values():
-                    channel._relinked(self._connection)
+                    channel.relinked(self._connection)
         except Exception as error:
             # Whatever it is, nobody may wait for a link that nobody keeps.
             self._over = error
             for channel in self._channels.values():
-                channel._end(error)
+                channel.end(error)
             if not isinstance(error, GoodSpeedError):
                 raise
 
@@ -301,7 +237,7 @@ class Link:
     def _dispatch(self, message: Opened | Verdict | Failure, stream: int) -> None:
         channel = self._channels.get(stream)
         if channel is not None:  # else the last words to a stream that was closed here meanwhile
-            channel._put(message, self._connection)
+            channel.put(message, self._connection)
 
     async def _connect(self) -> tuple[Welcome, Files, ClientConnection]:
         """Try until there is a link."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -35,7 +35,7 @@ __all__ = [
 
 Server = Annotated[str, typer.Option(help="The server's address: ws://HOST:PORT or wss://HOST:PORT.")]
 Draft = Annotated[
-    Optional[str],  # noqa: UP045  (typer reads annotations)
+    str | None,
     typer.Option(
         help="none, suffix (needs no torch), a bundled draft, a folder or a Hugging Face name; "
         "by default the bundled draft, or suffix where torch is missing."

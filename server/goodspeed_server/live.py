@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from goodspeed.errors import InvalidRequest
 from goodspeed.estimation import AcceptanceEstimator, Goodput, HitOrMiss
 from goodspeed.guesses import Guesses
 from goodspeed.leads import Probing
-from goodspeed.messages import Draft, ServerMessage
-from goodspeed.stream import ServedStream
+from goodspeed.messages import Draft, DraftEnd, Failure, ServerMessage, Verdict
+from goodspeed.stream import Commit, ServedStream, check_draft
 from goodspeed.timing import Pace
-from goodspeed.verification import DraftDistribution
+from goodspeed.verification import DraftDistribution, Rule
 from goodspeed_server.allowance import Allowance
 
 __all__ = ["AgentAccount", "LiveStream", "Outbox"]
@@ -51,6 +52,25 @@ class AgentAccount:
     """Of the token it showed."""
     redrafted_at: float = -math.inf
     """When its estimates were last started anew."""
+
+    def admit(self, now: float) -> None:
+        """One more stream.
+
+        Raises:
+            Overloaded: the token allows no more.
+        """
+        if self.allowance is not None:
+            self.allowance.admit(now)
+
+    def spend(self, tokens: int, now: float) -> None:
+        """Tokens were committed to it."""
+        if self.allowance is not None:
+            self.allowance.spend(tokens, now)
+
+    def give_back(self) -> None:
+        """A stream less."""
+        if self.allowance is not None:
+            self.allowance.ended()
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -109,6 +129,32 @@ class LiveStream:
         assert self.fresh is not None
         self.estimator, self.fresh = self.fresh, None
         self.matching, self.pace, self.probing = HitOrMiss(), Pace(), Probing()
+
+    def usable(self, message: Draft, most: int, vocab_size: int, rule: Rule) -> tuple[Draft, list[DraftDistribution]]:
+        """A draft of at most so many tokens and what they were drawn from; of one that cannot be, an empty one.
+
+        The agent is told what is wrong, and its stream goes on.
+        """
+        try:
+            return message, check_draft(message, most, vocab_size, rule)
+        except InvalidRequest as error:
+            self.account.bad_drafts += 1
+            self.outbox.post(Failure(error.code, str(error), message.stream))
+            return Draft(message.stream, message.base, [], offset=message.offset, end=DraftEnd.NOTHING_TO_SAY), []
+
+    def tell(self, commit: Commit, now: float, *, spell_out: bool) -> None:
+        """Post the verdict.
+
+        Args:
+            commit: what it committed.
+            now: seconds.
+            spell_out: whether to say every token: an agent that nobody waits for may have begun anew by now.
+        """
+        accepted = 0 if spell_out else commit.accepted
+        appended = self.stream.tokens[commit.base + accepted :]
+        asked = (0, 0, 0) if commit.finish else (self.lead, self.price_percent, self.overtaken)
+        self.told.append((self.stream.length, now))
+        self.outbox.post(Verdict(self.number, commit.base, accepted, appended, *asked, commit.finish, self.logprobs))
 
     def to_verify(self) -> tuple[Sequence[int], Sequence[DraftDistribution]]:
         """What the next pass verifies, and what it was drawn from."""

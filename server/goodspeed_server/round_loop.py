@@ -15,11 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from goodspeed.errors import InvalidRequest, Overloaded
 from goodspeed.estimation import PRIOR_ALPHA, Goodput
 from goodspeed.logprobs import entry_bytes
-from goodspeed.messages import Draft, DraftEnd, Failure, Open, Opened, Verdict
+from goodspeed.messages import Draft, DraftEnd, Open, Opened, Verdict
 from goodspeed.rounds import Barrier, Rolling, Rounds
-from goodspeed.stream import Commit, ServedStream, check_draft
+from goodspeed.stream import Commit, ServedStream
 from goodspeed.timing import Pace, PassSample
-from goodspeed.verification import DraftDistribution, Rule
+from goodspeed.verification import Rule
 from goodspeed_server.admission import Admission
 from goodspeed_server.engine import Engine
 from goodspeed_server.live import AgentAccount, LiveStream, Outbox
@@ -136,15 +136,14 @@ class RoundLoop:
             eos_tokens=self._eos_tokens,
         )
         stream.opened_at = self._clock()
-        if account.allowance is not None:
-            account.allowance.admit(stream.opened_at)
+        account.admit(stream.opened_at)
         if self._engine.free_rows:
             self._admit(key, account, stream)
             return
         try:
             self._admission.wait(key, (account, stream))
         except Overloaded:
-            _give_back(account)
+            account.give_back()
             raise
 
     def draft(self, outbox: Outbox, message: Draft) -> None:
@@ -171,7 +170,7 @@ class RoundLoop:
             self._take_draft(live, message)
 
     def _take_draft(self, live: LiveStream, message: Draft) -> None:
-        draft, q = self._usable(live, message, live.budget)
+        draft, q = live.usable(message, live.budget, self._engine.vocab_size, self._rule)
         # One that is overdue is stale: the stream is on its way without it.
         if live.budget == 0 or (live not in self._prefilling and live not in self._rounds.drafting):
             return
@@ -183,7 +182,8 @@ class RoundLoop:
         guesses, now = live.guesses, self._clock()
         if not guesses.continues(message.base, message.offset):
             return
-        draft, q = self._usable(live, message, max(0, live.stream.max_draft + behind - message.offset))
+        most = max(0, live.stream.max_draft + behind - message.offset)
+        draft, q = live.usable(message, most, self._engine.vocab_size, self._rule)
         guesses.take(draft.base, draft.offset, draft.tokens, q, ended=draft.end is DraftEnd.NOTHING_TO_SAY)
         self.planner.guessed(live, draft, now)
         here, more = len(live.to_verify()[0]), draft.end is DraftEnd.FAR_ENOUGH
@@ -212,7 +212,7 @@ class RoundLoop:
         key = (outbox, number)
         waiting = self._admission.withdraw(key)
         if waiting is not None:
-            _give_back(waiting[0])
+            waiting[0].give_back()
         elif key in self._live:
             self._end(self._live[key])
             self._changed.set()
@@ -221,7 +221,7 @@ class RoundLoop:
         """End every stream of a link that has gone."""
         # The queue first: a row that falls free must not go to a stream of the same link.
         for account, _ in self._admission.withdraw_all(lambda key: key[0] is outbox):
-            _give_back(account)
+            account.give_back()
         for key in [key for key in self._live if key[0] is outbox]:
             self.close(*key)
 
@@ -301,10 +301,9 @@ class RoundLoop:
                 live.start_afresh()
                 renewed.append(live)
             self._telemetry.committed(live, len(turn.drafted), commit, now)
-            if live.account.allowance is not None:
-                live.account.allowance.spend(commit.size, now)
+            live.account.spend(commit.size, now)
             if commit.finish:
-                self._tell(live, commit)
+                live.tell(commit, now, spell_out=not self.waits)
                 ended.append(live)
             else:
                 going_on.append((live, commit))
@@ -318,7 +317,7 @@ class RoundLoop:
         self._advance_prefill(planned.prefilled)
         self._schedule([live for live, _ in going_on])
         for live, commit in going_on:
-            self._tell(live, commit)
+            live.tell(commit, now, spell_out=not self.waits)
         return commits
 
     def _learn_from_pass(self, planned: PlannedPass, seconds: float) -> None:
@@ -346,26 +345,6 @@ class RoundLoop:
         self.planner.plan(streams, max(0, self.capacity - self._granted), now)
         for live in streams:
             self._expect(live, now)
-
-    def _usable(self, live: LiveStream, message: Draft, most: int) -> tuple[Draft, list[DraftDistribution]]:
-        """A draft of at most so many tokens and what they were drawn from, or an empty one instead."""
-        try:
-            return message, check_draft(message, most, self._engine.vocab_size, self._rule)
-        except InvalidRequest as error:
-            live.account.bad_drafts += 1
-            live.outbox.post(Failure(error.code, str(error), message.stream))
-            return Draft(message.stream, message.base, [], offset=message.offset, end=DraftEnd.NOTHING_TO_SAY), []
-
-    def _tell(self, live: LiveStream, commit: Commit) -> None:
-        finish = commit.finish
-        # Where the server does not wait, an agent may have begun anew by now: it is told every token.
-        accepted = commit.accepted if self.waits else 0
-        appended = live.stream.tokens[commit.base + accepted :]
-        lead, price, overtaken = (0, 0, 0) if finish else (live.lead, live.price_percent, live.overtaken)
-        live.told.append((live.stream.length, self._clock()))
-        live.outbox.post(
-            Verdict(live.number, commit.base, accepted, appended, lead, price, overtaken, finish, live.logprobs)
-        )
 
     def _admit(self, key: StreamKey, account: AgentAccount, stream: ServedStream) -> None:
         outbox, number = key
@@ -416,7 +395,7 @@ class RoundLoop:
     def _end(self, live: LiveStream) -> None:
         """Forget a stream; its row is free at once, or when the pass it is in is over."""
         live.closed = True
-        _give_back(live.account)
+        live.account.give_back()
         if self._recorder is not None:
             self._recorder.ended(live)
         if live.fresh is None:
@@ -434,9 +413,3 @@ class RoundLoop:
         if waiting is not None:
             key, (account, stream) = waiting
             self._admit(key, account, stream)
-
-
-def _give_back(account: AgentAccount) -> None:
-    """A stream of an account is over."""
-    if account.allowance is not None:
-        account.allowance.ended()

@@ -15,13 +15,9 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import msgspec
+from filelock import FileLock
 
 from goodspeed.errors import CorruptData, InvalidRequest
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]  # as the standard library's own modules do
 
 __all__ = ["Role", "Token", "TokenStore"]
 
@@ -166,18 +162,16 @@ class TokenStore:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """One change at a time, whoever makes it: a token that is revoked is not to come back with another's change."""
-        with contextlib.ExitStack() as stack:
-            try:
-                self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                beside = self._path.with_name(self._path.name + ".lock")
-                lock = stack.enter_context(open(beside, "w", opener=_private))
-            except OSError as error:
-                raise InvalidRequest(
-                    f"{self._path} cannot be written: {error.strerror}; choose another --tokens"
-                ) from None
-            if fcntl is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = FileLock(self._path.with_name(self._path.name + ".lock"), mode=0o600)
+            lock.acquire()
+        except OSError as error:
+            raise InvalidRequest(f"{self._path} cannot be written: {error.strerror}; choose another --tokens") from None
+        try:
             yield
+        finally:
+            lock.release()
 
     def _write(self, tokens: Sequence[Token]) -> None:
         beside = self._path.with_name(self._path.name + ".unfinished")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import stat
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from prompt_toolkit import PromptSession
 from prompt_toolkit.patch_stdout import patch_stdout
@@ -111,15 +111,27 @@ async def _answer(agent: Agent, conversation: Conversation, console: Console, te
 
 async def _interruptible(agent: Agent, request: TextRequest, show: Callable[[Piece], None]) -> Completion | None:
     """The completion, or None if Ctrl-C came."""
-    loop, task = asyncio.get_running_loop(), asyncio.create_task(agent.complete(request, show))
-    usual = signal.getsignal(signal.SIGINT)
-    with suppress(NotImplementedError):  # where signals do not exist
-        loop.add_signal_handler(signal.SIGINT, task.cancel)
+    task = asyncio.create_task(agent.complete(request, show))
     try:
-        await asyncio.wait([task])
+        with _on_interrupt(task.cancel):
+            await asyncio.wait([task])
         return None if task.cancelled() else task.result()
     finally:
         task.cancel()
-        with suppress(NotImplementedError):
-            loop.remove_signal_handler(signal.SIGINT)
-            signal.signal(signal.SIGINT, usual)
+
+
+@contextlib.contextmanager
+def _on_interrupt(act: Callable[[], object]) -> Iterator[None]:
+    """What Ctrl-C does while the block runs."""
+    loop, usual = asyncio.get_running_loop(), signal.getsignal(signal.SIGINT)
+    try:
+        loop.add_signal_handler(signal.SIGINT, act)
+    except NotImplementedError:
+        # Not on Windows: there it ends the conversation.
+        yield
+        return
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+        signal.signal(signal.SIGINT, usual)

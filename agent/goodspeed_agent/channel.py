@@ -1,0 +1,87 @@
+"""One stream's end of a link: what it says goes out on the connection it belongs to, and on no later one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+
+from goodspeed.errors import InvalidRequest
+from goodspeed.messages import MAX_AGENT_FRAME_BYTES, AgentMessage, Failure, Opened, Verdict, encode
+
+__all__ = ["Channel", "Event", "Relinked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Relinked:
+    """The link was lost and is there again; what was under way on the old one is void."""
+
+
+Event: TypeAlias = Opened | Verdict | Failure | Relinked
+
+
+class Channel:
+    """One stream's end of a link. Made by `Link.channel`.
+
+    Args:
+        stream: its number there.
+        connection: the link's at this time.
+        leave: takes the stream off the link.
+    """
+
+    def __init__(self, stream: int, connection: ClientConnection, leave: Callable[[int], object]) -> None:
+        self.stream = stream
+        self._leave = leave
+        self._connection = connection
+        self._events: asyncio.Queue[tuple[Event, ClientConnection] | Exception] = asyncio.Queue()
+
+    async def send(self, message: AgentMessage) -> None:
+        """Send a message, unless the connection it belongs to is gone: then `Relinked` is on its way here.
+
+        Raises:
+            InvalidRequest: the message is larger than a server takes.
+        """
+        frame = encode(message)
+        if len(frame) > MAX_AGENT_FRAME_BYTES:
+            raise InvalidRequest(
+                f"the prompt makes a message of {len(frame)} bytes; a server takes {MAX_AGENT_FRAME_BYTES}: shorten it",
+                code="prompt_too_long",
+            )
+        with contextlib.suppress(ConnectionClosed):
+            await self._connection.send(frame)
+
+    async def receive(self) -> Event:
+        """Wait for what the server says to this stream next.
+
+        Raises:
+            GoodSpeedError: the link has ended for good: `LinkLost`, or the server's refusal.
+        """
+        item = await self._events.get()
+        if isinstance(item, Exception):
+            self._events.put_nowait(item)
+            raise item
+        event, self._connection = item
+        return event
+
+    def close(self) -> None:
+        """Take the stream off the link; what still comes for it is dropped."""
+        self._leave(self.stream)
+
+    def put(self, event: Event, connection: ClientConnection) -> None:
+        """Something has come for the stream on a connection."""
+        self._events.put_nowait((event, connection))
+
+    def relinked(self, connection: ClientConnection) -> None:
+        """The link is there again: what has come on the connection before is void."""
+        while not self._events.empty():
+            self._events.get_nowait()
+        self.put(Relinked(), connection)
+
+    def end(self, error: Exception) -> None:
+        """The link has ended for good."""
+        self._events.put_nowait(error)
