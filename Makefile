@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check format install bench bench-quick bench-engine bench-worth bench-capacity bench-overhead bench-scheduler bench-simulated bench-tune bench-tune-clients bench-tune-losses bench-wire models models-tuned clean picture
+.PHONY: demo test check format install bench bench-quick bench-engine bench-drafting bench-worth bench-capacity bench-overhead bench-scheduler bench-simulated bench-tune bench-tune-clients bench-tune-losses bench-wire models models-tuned clean picture
 
 picture: $(INSTALLED)  ## the README's picture of the monitor, from a run of the demo
 	mkdir -p build
@@ -45,6 +45,9 @@ bench-quick: $(INSTALLED)  ## the same in small, into build/: under three minute
 
 bench-engine: $(INSTALLED)  ## ms per round: packed, padded, a loop over rows
 	$(BIN)/python -m bench.engine --json bench/results/engine.json
+
+bench-drafting: $(INSTALLED)  ## guesses a second of one agent's streams, in one batch and one by one
+	$(BIN)/python -m bench.drafting --json bench/results/drafting.json
 
 bench-worth: $(INSTALLED)  ## tokens per second of server busy time, against plain decoding and generate
 	$(BIN)/python -m bench.worth --json bench/results/worth.json

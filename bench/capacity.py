@@ -24,13 +24,13 @@ from tokenizers import Tokenizer
 
 from bench.workloads import load_prompts
 from goodspeed.catalog import DEFAULT_DRAFT, DEFAULT_TARGET, load_model, tokenizer_files
+from goodspeed.engine import Engine, Segment
 from goodspeed.estimation import Goodput, HitOrMiss
 from goodspeed.sampling import SamplingParams
 from goodspeed.scheduling import Demand, FixedS, PlainDecoding, Scheduler, SecondsSched, Timing
 from goodspeed.timing import EngineMeter, PassCost, PassSample
 from goodspeed_agent.lookahead import Calibration
 from goodspeed_server.calibration import measure_passes
-from goodspeed_server.engine import Engine, Segment
 from goodspeed_server.verifier import Pass, Turn, Verifier
 
 __all__ = ["main"]

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import goodspeed
-from goodspeed_server.engine import Engine, Layout, Segment
+from goodspeed.engine import Engine, Layout, Segment
 
 ROWS = 8
 MAX_DRAFT = 8

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from goodspeed.engine import Engine, Segment
+from goodspeed.engine.slab import Slab
 from goodspeed.estimation import PRIOR_ALPHA
 from goodspeed.messages import Open, ServerMessage
 from goodspeed.sampling import SamplingParams
@@ -15,8 +17,6 @@ from goodspeed.scheduling import PlainDecoding, Scheduler
 from goodspeed.timing import EngineMeter, PassCost, PassSample
 from goodspeed.utility import AlphaFair
 from goodspeed.verification import Rule
-from goodspeed_server.engine import Engine, Segment
-from goodspeed_server.engine.slab import Slab
 from goodspeed_server.live import AgentAccount
 from goodspeed_server.planner import Planner
 from goodspeed_server.round_loop import RoundLoop
@@ -35,7 +35,7 @@ class PlantedEngine(Engine):
     def __init__(
         self, rows: int, max_length: int = 64, *, cost: Callable[[int, int], float] = lambda _rows, _tokens: PASS_S
     ) -> None:
-        self.rows, self.max_length, self.vocab_size = rows, max_length, VOCAB
+        self.vocab_size = VOCAB
         self._slab = Slab(rows, max_length)
         self._cost = cost
         self._now = 0.0

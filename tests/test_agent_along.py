@@ -23,6 +23,7 @@ from goodspeed_agent.drafting import Drafting
 from goodspeed_agent.generation import Generation
 from goodspeed_agent.link import Link
 from goodspeed_agent.lookahead import Calibration, Lookahead, Wanted
+from goodspeed_agent.steps import alone
 from goodspeed_agent.tokenizer import TokenizerCache
 from tests.fake_server import FakeServer
 from tests.linking import HELLO, QUICK
@@ -189,7 +190,7 @@ def test_every_piece_continues_what_the_server_holds_or_begins_anew(data: st.Dat
                 known = chain
         if known is not None:
             piece: list[Guess] = []
-            while isinstance(guess := looking.further(Wanted(5)), Guess):
+            while isinstance(guess := alone(looking.further(Wanted(5))), Guess):
                 piece.append(guess)
                 if data.draw(st.booleans()):
                     break
@@ -211,11 +212,11 @@ def test_what_was_guessed_beyond_the_lead_is_heard_of() -> None:
     looking = Lookahead(Guesser(1000), "coupled", Calibration(), policy)
     looking.follow([1], 2)
     for _ in range(2):
-        looking.further(Wanted(2))
+        alone(looking.further(Wanted(2)))
     looking.follow([1, 2], 2)
     assert policy.hit_rate == 0.5, "nothing had been guessed beyond the lead"
     for _ in range(4):
-        looking.further(Wanted(5))
+        alone(looking.further(Wanted(5)))
     looking.follow([1, 2, 3], 2)
     assert (before := policy.hit_rate) > 0.5
     looking.follow([1, 2, 3, 9], 2)

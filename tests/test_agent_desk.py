@@ -1,14 +1,61 @@
-"""One thread for all drafting: what is urgent goes first, and nothing is lost."""
+"""One thread for all drafting: what is urgent goes first, streams go on side by side, and nothing is lost."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import TypeVar
 
 import pytest
 
 from goodspeed_agent.desk import Desk
+from goodspeed_agent.drafters import DraftSession, Guess
+from goodspeed_agent.steps import Steps
+
+T = TypeVar("T")
+
+
+class Silent:
+    """A session that is told apart from others."""
+
+    def __init__(self, name: str = "") -> None:
+        self.name = name
+
+    def guesses(self, tokens: Sequence[int]) -> Iterator[Guess]:
+        return iter(())
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+def a_guess(act: Callable[[], T], session: DraftSession | None = None) -> Steps[T]:
+    yield session or Silent()
+    return act()
+
+
+def several(session: DraftSession, count: int, on_step: Callable[[], None] = lambda: None) -> Steps[int]:
+    for _ in range(count):
+        yield session
+        on_step()
+    return count
+
+
+class Recorder:
+    """Batches of a few, and who was in each."""
+
+    def __init__(self, together: int, slow: Sequence[tuple[str, int]] = ()) -> None:
+        self.together = together
+        self.batches: list[list[str]] = []
+        self.lacks = dict(slow)
+
+    def prepare(self, sessions: Sequence[DraftSession]) -> list[bool]:
+        names = [str(session) for session in sessions]
+        self.batches.append(names)
+        ready = [self.lacks.get(name, 0) == 0 for name in names]
+        for name in names:
+            self.lacks[name] = max(0, self.lacks.get(name, 0) - 1)
+        return ready
 
 
 @pytest.fixture
@@ -26,11 +73,13 @@ async def test_work_in_between_waits_for_what_is_urgent(desk: Desk) -> None:
         gate.wait(30)
         order.append(name)
 
-    first = asyncio.create_task(desk.at_once(lambda: urgent("first")))
+    first = asyncio.create_task(desk.at_once(lambda: a_guess(lambda: urgent("first"))))
     await asyncio.sleep(0)
-    between = [asyncio.create_task(desk.in_between(lambda: lambda: order.append("between"))) for _ in range(3)]
+    between = [
+        asyncio.create_task(desk.in_between(lambda: lambda: a_guess(lambda: order.append("between")))) for _ in range(3)
+    ]
     await asyncio.sleep(0)
-    second = asyncio.create_task(desk.at_once(lambda: urgent("second")))
+    second = asyncio.create_task(desk.at_once(lambda: a_guess(lambda: urgent("second"))))
     await asyncio.sleep(0)
     gate.set()
     await asyncio.gather(first, second, *between)
@@ -47,9 +96,9 @@ async def test_an_urgent_draft_waits_for_one_piece_in_between_at_most(desk: Desk
         gate.wait(30)
         order.append("piece")
 
-    between = [asyncio.create_task(desk.in_between(lambda: piece)) for _ in range(4)]
+    between = [asyncio.create_task(desk.in_between(lambda: lambda: a_guess(piece))) for _ in range(4)]
     await begun.wait()
-    urgent = asyncio.create_task(desk.at_once(lambda: order.append("urgent")))
+    urgent = asyncio.create_task(desk.at_once(lambda: a_guess(lambda: order.append("urgent"))))
     await asyncio.sleep(0)
     gate.set()
     await asyncio.gather(urgent, *between)
@@ -65,7 +114,7 @@ async def test_a_cancelled_caller_hears_of_the_failure_of_what_had_begun(desk: D
         gate.wait(30)
         raise RuntimeError("broke")
 
-    task = asyncio.create_task(desk.in_between(lambda: fail))
+    task = asyncio.create_task(desk.in_between(lambda: lambda: a_guess(fail)))
     await begun.wait()
     for _ in range(3):
         task.cancel()
@@ -77,8 +126,106 @@ async def test_a_cancelled_caller_hears_of_the_failure_of_what_had_begun(desk: D
 
 
 async def test_results_and_failures_come_back(desk: Desk) -> None:
-    assert await desk.at_once(lambda: 3) == 3
-    assert await desk.in_between(lambda: lambda: 4) == 4
+    assert await desk.at_once(lambda: a_guess(lambda: 3)) == 3
+    assert await desk.in_between(lambda: lambda: a_guess(lambda: 4)) == 4
+    assert await desk.alone(lambda: 5) == 5
     with pytest.raises(ZeroDivisionError):
-        await desk.at_once(lambda: 1 // 0)
-    assert await desk.in_between(lambda: lambda: 5) == 5, "a failure blocks nobody"
+        await desk.at_once(lambda: a_guess(lambda: 1 // 0))
+    with pytest.raises(ZeroDivisionError):
+        await desk.at_once(lambda: a_guess(lambda: 1) if 1 // 0 else a_guess(lambda: 2))
+    assert await desk.in_between(lambda: lambda: a_guess(lambda: 6)) == 6, "a failure blocks nobody"
+
+
+async def test_streams_that_are_waited_for_at_once_compute_together() -> None:
+    recorder = Recorder(together=3)
+    desk = Desk(recorder)
+    works = [(Silent("a"), 3), (Silent("b"), 1), (Silent("c"), 2), (Silent("d"), 2)]
+    done = await asyncio.gather(*(desk.at_once(lambda work=work: several(*work)) for work in works))
+    assert done == [3, 1, 2, 2]
+    assert recorder.batches == [["a", "b", "c"], ["a", "c", "d"], ["a", "d"]]
+    desk.close()
+
+
+async def test_a_newcomer_joins_with_the_next_step() -> None:
+    recorder = Recorder(together=3)
+    desk, loop = Desk(recorder), asyncio.get_running_loop()
+    begun, gate = asyncio.Event(), threading.Event()
+
+    def on_step() -> None:
+        loop.call_soon_threadsafe(begun.set)
+        gate.wait(30)
+
+    first = asyncio.create_task(desk.at_once(lambda: several(Silent("a"), 3, on_step)))
+    await begun.wait()
+    second = asyncio.create_task(desk.at_once(lambda: several(Silent("b"), 2)))
+    await asyncio.sleep(0)
+    gate.set()
+    assert await asyncio.gather(first, second) == [3, 2]
+    assert recorder.batches == [["a"], ["a", "b"], ["a", "b"]]
+    desk.close()
+
+
+async def test_who_is_not_ready_holds_up_nobody() -> None:
+    recorder = Recorder(together=2, slow=[("prompt", 2)])
+    desk = Desk(recorder)
+    order: list[str] = []
+    works = [several(Silent(name), 2, lambda name=name: order.append(name)) for name in ("prompt", "short")]
+    await asyncio.gather(*(desk.at_once(lambda work=work: work) for work in works))
+    assert order == ["short", "short", "prompt", "prompt"]
+    desk.close()
+
+
+async def test_pieces_that_are_put_again_stay_together() -> None:
+    """Each comes back by way of the event loop, after other things that its stream has to do there."""
+    recorder = Recorder(together=4)
+    desk = Desk(recorder)
+
+    async def stream(name: str) -> None:
+        session = Silent(name)
+        for _ in range(5):
+            await desk.in_between(lambda: lambda: several(session, 1))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+
+    await asyncio.gather(*(stream(name) for name in "abc"))
+    assert recorder.batches == [["a", "b", "c"]] * 5
+    desk.close()
+
+
+async def test_what_nobody_waits_for_any_more_ends_with_its_step() -> None:
+    recorder = Recorder(together=1)
+    desk, loop = Desk(recorder), asyncio.get_running_loop()
+    begun, gate = asyncio.Event(), threading.Event()
+
+    def on_step() -> None:
+        loop.call_soon_threadsafe(begun.set)
+        gate.wait(30)
+
+    task = asyncio.create_task(desk.at_once(lambda: several(Silent("long"), 1000, on_step)))
+    await begun.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    gate.set()
+    assert await desk.at_once(lambda: several(Silent("next"), 1)) == 1
+    assert recorder.batches == [["long"], ["next"]]
+    desk.close()
+
+
+async def test_a_desk_that_is_closed_takes_on_nothing() -> None:
+    desk = Desk()
+    begun, gate, loop = asyncio.Event(), threading.Event(), asyncio.get_running_loop()
+
+    def on_step() -> None:
+        loop.call_soon_threadsafe(begun.set)
+        gate.wait(30)
+
+    running = asyncio.create_task(desk.at_once(lambda: several(Silent(), 9, on_step)))
+    waiting = asyncio.create_task(desk.in_between(lambda: lambda: several(Silent(), 1)))
+    await begun.wait()
+    desk.close()
+    gate.set()
+    for task in (running, waiting):
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    with pytest.raises(RuntimeError, match="nothing is drafted here any more"):
+        await desk.at_once(lambda: several(Silent(), 1))

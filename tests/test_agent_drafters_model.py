@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from goodspeed import catalog
-from goodspeed.errors import UnknownModel
+from goodspeed.errors import ModelError, UnknownModel
 from goodspeed.sampling import SamplingParams, position_keys
 from goodspeed.sampling.warping import RowParams, log_probs, sample
 from goodspeed.verification import RATIO_TOP_K, Rule, draw_drafted, quantise, unpack_q
@@ -26,7 +27,8 @@ MODELS = pytest.mark.parametrize("make", [tiny_llama, tiny_qwen3, tiny_mistral])
 def session(
     model: PreTrainedModel, params: SamplingParams | None = None, rule: Rule = "coupled", vocab_size: int = VOCAB
 ) -> ModelSession:
-    opened = ModelDrafter(model, "tiny", None).open(params or SamplingParams(), rule=rule, vocab_size=vocab_size)
+    own = deepcopy(model)  # a drafter's model is its own; ours is the oracle
+    opened = ModelDrafter(own, "tiny", None).open(params or SamplingParams(), rule=rule, vocab_size=vocab_size)
     assert isinstance(opened, ModelSession)
     return opened
 
@@ -80,9 +82,10 @@ def test_rolling_back_leaves_no_trace(make: Callable[[], PreTrainedModel], param
 
 def test_only_what_is_new_goes_through_the_model() -> None:
     model = tiny_llama()
-    used = session(model)
     fed: list[int] = []
     model.register_forward_pre_hook(lambda _, args, kwargs: fed.append(kwargs["input_ids"].shape[-1]), with_kwargs=True)
+    used = session(model)
+    fed.clear()
     guess = guessed(used, PROMPT, 3)
     assert fed == [8, 1, 1]
     fed.clear()
@@ -97,6 +100,85 @@ def test_a_long_prompt_goes_through_in_pieces_and_the_cache_grows() -> None:
     model = tiny_llama(max_position_embeddings=2048)
     prompt = [(7 * i * i + 3) % VOCAB for i in range(1100)]
     assert guessed(session(model), prompt, 3) == plain(model, prompt, 3, SamplingParams())
+
+
+def guessed_together(
+    drafter: ModelDrafter, sessions: Sequence[DraftSession], texts: Sequence[list[int]], count: int
+) -> list[list[int]]:
+    """Let every session guess so many tokens, each step prepared in one batch."""
+    guesses = [session.guesses(list(text)) for session, text in zip(sessions, texts, strict=True)]
+    found: list[list[int]] = [[] for _ in sessions]
+    for _ in range(count):
+        assert all(drafter.prepare(sessions))
+        for tokens, more in zip(found, guesses, strict=True):
+            tokens.append(next(more).token)
+    return found
+
+
+@MODELS
+def test_sessions_that_compute_together_guess_what_each_guesses_alone(make: Callable[[], PreTrainedModel]) -> None:
+    drafter = ModelDrafter(make(), "tiny", None)
+    params = [SamplingParams(), WARM, SamplingParams(temperature=1.2, seed=5), SamplingParams(presence_penalty=1.5)]
+    sessions = [drafter.open(one, rule="coupled", vocab_size=VOCAB, prompt_tokens=2) for one in params]
+    texts = [PROMPT[: 2 + n] for n in range(4)]
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(6):
+        expected = [
+            guessed(
+                ModelDrafter(make(), "alone", None).open(one, rule="coupled", vocab_size=VOCAB, prompt_tokens=2),
+                text,
+                3,
+            )
+            for one, text in zip(params, texts, strict=True)
+        ]
+        found = guessed_together(drafter, sessions, texts, 3)
+        assert found == expected
+        for text, guess in zip(texts, found, strict=True):
+            accepted = int(torch.randint(0, 4, (), generator=generator))
+            text += [*guess[:accepted], int(torch.randint(0, VOCAB, (), generator=generator))]
+
+
+def test_a_long_prompt_stalls_nobody_for_longer_than_a_piece_of_it() -> None:
+    drafter = ModelDrafter(tiny_llama(max_position_embeddings=2048), "tiny", None)
+    long, short = (drafter.open(SamplingParams(), rule="coupled", vocab_size=VOCAB) for _ in range(2))
+    waiting, going = long.guesses([(7 * i * i + 3) % VOCAB for i in range(1300)]), short.guesses(PROMPT)
+    readiness = []
+    while True:
+        readiness.append(drafter.prepare([long, short]))
+        next(going)
+        if readiness[-1][0]:
+            break
+    assert readiness == [[False, True], [False, True], [True, True]]
+    prompt = [(7 * i * i + 3) % VOCAB for i in range(1300)]
+    assert next(waiting).token == plain(tiny_llama(max_position_embeddings=2048), prompt, 1, SamplingParams())[-1]
+
+
+def test_more_sessions_than_rows_lose_their_rows_in_turn_and_guess_the_same() -> None:
+    drafter = ModelDrafter(tiny_llama(), "tiny", None, together=2)
+    sessions = [drafter.open(WARM, rule="coupled", vocab_size=VOCAB) for _ in range(5)]
+    texts = [[*PROMPT, n] for n in range(5)]
+    for _ in range(3):
+        for one, text in zip(sessions, texts, strict=True):
+            guess = guessed(one, text, 2)
+            assert guess == guessed(session(tiny_llama(), WARM), text, 2)
+            text += guess
+    assert drafter._engine.rows == 2
+
+
+def test_rows_of_sessions_that_are_gone_are_lent_again() -> None:
+    drafter = ModelDrafter(tiny_llama(), "tiny", None)
+    for n in range(5):
+        one = drafter.open(WARM, rule="coupled", vocab_size=VOCAB)
+        text = [*PROMPT, n]
+        assert guessed(one, text, 2) == guessed(session(tiny_llama(), WARM), text, 2)
+        del one
+    assert drafter._engine.rows == 1
+
+
+def test_a_token_that_the_draft_does_not_know_is_named() -> None:
+    one = ModelDrafter(tiny_llama(vocab_size=10), "narrow", None).open(WARM, rule="coupled", vocab_size=VOCAB)
+    with pytest.raises(ModelError, match="token 12 is beyond the 10 that 'narrow' knows"):
+        next(one.guesses([3, 12, 4]))
 
 
 def test_where_the_models_context_ends_the_draft_ends() -> None:

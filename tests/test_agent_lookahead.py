@@ -28,6 +28,7 @@ from goodspeed_agent.ahead import Ahead, AheadMode
 from goodspeed_agent.drafters import DraftSession, Guess, SuffixDrafter
 from goodspeed_agent.drafters.model import ModelDrafter
 from goodspeed_agent.lookahead import Calibration, Lookahead, Wanted
+from goodspeed_agent.steps import alone
 from tests.tiny_models import VOCAB, tiny_llama
 
 MODEL = tiny_llama()
@@ -55,14 +56,14 @@ def lookahead(
 
 
 def draft(looking: Lookahead, tokens: Sequence[int], budget: int, price: float = 0.0) -> list[int]:
-    return [guess.token for guess in looking.draft(tokens, budget, price)[0]]
+    return [guess.token for guess in alone(looking.draft(tokens, budget, price))[0]]
 
 
 def test_what_was_guessed_ahead_is_not_computed_again() -> None:
     session = Counter()
     looking = lookahead(session)
     assert draft(looking, [0], 3) == [1, 2, 3]
-    assert [looking.extend() for _ in range(3)] == [True] * 3
+    assert [alone(looking.extend()) for _ in range(3)] == [True] * 3
     session.computed.clear()
     assert draft(looking, [0, 1, 2, 3, 4], 4) == [5, 6, 7, 8]
     assert session.computed == [7, 8]
@@ -73,8 +74,8 @@ def test_any_other_outcome_starts_anew(committed: list[int]) -> None:
     session = Counter()
     looking = lookahead(session)
     draft(looking, [0], 3)
-    looking.extend()
-    looking.extend()
+    alone(looking.extend())
+    alone(looking.extend())
     session.computed.clear()
     last = committed[-1]
     assert draft(looking, [0, *committed], 2) == [last + 1, last + 2]
@@ -84,7 +85,7 @@ def test_any_other_outcome_starts_anew(committed: list[int]) -> None:
 def test_a_drafter_that_came_to_an_end_is_asked_again() -> None:
     looking = lookahead(Counter(limit=3))
     assert draft(looking, [0], 9) == [1, 2, 3]
-    assert not looking.extend()
+    assert not alone(looking.extend())
     assert draft(looking, [0, 1, 2], 9) == [3, 4, 5]
 
 
@@ -106,7 +107,7 @@ def test_a_models_draft_is_the_same_whether_it_was_guessed_early_or_late(
         known = [guess.token for guess in islice(fresh.guesses(text), budget + 1)]
         assert draft(looking, text, budget) == known[:budget]
         for _ in range(further):
-            looking.extend()
+            alone(looking.extend())
         # `kept` at its largest is a verdict that accepts everything, bonus token included.
         text += known if kept == 5 else [*known[: min(kept, budget)], 7]
 
@@ -116,7 +117,7 @@ def test_a_search_that_has_come_to_its_end_is_made_again_from_further_on() -> No
     text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2]
     looking = lookahead(SuffixDrafter().open(SamplingParams(), rule="coupled", vocab_size=VOCAB))
     assert draft(looking, text, 2) == [3, 4]
-    assert [looking.extend() for _ in range(2)] == [True, True]
+    assert [alone(looking.extend()) for _ in range(2)] == [True, True]
     assert draft(looking, [*text, 3, 4, 5], 4) == [6, 7, 8, 9]
 
 
@@ -140,11 +141,11 @@ def test_under_the_ratio_rule_only_what_was_sent_is_a_witness() -> None:
     """A guess that was not sent comes true by chance alone there: the target draws with coins of its own."""
     calibration = Calibration()
     looking = lookahead(Counter([0.0, 0.35, 0.35]), calibration=calibration, rule="ratio")
-    guesses, end = looking.draft([0], 4, price=0.3)
+    guesses, end = alone(looking.draft([0], 4, price=0.3))
     assert ([guess.token for guess in guesses], end) == ([1], DraftEnd.PRICED_OUT), "the first is sent at any price"
     for _ in range(50):
-        looking.draft([0, 1, 7], 1, price=0.3)
-        looking.draft([0], 4, price=0.3)
+        alone(looking.draft([0, 1, 7], 1, price=0.3))
+        alone(looking.draft([0], 4, price=0.3))
     assert calibration.chance(0.35) > 0.35
 
 
@@ -175,11 +176,11 @@ def test_the_hit_rate_counts_verdicts_that_confirmed_what_was_guessed_beyond_the
     draft(looking, [0], 2)
     draft(looking, [0, 1, 2, 3], 2)
     assert policy.hit_rate == 0.5, "nothing had been guessed beyond the draft"
-    looking.extend()
+    alone(looking.extend())
     draft(looking, [0, 1, 2, 3, 4, 5, 6], 2)
     assert policy.hit_rate > 0.5
     before = policy.hit_rate
-    looking.extend()
+    alone(looking.extend())
     draft(looking, [0, 1, 2, 3, 4, 5, 6, 9], 2)
     assert policy.hit_rate < before
 
@@ -188,7 +189,7 @@ def test_what_a_stream_left_behind_while_it_was_decoded_alone_is_no_evidence() -
     policy = Ahead()
     looking = lookahead(Counter(), policy)
     draft(looking, [0], 2)
-    looking.extend()
+    alone(looking.extend())
     draft(looking, [0, *range(1, 40)], 2)
     assert policy.hit_rate == 0.5
 
@@ -275,9 +276,9 @@ def p_value(confidence: Callable[[DraftDistribution, int], float], price: float,
     for seed in range(draws):
         text, looking = [0], lookahead(Sketch(seed, confidence), rule="ratio")
         while len(text) < 3:
-            guesses, end = looking.draft(text, 3, price)
+            guesses, end = alone(looking.draft(text, 3, price))
             stopped += end is DraftEnd.PRICED_OUT
-            looking.extend()
+            alone(looking.extend())
             tokens = [guess.token for guess in guesses]
             q = unpack_q(b"".join(guess.q for guess in guesses), tokens, 6)
             judgement = judge_ratio(AFTER[[text[-1], *tokens]].log(), tokens, q, seed, len(text))
@@ -300,7 +301,7 @@ def test_a_stop_that_looks_at_the_drawn_token_is_not() -> None:
 
 def handed(looking: Lookahead, wanted: Wanted) -> tuple[list[int], DraftEnd]:
     tokens = []
-    while isinstance(guess := looking.further(wanted), Guess):
+    while isinstance(guess := alone(looking.further(wanted)), Guess):
         tokens.append(guess.token)
     return tokens, guess
 

@@ -27,8 +27,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from goodspeed.engine import Engine, Layout, Segment
 from goodspeed.errors import EngineFull, UnsupportedModel
-from goodspeed_server.engine import Engine, Layout, Segment
 from tests.tiny_models import CONTEXT, VOCAB, WINDOW, tiny_llama, tiny_mistral, tiny_qwen3
 
 ROWS = 3

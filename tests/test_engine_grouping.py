@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goodspeed_server.engine.grouping import FORWARD_TOKENS, groups_by_length
+from goodspeed.engine.grouping import FORWARD_TOKENS, groups_by_length
 
 
 def grouped_cost(lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from goodspeed.engine import Engine
 from goodspeed.errors import InvalidRequest
-from goodspeed_server.engine import Engine
 from goodspeed_server.memory import kv_bytes_per_token, rows_that_fit
 from goodspeed_server.server import VerificationServer
 from tests.serving import tiny_settings, tiny_tokenizer

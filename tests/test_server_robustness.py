@@ -193,7 +193,7 @@ async def test_an_engine_that_fails_ends_the_server_and_cuts_its_links(monkeypat
 
     with pytest.raises(RuntimeError, match="the device is gone"):
         async with serving() as (_, address), linked(address) as peer:
-            monkeypatch.setattr("goodspeed_server.engine.Engine.forward", fail)
+            monkeypatch.setattr("goodspeed.engine.Engine.forward", fail)
             await peer.open(0, PROMPT, max_draft=0)
             with pytest.raises(ConnectionClosed):
                 await peer.expect(Opened)

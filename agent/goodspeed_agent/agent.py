@@ -204,7 +204,7 @@ class Agent:
             ProtocolError: the server does not speak this protocol.
         """
         await self.link.__aenter__()
-        self._desk = Desk()
+        self._desk = Desk(self._drafter)
         try:
             self.tokenizer = TargetTokenizer(self.link.files)
             await self._check(self._drafter.current)
@@ -247,9 +247,7 @@ class Agent:
                 "choose a draft of the same family, or --draft suffix, which fits every target"
             )
         highest = self.tokenizer.highest_token
-        await self._desk.at_once(
-            lambda: try_out(drafter, [0, highest], rule=welcome.rule, vocab_size=welcome.vocab_size)
-        )
+        await self._desk.alone(lambda: try_out(drafter, [0, highest], rule=welcome.rule, vocab_size=welcome.vocab_size))
 
     async def complete(
         self, request: TextRequest, on_text: OnText | None = None, on_queued: Callable[[], None] | None = None

@@ -17,6 +17,7 @@ from goodspeed_agent.desk import Desk
 from goodspeed_agent.drafters.interface import Guess
 from goodspeed_agent.generation import Generation
 from goodspeed_agent.lookahead import Lookahead, Wanted
+from goodspeed_agent.steps import Steps
 
 __all__ = ["Drafted", "Drafting"]
 
@@ -170,9 +171,9 @@ class Drafting:
             raise self._error
 
     async def _guess_on(self, count: int, since_s: float) -> None:
-        def guess() -> bool:
+        def guess() -> Steps[bool]:
             began_s = time.perf_counter()
-            more = self._lookahead.extend()
+            more = yield from self._lookahead.extend()
             self._ahead.took(time.perf_counter() - began_s)
             return more
 
@@ -211,22 +212,22 @@ class Drafting:
             if self._news is None:
                 return
 
-    def _brief(self, asked_s: float) -> Callable[[], Step]:
+    def _brief(self, asked_s: float) -> Callable[[], Steps[Step]]:
         """The next guess, upon the latest news: on the drafting thread."""
         news, self._news, anew = self._news, None, self._chain is None
         waited_s = time.perf_counter() - asked_s
 
-        def guess() -> Step:
+        def guess() -> Steps[Step]:
             if news is not None:
                 self._followed = self._lookahead.follow(news.tokens, news.asked, anew=anew), len(news.tokens)
                 self._wanted = news.wanted
             began_s = time.perf_counter()
-            guess = self._lookahead.further(self._wanted)
+            guess = yield from self._lookahead.further(self._wanted)
             return Step(guess, *self._followed, waited_s + time.perf_counter() - began_s)
 
         return guess
 
-    def _timed(self, tokens: list[int], budget: int, price: float) -> Drafted:
+    def _timed(self, tokens: list[int], budget: int, price: float) -> Steps[Drafted]:
         began_s = time.perf_counter()
-        guesses, end = self._lookahead.draft(tokens, budget, price)
+        guesses, end = yield from self._lookahead.draft(tokens, budget, price)
         return Drafted(guesses, end, time.perf_counter() - began_s)

@@ -20,6 +20,7 @@ from goodspeed.messages import DraftEnd
 from goodspeed.verification import Rule
 from goodspeed_agent.ahead import Ahead
 from goodspeed_agent.drafters.interface import DraftSession, Guess
+from goodspeed_agent.steps import Steps
 
 __all__ = ["Calibration", "Lookahead", "Wanted"]
 
@@ -72,7 +73,7 @@ class Wanted(NamedTuple):
 
 
 class Lookahead:
-    """The guesses of one stream. Blocks for as long as the drafter computes.
+    """The guesses of one stream. Whatever asks the drafter does so in steps; see `Steps`.
 
     Args:
         session: the drafter's.
@@ -109,7 +110,7 @@ class Lookahead:
         """How many tokens are guessed beyond the last draft, or beyond what the server asked for."""
         return max(0, len(self._guesses) - max(self._sent, self._asked))
 
-    def draft(self, tokens: Sequence[int], budget: int, price: float = 0.0) -> tuple[list[Guess], DraftEnd]:
+    def draft(self, tokens: Sequence[int], budget: int, price: float = 0.0) -> Steps[tuple[list[Guess], DraftEnd]]:
         """Guess what follows the transcript.
 
         Args:
@@ -125,7 +126,7 @@ class Lookahead:
         kept = len(self._guesses)
         chance, self._sent = 1.0, 0
         while self._sent < budget:
-            if self._sent == len(self._guesses) and not self.extend():
+            if self._sent == len(self._guesses) and not (yield from self.extend()):
                 if self._sent > kept or not kept:
                     return self._guesses[: self._sent], DraftEnd.NOTHING_TO_SAY
                 # What was kept came of a search from further back; from here there may be more to say.
@@ -160,11 +161,11 @@ class Lookahead:
         self._asked = lead
         return self._chain
 
-    def further(self, wanted: Wanted) -> Guess | DraftEnd:
+    def further(self, wanted: Wanted) -> Steps[Guess | DraftEnd]:
         """Where the server does not wait: hand out the next guess to send, or say why there is none."""
         if self._handed >= wanted.lead:
             return DraftEnd.FAR_ENOUGH
-        if self._handed == len(self._guesses) and not self.extend():
+        if self._handed == len(self._guesses) and not (yield from self.extend()):
             return DraftEnd.NOTHING_TO_SAY
         verified = self._guesses[wanted.overtaken : self._handed + 1]
         chance = math.prod(self._calibration.chance(guess.confidence) for guess in verified)
@@ -175,8 +176,9 @@ class Lookahead:
             self._doomed = self._handed
         return self._guesses[self._handed - 1]
 
-    def extend(self) -> bool:
+    def extend(self) -> Steps[bool]:
         """Guess one more token; False if the drafter has nothing more to say."""
+        yield self._session
         guess = next(self._more, None)
         if guess is None:
             self._ended = True

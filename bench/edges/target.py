@@ -10,7 +10,7 @@ from msgspec import Struct
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from goodspeed_server.engine import Engine, Segment
+from goodspeed.engine import Engine, Segment
 
 __all__ = ["ColocatedEngine", "DraftSteps", "EmulatedEngine", "PassTime"]
 

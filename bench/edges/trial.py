@@ -21,7 +21,7 @@ from bench.edges.policies import Policy
 from bench.edges.recorder import Recorder, Times
 from bench.edges.target import ColocatedEngine, DraftSteps, EmulatedEngine, PassTime
 from goodspeed.catalog import DEFAULT_DRAFT, DEFAULT_TARGET, load_model, tokenizer_files
-from goodspeed_server.engine import Engine
+from goodspeed.engine import Engine
 from goodspeed_server.server import VerificationServer
 from goodspeed_server.settings import RoundSettings, ServerSettings
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 
+from goodspeed.engine import Engine, Segment
 from goodspeed.timing import PassSample
-from goodspeed_server.engine import Engine, Segment
 
 __all__ = ["measure_passes"]
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from goodspeed.engine import Engine
 from goodspeed.errors import InvalidRequest, Overloaded
 from goodspeed.estimation import PRIOR_ALPHA, Goodput
 from goodspeed.logprobs import entry_bytes
@@ -21,7 +22,6 @@ from goodspeed.stream import Commit, ServedStream
 from goodspeed.timing import Pace, PassSample
 from goodspeed.verification import Rule
 from goodspeed_server.admission import Admission
-from goodspeed_server.engine import Engine
 from goodspeed_server.live import AgentAccount, LiveStream, Outbox
 from goodspeed_server.passes import PlannedPass, plan_pass
 from goodspeed_server.planner import Planner

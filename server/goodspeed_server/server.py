@@ -21,6 +21,7 @@ from websockets.http11 import Request, Response
 
 import goodspeed
 from goodspeed.catalog import Files, digest, fingerprint, load_model, tokenizer_files, weights_digest
+from goodspeed.engine import Engine, Layout
 from goodspeed.errors import GoodSpeedError, InvalidRequest
 from goodspeed.messages import MAX_AGENT_FRAME_BYTES, Snapshot, Tokenizer, encode
 from goodspeed.scheduling import SCHEDULERS
@@ -30,7 +31,6 @@ from goodspeed.utility import AlphaFair
 from goodspeed.verification import Rule
 from goodspeed_server.calibration import measure_passes
 from goodspeed_server.doorkeeper import Doorkeeper
-from goodspeed_server.engine import Engine, Layout
 from goodspeed_server.link import SNAPSHOT_INTERVAL_S, Link, ServedModel
 from goodspeed_server.memory import free_bytes, kv_bytes_per_token, rows_that_fit
 from goodspeed_server.metrics import ServerMetrics

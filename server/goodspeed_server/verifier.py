@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from goodspeed.engine import Engine, Segment
 from goodspeed.logprobs import pack_logprobs
 from goodspeed.sampling import Domain, SamplingParams, position_keys
 from goodspeed.sampling.bending import bend
 from goodspeed.sampling.warping import RowParams, log_probs, sample
 from goodspeed.verification import DraftDistribution, Judgement, Rule, judge_coupled, judge_ratio
-from goodspeed_server.engine import Engine, Segment
 
 __all__ = ["Chunk", "Outcome", "Pass", "Turn", "Verifier"]
 

@@ -18,7 +18,7 @@ import uvloop
 
 from bench.edges.target import EmulatedEngine, PassTime
 from goodspeed.catalog import DEFAULT_TARGET, load_model, tokenizer_files
-from goodspeed_server.engine import Engine
+from goodspeed.engine import Engine
 from goodspeed_server.server import VerificationServer
 from goodspeed_server.settings import LayoutName, RoundSettings, RoundsName, RuleName, ServerSettings
 

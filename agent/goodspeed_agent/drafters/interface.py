@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from goodspeed.sampling import SamplingParams
 from goodspeed.verification import Rule
 
-__all__ = ["DraftSession", "Drafter", "Guess", "common_prefix"]
+__all__ = ["BatchDrafter", "DraftSession", "Drafter", "Guess", "common_prefix"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,27 @@ class Drafter(Protocol):
             rule: the server's; the ratio rule needs `q`.
             vocab_size: of the target: no token at or beyond it is drafted.
             prompt_tokens: how many tokens of the transcript are the prompt: penalties are for those behind it.
+        """
+
+
+@runtime_checkable
+class BatchDrafter(Drafter, Protocol):
+    """A drafter that computes for several of its sessions at once."""
+
+    @property
+    def together(self) -> int:
+        """For how many at most."""
+
+    def prepare(self, sessions: Sequence[DraftSession]) -> list[bool]:
+        """Compute, in one batch, what the next guess of each of these sessions takes, or a good piece of it.
+
+        A session that is asked for a guess without it computes alone.
+
+        Args:
+            sessions: of this drafter, `together` at most; each at work on the tokens of its last `guesses`.
+
+        Returns:
+            Of each, whether its guess is ready; others are to be prepared once more.
         """
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from goodspeed.errors import ModelError
 from goodspeed.sampling import SamplingParams
 from goodspeed.verification import Rule
-from goodspeed_agent.drafters.interface import Drafter, DraftSession, Guess
+from goodspeed_agent.drafters.interface import BatchDrafter, Drafter, DraftSession, Guess
 
 __all__ = ["Swappable", "try_out"]
 
@@ -51,6 +51,30 @@ class Swappable:
         """Begin a stream."""
         return _Session(self, params, rule, vocab_size, prompt_tokens)
 
+    @property
+    def together(self) -> int:
+        """For how many sessions the drafter computes at once."""
+        return self.current.together if isinstance(self.current, BatchDrafter) else 1
+
+    def prepare(self, sessions: Sequence[DraftSession]) -> list[bool]:
+        """As `BatchDrafter.prepare`, for sessions opened here; what cannot compute together does when it is asked."""
+        drafter = self.current
+        ready = [True] * len(sessions)
+        if not isinstance(drafter, BatchDrafter):
+            return ready
+        numbers, inner = [], []
+        for number, session in enumerate(sessions):
+            if isinstance(session, _Session) and (begun := session.begun(drafter)) is not None:
+                numbers.append(number)
+                inner.append(begun)
+        try:
+            for number, done in zip(numbers, drafter.prepare(inner), strict=True):
+                ready[number] = done
+        except Exception:
+            # Each now meets its own failure, or none: one that cannot be drafted for spoils nobody else's text.
+            self.failed(drafter)
+        return ready
+
     def failed(self, drafter: Drafter) -> None:
         """One of its drafters raised what is being handled."""
         if self._failed is not drafter:
@@ -66,19 +90,41 @@ class _Session:
         self._asked = (params, rule, vocab_size, prompt_tokens)
         self._drafter: Drafter | None = None
         self._session: DraftSession
+        self._tokens: Sequence[int] = ()
+        self._more: Iterator[Guess] | None = None
+        """Of the drafter's own session; None before the first guess of a call."""
 
     def guesses(self, tokens: Sequence[int]) -> Iterator[Guess]:
         """As the drafter that is held now guesses; it ends when that is exchanged."""
-        drafter = self._owner.current
-        params, rule, vocab_size, prompt_tokens = self._asked
+        self._tokens, self._more = tokens, None
+        return self._checked()
+
+    def begun(self, drafter: Drafter) -> DraftSession | None:
+        """The drafter's session, at work on the tokens; None if it drafts nothing here or cannot begin."""
         try:
+            self._begin(drafter)
+        except Exception:
+            self._more = iter(())
+            self._owner.failed(drafter)
+            return None
+        return self._session if self._drafter is drafter else None
+
+    def _begin(self, drafter: Drafter) -> Iterator[Guess]:
+        if self._more is None:
             if drafter is not self._drafter:
+                params, rule, vocab_size, prompt_tokens = self._asked
                 self._session = drafter.open(params, rule=rule, vocab_size=vocab_size, prompt_tokens=prompt_tokens)
                 self._drafter = drafter
-            for guess in self._session.guesses(tokens):
+            self._more = self._session.guesses(self._tokens)
+        return self._more
+
+    def _checked(self) -> Iterator[Guess]:
+        drafter, vocab_size = self._owner.current, self._asked[2]
+        try:
+            for guess in self._begin(drafter):
                 _check(guess, vocab_size)
                 yield guess
-                if self._owner.current is not drafter:
+                if self._owner.current is not self._drafter:
                     return
         # Whatever a drafter raises, the target can do without it.
         except Exception:

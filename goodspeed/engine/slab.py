@@ -68,6 +68,20 @@ class Slab:
         assert row not in self._free
         heapq.heappush(self._free, row)
 
+    def resize(self, rows: int, max_length: int) -> None:
+        """Hold more rows, or longer ones; what is stored stays where it is."""
+        assert rows >= self.rows
+        assert max_length >= self.max_length
+        for row in range(self.rows, rows):
+            heapq.heappush(self._free, row)
+        stored, length = self.rows, self.max_length
+        self.rows, self.max_length = rows, max_length
+        for layer, pair in self._layers.items():
+            keys, values = (self._zeros(slots) for slots in pair)
+            for larger, slots in zip((keys, values), pair, strict=True):
+                larger[:stored, :, :length] = slots
+            self._layers[layer] = (keys, values)
+
     def store(self, layer: int, rows: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write the keys and values of new tokens, each at its own row and slot.
 

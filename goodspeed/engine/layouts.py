@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from goodspeed_server.engine.attention import causal_mask, fold_groups, unfold_groups
-from goodspeed_server.engine.grouping import groups_by_length
-from goodspeed_server.engine.slab import Slab
+from goodspeed.engine.attention import causal_mask, fold_groups, unfold_groups
+from goodspeed.engine.grouping import groups_by_length
+from goodspeed.engine.slab import Slab
 
 __all__ = ["Batch", "Packed", "Padded", "Segment"]
 

@@ -1,4 +1,4 @@
-"""Which models can be served: those whose every layer keeps keys and values, a slot a token."""
+"""Which models the engine runs: those whose every layer keeps keys and values, a slot a token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from goodspeed.errors import UnsupportedModel
 
-__all__ = ["check_layers", "check_positions"]
+__all__ = ["check_layers", "check_positions", "reach"]
 
 _SERVED = {"full_attention", "sliding_attention"}
 
@@ -39,19 +39,26 @@ def check_layers(model: PreTrainedModel) -> None:
 def check_positions(model: PreTrainedModel, max_length: int) -> None:
     """Refuse rows longer than the model's positions reach.
 
-    Rotary embeddings of the kinds `dynamic` and `longrope` change for *every* row once one row of the batch passes a
-    length; up to that length they are like any other.
-
     Raises:
         UnsupportedModel: `max_length` is too much for it.
+    """
+    limit = reach(model)
+    if limit is not None and max_length > limit:
+        raise UnsupportedModel(
+            f"{type(model).__name__} holds {limit} positions and streams of up to {max_length} tokens are asked for: "
+            f"serve it with a maximum length of {limit} or less"
+        )
+
+
+def reach(model: PreTrainedModel) -> int | None:
+    """How many positions a row may have; None if the model sets no limit.
+
+    Rotary embeddings of the kinds `dynamic` and `longrope` change for *every* row once one row of the batch passes a
+    length; up to that length they are like any other.
     """
     config: Any = model.config.get_text_config()
     limit: int | None = getattr(config, "max_position_embeddings", None)
     rope: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") == "longrope":
         limit = rope.get("original_max_position_embeddings", limit)
-    if limit is not None and max_length > limit:
-        raise UnsupportedModel(
-            f"{type(model).__name__} holds {limit} positions and streams of up to {max_length} tokens are asked for: "
-            f"serve it with a maximum length of {limit} or less"
-        )
+    return limit

@@ -1,4 +1,4 @@
-"""The target, its slab, and the forward pass over both."""
+"""A model, its slab, and the forward pass over both."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from goodspeed.engine.attention import ATTENTION
+from goodspeed.engine.layouts import Batch, Packed, Padded, Segment
+from goodspeed.engine.slab import Slab
+from goodspeed.engine.support import check_layers, check_positions
 from goodspeed.errors import UnsupportedModel
-from goodspeed_server.engine.attention import ATTENTION
-from goodspeed_server.engine.layouts import Batch, Packed, Padded, Segment
-from goodspeed_server.engine.slab import Slab
-from goodspeed_server.engine.support import check_layers, check_positions
 
 __all__ = ["Engine", "Layout"]
 
@@ -25,13 +25,13 @@ _LAYOUTS: dict[Layout, type[Batch]] = {"packed": Packed, "padded": Padded}
 
 
 class Engine:
-    """Runs the target over the new tokens of many rows at once.
+    """Runs a model over the new tokens of many rows at once.
 
     The engine keeps no lengths. Each pass says where every row's new tokens start, so the caller rolls a row back by
     starting lower the next time; what was cached beyond is overwritten.
 
     Args:
-        model: the target. From here on it is the engine's: it is moved, and its attention is replaced.
+        model: from here on it is the engine's: it is moved, and its attention is replaced.
         rows: how many streams the slab holds.
         max_length: tokens a row holds, prompt and text together.
         layout: packed for a CPU, padded for a GPU.
@@ -39,7 +39,7 @@ class Engine:
         dtype: of the weights, and of what is cached.
 
     Raises:
-        UnsupportedModel: the target cannot be served.
+        UnsupportedModel: the model cannot be served.
     """
 
     def __init__(
@@ -54,14 +54,22 @@ class Engine:
     ) -> None:
         check_layers(model)
         check_positions(model, max_length)
-        self.rows = rows
-        self.max_length = max_length
         self.layout = layout
         self.device = torch.device(device)
         self._slab = Slab(rows, max_length)
         self._model = _placed(model, self.device, dtype)
         self._model.set_attn_implementation(ATTENTION)
         self.vocab_size = self._probe()
+
+    @property
+    def rows(self) -> int:
+        """How many streams the slab holds."""
+        return self._slab.rows
+
+    @property
+    def max_length(self) -> int:
+        """How many tokens a row holds."""
+        return self._slab.max_length
 
     @property
     def kv_bytes(self) -> int:
@@ -97,6 +105,16 @@ class Engine:
     def release(self, row: int) -> None:
         """Give a row back."""
         self._slab.release(row)
+
+    @torch.inference_mode()
+    def resize(self, rows: int, max_length: int) -> None:
+        """Hold more rows, or longer ones; what is cached stays.
+
+        Raises:
+            UnsupportedModel: the model's positions do not reach so far.
+        """
+        check_positions(self._model, max_length)
+        self._slab.resize(rows, max_length)
 
     def forward(self, segments: Sequence[Segment]) -> Tensor:
         """Run every segment's tokens over what its row has cached, and cache them too.

@@ -1,0 +1,18 @@
+"""The engine: one forward pass of a model over the new tokens of many streams, on a slab of cached ones.
+
+A server verifies with it, and an agent that has several streams drafts with it.
+
+```
+Segment, ...  ->  layouts: Packed | Padded  ->  the model, untouched  ->  logits where they are wanted
+                           |                       |
+                       grouping      attention  ->  slab
+```
+"""
+
+from __future__ import annotations
+
+from goodspeed.engine.engine import Engine, Layout
+from goodspeed.engine.layouts import Segment
+from goodspeed.engine.support import reach
+
+__all__ = ["Engine", "Layout", "Segment", "reach"]
