@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from goodspeed import catalog
@@ -99,7 +101,7 @@ class ModelSession:
         self._cache.roll_back(keep)
         del self._cached[keep:]
 
-    def _forward(self, tokens: Sequence[int]) -> Tensor:
+    def _forward(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Append tokens to the cache; return the logits behind the last one, float32 [vocab]."""
         logits: Tensor
         for start in range(0, len(tokens), _CHUNK):
@@ -107,4 +109,4 @@ class ModelSession:
             ids = torch.tensor([piece], device=self._model.device)
             logits = self._model(input_ids=ids, cache=self._cache, use_cache=True, logits_to_keep=1).logits
             self._cached += piece
-        return logits[0, -1, : self._vocab_size].float()
+        return logits[0, -1, : self._vocab_size].float().numpy(force=True)
