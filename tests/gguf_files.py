@@ -11,9 +11,11 @@ import torch
 from numpy.typing import NDArray
 from transformers import Cohere2Config, Cohere2ForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
 
+from goodspeed import catalog
+from goodspeed_agent.tokenizer import TargetTokenizer
 from tests.tiny_models import CONTEXT, VOCAB, WINDOW
 
-__all__ = ["tiny_cohere2", "tiny_mamba", "word_tokens", "write_gguf"]
+__all__ = ["tiny_cohere2", "tiny_mamba", "word_tokens", "write_bundled", "write_gguf"]
 
 Array = NDArray[np.float32]
 
@@ -42,6 +44,12 @@ def tiny_mamba() -> PreTrainedModel:
 def word_tokens(count: int = VOCAB) -> list[str]:
     """The vocabulary of `serving.tiny_tokenizer`."""
     return [f"w{token}" for token in range(count)]
+
+
+def write_bundled(path: Path, name: str) -> Path:
+    """Write a bundled model with the vocabulary that it has."""
+    tokenizer = TargetTokenizer(catalog.tokenizer_files(name))
+    return write_gguf(path, catalog.load_model(name, device="cpu"), [token or "" for token in tokenizer.tokens])
 
 
 def write_gguf(

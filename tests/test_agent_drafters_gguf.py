@@ -240,6 +240,20 @@ def test_a_context_is_bounded_by_the_memory_there_is(load: Load) -> None:
     assert len(guessed(opened(small), PROMPT, 4)) == 4
 
 
+def test_a_state_that_cannot_be_taken_over_is_computed_again(load: Load, fed: list[int]) -> None:
+    model = load(tiny_llama)._model
+    first, second, small = (LlamaContext(model, cells) for cells in (512, 512, 256))
+    text = [(7 * i * i + 3) % VOCAB for i in range(300)]
+    first.logits_after(text)
+    second.take_over(first)
+    small.take_over(first)
+    fed.clear()
+    another = [*text[:200], 5]
+    expected = second.logits_after(another).copy()
+    np.testing.assert_allclose(small.logits_after(another), expected, atol=TOLERANCE)
+    assert fed == [1, 201]
+
+
 def test_a_decoding_that_fails_leaves_a_context_that_works(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     context = LlamaContext(load(tiny_llama)._model, 256)
     expected = context.logits_after(PROMPT).copy()
@@ -272,9 +286,9 @@ def test_without_the_library_the_user_is_told_what_to_install(tmp_path: Path, mo
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UnknownModel, match=r"'.*none\.gguf' cannot be read: No such file"):
+    with pytest.raises(UnknownModel, match=r"'.*none\.gguf' cannot be read \(No such file.*\): check its path"):
         load_drafter(str(tmp_path / "none.gguf"))
-    with pytest.raises(UnknownModel, match="cannot be read: Is a directory"):
+    with pytest.raises(UnknownModel, match=r"cannot be read \(Is a directory\)"):
         (tmp_path / "folder.gguf").mkdir()
         load_drafter(str(tmp_path / "folder.gguf"))
 

@@ -163,6 +163,8 @@ class LlamaContext:
         copied = self._api.llama_state_seq_get_data(other._handle, state, size, 0)
         if copied and self._api.llama_state_seq_set_data(self._handle, state, copied, 0):
             self._held = other._held.copy()
+        else:
+            self._forget()
 
     def close(self) -> None:
         """Give its memory back; it has room for nothing any more."""
@@ -314,6 +316,6 @@ def _check_file(path: Path) -> None:
         with path.open("rb") as file:
             magic = file.read(len(_MAGIC))
     except OSError as error:
-        raise UnknownModel(f"the draft {str(path)!r} cannot be read: {error.strerror}") from None
+        raise UnknownModel(f"the draft {str(path)!r} cannot be read ({error.strerror}): check its path") from None
     if magic != _MAGIC:
         raise UnknownModel(f"the draft {str(path)!r} is no GGUF file: it does not begin with {_MAGIC.decode()!r}")
