@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from transformers import Cohere2Config, Cohere2ForCausalLM, MambaConfig, MambaForCausalLM, PreTrainedModel
@@ -15,7 +16,7 @@ from goodspeed import catalog
 from goodspeed_agent.tokenizer import TargetTokenizer
 from tests.tiny_models import CONTEXT, VOCAB, WINDOW
 
-__all__ = ["tiny_cohere2", "tiny_mamba", "word_tokens", "write_bundled", "write_gguf"]
+__all__ = ["require_llama_cpp", "tiny_cohere2", "tiny_mamba", "word_tokens", "write_bundled", "write_gguf"]
 
 Array = NDArray[np.float32]
 
@@ -44,6 +45,12 @@ def tiny_mamba() -> PreTrainedModel:
 def word_tokens(count: int = VOCAB) -> list[str]:
     """The vocabulary of `serving.tiny_tokenizer`."""
     return [f"w{token}" for token in range(count)]
+
+
+def require_llama_cpp() -> None:
+    """Skip the test, and say why, where llama.cpp or what writes its files is not installed."""
+    for module, package in (("llama_cpp", "goodspeed[gguf]"), ("gguf", "gguf")):
+        pytest.importorskip(module, reason=f"{module} is not installed: pip install '{package}' to test GGUF drafts")
 
 
 def write_bundled(path: Path, name: str) -> Path:

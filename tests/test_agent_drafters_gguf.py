@@ -29,7 +29,7 @@ from goodspeed_agent.drafters.gguf import GgufDrafter
 from goodspeed_agent.drafters.llama import ContextPool, LlamaContext, LlamaModel
 from goodspeed_agent.drafters.model import ModelDrafter
 from goodspeed_agent.tokenizer import TokenizerCache
-from tests.gguf_files import tiny_cohere2, tiny_mamba, word_tokens, write_gguf
+from tests.gguf_files import require_llama_cpp, tiny_cohere2, tiny_mamba, word_tokens, write_gguf
 from tests.linking import QUICK
 from tests.serving import serving, tiny_settings
 from tests.tiny_models import CONTEXT, VOCAB, tiny_llama
@@ -47,11 +47,8 @@ Load = Callable[[Make], GgufDrafter]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where GGUF files are written; without what writes and what reads them, there is nothing to test."""
-    pytest.importorskip("gguf", reason="the package gguf, which writes GGUF files, is not installed: pip install gguf")
-    pytest.importorskip(
-        "llama_cpp", reason="llama-cpp-python is not installed: pip install 'goodspeed[gguf]' to test GGUF drafts"
-    )
+    """Where GGUF files are written, if anything here can read them."""
+    require_llama_cpp()
     return tmp_path_factory.mktemp("gguf")
 
 
@@ -273,16 +270,39 @@ def test_threads_are_measured_unless_somebody_says_how_many(load: Load, caplog: 
     assert caplog.text == ""
 
 
-# --- what cannot draft
-
-
 def test_without_the_library_the_user_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "some.gguf"
     file.write_bytes(b"GGUF")
-    seam._library.cache_clear()
+    monkeypatch.setattr(seam, "_library", seam._library.__wrapped__)
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
     with pytest.raises(ModelError, match=r"pip install 'goodspeed\[gguf\]', or draft without: --draft suffix"):
         load_drafter(str(file))
+
+
+@pytest.mark.parametrize(
+    ("installed", "sentence"), [("old", "too old for GoodSpeed"), ("broken", "does not work here")]
+)
+def test_a_library_that_does_not_do_is_told_from_one_that_is_missing(
+    installed: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "some.gguf"
+    file.write_bytes(b"GGUF")
+    package = tmp_path / "llama_cpp"
+    package.mkdir()
+    (package / "__init__.py").write_text("" if installed == "old" else "raise OSError('libgomp.so.1 is missing')")
+    (package / "llama_cpp.py").touch()
+    monkeypatch.setattr(seam, "_library", seam._library.__wrapped__)
+    for name in imported_llama_cpp():
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ModelError, match=sentence):
+        load_drafter(str(file))
+    for name in imported_llama_cpp():
+        del sys.modules[name]
+
+
+def imported_llama_cpp() -> list[str]:
+    return [name for name in sys.modules if name.split(".")[0] == "llama_cpp"]
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -333,9 +353,6 @@ def test_a_model_for_embeddings(folder: Path, kind: str) -> None:
     file = write_gguf(folder / "embeddings.gguf", tiny_llama(), word_tokens(), describe)
     with pytest.raises(UnsupportedModel, match="is a model for embeddings"):
         GgufDrafter.load(str(file))
-
-
-# --- with a server
 
 
 async def test_texts_are_the_targets_own_and_all_of_its_own_drafts_are_accepted(load: Load, tmp_path: Path) -> None:

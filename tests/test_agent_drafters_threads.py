@@ -64,9 +64,9 @@ class Machine:
 
 
 def test_what_is_measured_takes_turns_and_leaves_the_first_of_each_out() -> None:
-    machine = Machine({1: 0.25, 2: 0.125, 4: 0.0625})
+    machine = Machine({1: 0.125, 2: 0.0625, 4: 0.03125})
     timings = timed(machine.step, [1, 2, 4], lambda: machine.now_s)
-    assert timings == {1: [0.25] * 7, 2: [0.125] * 7, 4: [0.0625] * 7}
+    assert timings == {1: [0.125] * 7, 2: [0.0625] * 7, 4: [0.03125] * 7}
     assert machine.steps == [1, 2, 4] * 8
 
 

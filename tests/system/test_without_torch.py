@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from goodspeed import catalog
-from tests.gguf_files import write_bundled
+from tests.gguf_files import require_llama_cpp, write_bundled
 from tests.system.processes import complete, server
 
 PROMPT = "def read_json(path):\n"
@@ -43,10 +43,7 @@ async def test_an_agent_writes_the_targets_text(tmp_path: Path, monkeypatch: pyt
 
 
 async def test_an_agent_drafts_with_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("gguf", reason="the package gguf, which writes GGUF files, is not installed: pip install gguf")
-    pytest.importorskip(
-        "llama_cpp", reason="llama-cpp-python is not installed: pip install 'goodspeed[gguf]' to test GGUF drafts"
-    )
+    require_llama_cpp()
     draft = write_bundled(tmp_path / "draft.gguf", catalog.DEFAULT_DRAFT)
     monkeypatch.setenv("GOODSPEED_CACHE", str(tmp_path))
     async with server("--dtype", "float32", "--scheduler", "goodspeed") as address:

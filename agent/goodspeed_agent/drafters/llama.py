@@ -30,6 +30,8 @@ _MAGIC = b"GGUF"
 _CHUNK = 256
 """The longest piece of a prompt that goes through the model at once."""
 _FIRST_CELLS = 1024
+_NEWEST = "LLAMA_LOAD_MODE_NONE"
+"""What came last to the interface of all that is used of it."""
 _ERROR_LEVEL = 4
 """GGML_LOG_LEVEL_ERROR."""
 
@@ -292,6 +294,8 @@ def _library() -> tuple[Any, Any]:
     """The C interface, which says nothing on standard error, and what it must not outlive."""
     from llama_cpp import llama_cpp as api
 
+    if not hasattr(api, _NEWEST):
+        raise ModelError("this llama-cpp-python is too old for GoodSpeed: pip install --upgrade 'goodspeed[gguf]'")
     callback = api.llama_log_callback(_chatter.said)
     api.llama_log_set(callback, ctypes.c_void_p(0))
     api.llama_backend_init()
