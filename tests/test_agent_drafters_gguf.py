@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import islice
@@ -18,13 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from goodspeed.errors import ModelError, TokenizerMismatch, UnknownModel, UnsupportedModel
+from goodspeed.errors import TokenizerMismatch, UnknownModel, UnsupportedModel
 from goodspeed.sampling import SamplingParams
 from goodspeed.verification import RATIO_TOP_K, Rule, unpack_q
 from goodspeed_agent.agent import Agent, TextRequest
 from goodspeed_agent.doctor import examination
-from goodspeed_agent.drafters import DraftSession, NoDrafter, load_drafter
-from goodspeed_agent.drafters import llama as seam
+from goodspeed_agent.drafters import DraftSession, NoDrafter
 from goodspeed_agent.drafters.gguf import GgufDrafter
 from goodspeed_agent.drafters.llama import ContextPool, LlamaContext, LlamaModel
 from goodspeed_agent.drafters.model import ModelDrafter
@@ -33,6 +31,8 @@ from tests.gguf_files import require_llama_cpp, tiny_cohere2, tiny_mamba, word_t
 from tests.linking import QUICK
 from tests.serving import serving, tiny_settings
 from tests.tiny_models import CONTEXT, VOCAB, tiny_llama
+
+require_llama_cpp()
 
 PROMPT = [3, 14, 15, 92, 65, 35, 89, 79]
 WARM = SamplingParams(temperature=0.8, top_p=0.95, seed=11)
@@ -47,8 +47,7 @@ Load = Callable[[Make], GgufDrafter]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where GGUF files are written, if anything here can read them."""
-    require_llama_cpp()
+    """Where GGUF files are written."""
     return tmp_path_factory.mktemp("gguf")
 
 
@@ -268,56 +267,6 @@ def test_threads_are_measured_unless_somebody_says_how_many(load: Load, caplog: 
     with caplog.at_level(logging.INFO, "goodspeed_agent"):
         assert GgufDrafter(model, "told", threads=3).threads == 3
     assert caplog.text == ""
-
-
-def test_without_the_library_the_user_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "some.gguf"
-    file.write_bytes(b"GGUF")
-    monkeypatch.setattr(seam, "_library", seam._library.__wrapped__)
-    monkeypatch.setitem(sys.modules, "llama_cpp", None)
-    with pytest.raises(ModelError, match=r"pip install 'goodspeed\[gguf\]', or draft without: --draft suffix"):
-        load_drafter(str(file))
-
-
-@pytest.mark.parametrize(
-    ("installed", "sentence"), [("old", "too old for GoodSpeed"), ("broken", "does not work here")]
-)
-def test_a_library_that_does_not_do_is_told_from_one_that_is_missing(
-    installed: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "some.gguf"
-    file.write_bytes(b"GGUF")
-    package = tmp_path / "llama_cpp"
-    package.mkdir()
-    (package / "__init__.py").write_text("" if installed == "old" else "raise OSError('libgomp.so.1 is missing')")
-    (package / "llama_cpp.py").touch()
-    monkeypatch.setattr(seam, "_library", seam._library.__wrapped__)
-    for name in imported_llama_cpp():
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ModelError, match=sentence):
-        load_drafter(str(file))
-    for name in imported_llama_cpp():
-        del sys.modules[name]
-
-
-def imported_llama_cpp() -> list[str]:
-    return [name for name in sys.modules if name.split(".")[0] == "llama_cpp"]
-
-
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UnknownModel, match=r"'.*none\.gguf' cannot be read \(No such file.*\): check its path"):
-        load_drafter(str(tmp_path / "none.gguf"))
-    with pytest.raises(UnknownModel, match=r"cannot be read \(Is a directory\)"):
-        (tmp_path / "folder.gguf").mkdir()
-        load_drafter(str(tmp_path / "folder.gguf"))
-
-
-@pytest.mark.parametrize("contents", [b"", b"GG", b"PK\x03\x04 and more"])
-def test_a_file_that_is_something_else(tmp_path: Path, contents: bytes) -> None:
-    (tmp_path / "other.GGUF").write_bytes(contents)
-    with pytest.raises(UnknownModel, match="is no GGUF file: it does not begin with 'GGUF'"):
-        load_drafter(str(tmp_path / "other.GGUF"))
 
 
 @pytest.mark.parametrize(
