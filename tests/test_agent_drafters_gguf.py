@@ -212,22 +212,52 @@ def test_no_token_beyond_the_targets_vocabulary_is_drafted_and_none_behind_one_t
     assert guessed(larger, [1, 120, 3], 4) == []
 
 
-def test_streams_share_the_weights_and_a_bound_on_their_memory(load: Load) -> None:
-    model = load(tiny_llama)._model
-    pool = ContextPool(model, 2 * CONTEXT, threads=1)
+@pytest.fixture
+def crowded(load: Load) -> tuple[GgufDrafter, ContextPool]:
+    """Room for two texts, and it."""
+    drafter = GgufDrafter(load(tiny_llama)._model, "crowded", threads=1)
+    drafter._pool = ContextPool(drafter._model, 2 * CONTEXT, threads=1)
+    return drafter, drafter._pool
+
+
+def test_texts_share_the_weights_and_a_bound_on_their_memory(
+    load: Load, crowded: tuple[GgufDrafter, ContextPool], fed: list[int]
+) -> None:
+    drafter, pool = crowded
     expected = guessed(opened(load(tiny_llama)), PROMPT, 12)
-    drafter = GgufDrafter(model, "shared", threads=1)
-    drafter._pool = pool
-    streams = [opened(drafter) for _ in range(4)]
-    texts = [list(PROMPT) for _ in streams]
-    drafting = [stream.guesses(text) for stream, text in zip(streams, texts, strict=True)]
-    for _ in range(12):
-        for text, guesses in zip(texts, drafting, strict=True):
-            text.append(next(guesses).token)
-            assert pool.held <= 2 * CONTEXT
-    assert texts == [[*PROMPT, *expected]] * 4
-    del streams, drafting, guesses
+    streams = [opened(drafter) for _ in range(3)]
+    fed.clear()
+    drafting = [stream.guesses(PROMPT) for stream in streams]
+    for token in expected:
+        assert [guess.token for guesses in drafting for guess in islice(guesses, 1)] == [token, token]
+    assert pool.held == 2 * CONTEXT
+    assert fed == [8, 8] + 22 * [1], "those at work do not take each other's room"
+    del streams[0], drafting[0]
+    assert guessed(streams[1], PROMPT, 12) == expected
+    del streams, drafting
     assert pool.held == 0
+
+
+def test_who_is_not_at_work_makes_room_and_is_computed_again(
+    load: Load, crowded: tuple[GgufDrafter, ContextPool], monkeypatch: pytest.MonkeyPatch, fed: list[int]
+) -> None:
+    monkeypatch.setattr("goodspeed_agent.drafters.llama._IDLE_USES", 6)
+    drafter, pool = crowded
+    expected = guessed(opened(load(tiny_llama)), PROMPT, 12)
+    first, second, third = (opened(drafter) for _ in range(3))
+    half = first.guesses(PROMPT)
+    assert [next(half).token for _ in range(4)] == expected[:4]
+    assert guessed(second, PROMPT, 6) == expected[:6]
+    fed.clear()
+    assert guessed(third, PROMPT, 6) == expected[:6]
+    assert guessed(second, PROMPT, 2) == expected[:2]
+    assert fed[0] == 8
+    assert list(half) == []
+    assert guessed(second, PROMPT, 5) == expected[:5]
+    fed.clear()
+    assert guessed(first, [*PROMPT, *expected[:4]], 2) == expected[4:6]
+    assert fed == [12, 1]
+    assert pool.held == 2 * CONTEXT
 
 
 def test_a_context_is_bounded_by_the_memory_there_is(load: Load) -> None:

@@ -108,22 +108,30 @@ class GgufSession:
         self._prompt_tokens = prompt_tokens
 
     def guesses(self, tokens: Sequence[int]) -> Iterator[Guess]:
-        """Guess the next tokens, until the context is full; behind tokens that only the target has there are none."""
+        """Guess the next tokens, until the context is full.
+
+        There are none while other texts take up all the room, and behind tokens that only the target has.
+        """
         text = list(tokens)
         if max(text) >= self._known:
             return
         while len(text) < self._max_length:
             logits = self._logits_after(text)
+            if logits is None:
+                return
             if self._params.bent:
                 bend(logits[None], self._params, text[self._prompt_tokens :], ())
             guess = self._draw(logits, len(text))
             yield guess
             text.append(guess.token)
 
-    def _logits_after(self, text: Sequence[int]) -> NDArray[np.float32]:
-        """Float32 [vocab_size]; minus infinity of a token that only the target has."""
+    def _logits_after(self, text: Sequence[int]) -> NDArray[np.float32] | None:
+        """Float32 [vocab_size], minus infinity of a token that only the target has; None if there is no room."""
         logits = np.full(self._vocab_size, -np.inf, dtype=np.float32)
-        self._context = self._pool.logits_after(text, self._context, logits)
+        context = self._pool.logits_after(text, self._context, logits)
+        if context is None:
+            return None
+        self._context = context
         return logits
 
 

@@ -30,6 +30,8 @@ _MAGIC = b"GGUF"
 _CHUNK = 256
 """The longest piece of a prompt that goes through the model at once."""
 _FIRST_CELLS = 1024
+_IDLE_USES = 256
+"""Who has not been drafted for while others were so many times is not at work."""
 _NEWEST = "LLAMA_LOAD_MODE_NONE"
 """What came last to the interface of all that is used of it."""
 _ERROR_LEVEL = 4
@@ -202,8 +204,9 @@ class LlamaContext:
 class ContextPool:
     """Gives every text a context, as large as it needs, and sees to it that all of them together have a bound.
 
-    Where that is reached, the text that was drafted for longest ago loses its context: it is computed again if it is
-    drafted for once more.
+    Where that is reached, texts that have not been drafted for in a while lose their contexts, and are computed again
+    once they are drafted for. Those at work keep theirs, and a further text has none: were they to take turns in the
+    room there is, each would be computed again for every token.
 
     Args:
         model: whose contexts.
@@ -227,7 +230,7 @@ class ContextPool:
 
     def logits_after(
         self, tokens: Sequence[int], context: LlamaContext | None, out: NDArray[np.float32]
-    ) -> LlamaContext:
+    ) -> LlamaContext | None:
         """Compute the logits behind the last token.
 
         Args:
@@ -236,26 +239,32 @@ class ContextPool:
             out: where to; as much of them as has room.
 
         Returns:
-            the context of this text from now on.
+            the context of this text from now on; None where it has no room for the time being.
         """
         with self._turn:
-            context = self._fitting(context, len(tokens))
+            fitting = self._fitting(context, len(tokens))
+            if fitting is None:
+                return None
             self._uses += 1
-            self._contexts[context] = self._uses
-            logits = context.logits_after(tokens)
+            self._contexts[fitting] = self._uses
+            logits = fitting.logits_after(tokens)
             size = min(len(logits), len(out))
             out[:size] = logits[:size]
-            return context
+            return fitting
 
-    def _fitting(self, context: LlamaContext | None, length: int) -> LlamaContext:
+    def _fitting(self, context: LlamaContext | None, length: int) -> LlamaContext | None:
         if context is not None and length <= context.cells:
             return context
         cells = min(max(_FIRST_CELLS, 2 ** length.bit_length()), self._model.max_length, self.cells)
         others = [(used, other) for other, used in self._contexts.items() if other is not context]
-        for _, other in sorted(others, key=lambda entry: entry[0]):
-            if cells + sum(other.cells for _, other in others) <= self.cells:
-                break
-            other.close()
+        lacking = cells + sum(other.cells for _, other in others) - self.cells
+        idle = [entry for entry in others if self._uses - entry[0] >= _IDLE_USES]
+        if lacking > sum(other.cells for _, other in idle):
+            return None
+        for _, other in sorted(idle, key=lambda entry: entry[0]):
+            if lacking > 0:
+                lacking -= other.cells
+                other.close()
         larger = LlamaContext(self._model, cells, self._threads)
         if context is not None and context.cells:
             larger.take_over(context)
