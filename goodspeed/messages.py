@@ -102,7 +102,7 @@ class Hello(_Message, tag=ord("H"), frozen=True):
     name: ShortText
     drafter: ShortText = "none"
     fingerprint: ShortText | None = None
-    """Of the draft's own tokenizer; None for a drafter without one."""
+    """Of the draft's own tokenizer; None for a drafter without one, and for one that the agent compares itself."""
     software: ShortText = ""
 
 

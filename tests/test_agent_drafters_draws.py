@@ -31,7 +31,7 @@ def logits(seed: int, vocab: int = 120) -> torch.Tensor:
 @given(PARAMS, st.integers(0, 10**6))
 def test_the_likeliest_are_those_of_the_whole_warped_distribution(params: SamplingParams, seed: int) -> None:
     row = logits(seed)
-    tokens, weights = likeliest(row, params, 120)
+    tokens, weights = likeliest(row.numpy(), params, 120)
     whole = log_probs(row[None], RowParams.of([params]))[0].exp().numpy()
     assert set(tokens.tolist()) == set(np.flatnonzero(whole).tolist())
     np.testing.assert_allclose(weights / weights.sum(), whole[tokens], rtol=1e-4)
@@ -41,8 +41,8 @@ def test_the_likeliest_are_those_of_the_whole_warped_distribution(params: Sampli
 
 @given(PARAMS, st.integers(0, 10**6), st.integers(1, 50))
 def test_fewer_are_the_first_of_them(params: SamplingParams, seed: int, count: int) -> None:
-    whole, weights = likeliest(logits(seed), params, 120)
-    tokens, some = likeliest(logits(seed), params, count)
+    whole, weights = likeliest(logits(seed).numpy(), params, 120)
+    tokens, some = likeliest(logits(seed).numpy(), params, count)
     assert tokens.tolist() == whole[:count].tolist()
     np.testing.assert_allclose(some, weights[:count], rtol=1e-6)
 
@@ -51,8 +51,30 @@ def test_fewer_are_the_first_of_them(params: SamplingParams, seed: int, count: i
 def test_the_coupled_draw_is_the_targets_own(params: SamplingParams, seed: int, position: int) -> None:
     keys = torch.from_numpy(position_keys([params.seed], [position]))
     expected = int(sample(logits(seed)[None], RowParams.of([params]), keys))
-    guess = make_draw(params, "coupled")(logits(seed), position)
+    guess = make_draw(params, "coupled")(logits(seed).numpy(), position)
     assert (guess.token, guess.q) == (expected, b"")
+
+
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([30, 2000, 5000]),
+    st.sampled_from([1, 32, 1024]),
+    st.sampled_from(["even", "peaked", "tied", "crowded"]),
+)
+def test_the_first_of_a_large_vocabulary_are_its_largest_logits(seed: int, vocab: int, count: int, shape: str) -> None:
+    row = logits(seed, vocab)
+    match shape:
+        case "peaked":
+            row[seed % vocab] += 30
+        case "tied":
+            row = row.round()
+        case "crowded":  # All that a sample of every so many sees is large, and misleads.
+            row[::16] += 100
+    tokens, weights = likeliest(row.numpy(), SamplingParams(temperature=20.0), count)
+    expected = row.topk(min(count, vocab)).values
+    assert len(set(tokens.tolist())) == len(expected)
+    np.testing.assert_array_equal(row.numpy()[tokens], expected.numpy())
+    np.testing.assert_allclose(weights, ((expected - expected[0]) / 20.0).exp().numpy(), rtol=1e-5)
 
 
 def noise_drawn(params: SamplingParams, row: torch.Tensor, position: int) -> list[int]:
@@ -67,7 +89,7 @@ def noise_drawn(params: SamplingParams, row: torch.Tensor, position: int) -> lis
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(noise, "_hash", count)
-        make_draw(params, "coupled")(row, position)
+        make_draw(params, "coupled")(row.numpy(), position)
     return hashed
 
 
@@ -94,17 +116,17 @@ def test_confidence_is_the_likeliest_tokens_probability_whatever_is_drawn(
     likeliest_p = float(log_probs(row[None], RowParams.of([params]))[0].exp().max())
     if params.greedy:
         likeliest_p = float(row.softmax(-1).max())  # what the model thinks, where the draw knows no doubt
-    guesses = [make_draw(params, rule)(row, position) for position in range(8)]
+    guesses = [make_draw(params, rule)(row.numpy(), position) for position in range(8)]
     assert [guess.confidence for guess in guesses] == pytest.approx([likeliest_p] * 8, rel=1e-4)
 
 
 @given(PARAMS, st.integers(0, 10**6))
 def test_the_ratio_draw_comes_from_what_is_sent(params: SamplingParams, seed: int) -> None:
-    guess = make_draw(params, "ratio")(logits(seed), 7)
+    guess = make_draw(params, "ratio")(logits(seed).numpy(), 7)
     token, (q,) = guess.token, unpack_q(guess.q, [guess.token], 120)
     assert token == draw_drafted(q, params.seed, 7)
     assert len(q.tokens) <= 32
-    tokens, weights = likeliest(logits(seed), params, 32)
+    tokens, weights = likeliest(logits(seed).numpy(), params, 32)
     order = [tokens.tolist().index(each) for each in q.tokens]
     np.testing.assert_allclose(q.p, (weights / weights.sum())[order], atol=1e-3)
 
@@ -115,7 +137,7 @@ def test_of_a_large_vocabulary_only_the_head_is_looked_at() -> None:
     agreed = 0
     for position in range(200):
         keys = torch.from_numpy(position_keys([0], [position]))
-        token = make_draw(warm, "coupled")(row, position).token
+        token = make_draw(warm, "coupled")(row.numpy(), position).token
         assert token in row.topk(1024).indices
         agreed += token == int(sample(row[None], RowParams.of([warm]), keys))
     head = float(row.softmax(-1).topk(1024).values.sum())

@@ -53,6 +53,9 @@ def test_every_row_is_bent_by_what_stands_before_it(
         alone = logits[row : row + 1].clone()
         bend(alone, params, [*generated, *drafted[:row]], [])
         assert torch.equal(alone[0], bent[row])
+    without_torch = logits.numpy().copy()
+    bend(without_torch, params, generated, drafted)
+    assert (without_torch == bent.numpy()).all()
 
 
 def by_hand(count: int) -> list[int]:

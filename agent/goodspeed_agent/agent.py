@@ -21,6 +21,7 @@ from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.desk import Desk
 from goodspeed_agent.drafters import Drafter
 from goodspeed_agent.drafters.swappable import Swappable, try_out
+from goodspeed_agent.drafters.vocabulary import TokenLister, check_tokens
 from goodspeed_agent.drafting import Drafting
 from goodspeed_agent.driver import tokens_of
 from goodspeed_agent.generation import Generation, Request
@@ -246,8 +247,14 @@ class Agent:
                 f"the draft {drafter.name!r} does not share a tokenizer with {welcome.model!r}: "
                 "choose a draft of the same family, or --draft suffix, which fits every target"
             )
-        highest = self.tokenizer.highest_token
-        await self._desk.alone(lambda: try_out(drafter, [0, highest], rule=welcome.rule, vocab_size=welcome.vocab_size))
+
+        def examine() -> None:
+            if isinstance(drafter, TokenLister):
+                check_tokens(drafter.name, drafter.tokens, welcome.model, self.tokenizer.tokens[: welcome.vocab_size])
+            highest = self.tokenizer.highest_token
+            try_out(drafter, [0, highest], rule=welcome.rule, vocab_size=welcome.vocab_size)
+
+        await self._desk.alone(examine)
 
     async def complete(
         self, request: TextRequest, on_text: OnText | None = None, on_queued: Callable[[], None] | None = None

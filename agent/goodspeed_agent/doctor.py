@@ -18,6 +18,7 @@ from goodspeed.messages import PROTOCOL_VERSION
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import Agent, TextRequest
 from goodspeed_agent.drafters import Drafter
+from goodspeed_agent.drafters.vocabulary import TokenLister
 from goodspeed_agent.report import Completion
 
 __all__ = ["Finding", "examination", "judge_drafting", "judge_round_trip", "judge_speed", "show"]
@@ -57,7 +58,8 @@ async def _findings(agent: Agent, drafter: Drafter, connected_s: float) -> Async
     yield Finding("protocol", f"version {PROTOCOL_VERSION}, {welcome.server}")
     waits = "waits for drafts" if welcome.waits else "decodes on while drafts are made"
     yield Finding("target", f"{welcome.model}, {welcome.rule} rule, {waits}, {welcome.max_length} tokens a stream")
-    fits = "fits every target" if drafter.fingerprint is None else "the same as the target's"
+    any_fits = drafter.fingerprint is None and not isinstance(drafter, TokenLister)
+    fits = "fits every target" if any_fits else "the same as the target's"
     yield Finding("tokenizer", f"of {drafter.name}: {fits}")
     round_trip_s = statistics.median([await agent.link.ping() for _ in range(_PINGS)])
     try:

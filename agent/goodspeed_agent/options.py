@@ -37,7 +37,7 @@ Server = Annotated[str, typer.Option(help="The server's address: ws://HOST:PORT 
 Draft = Annotated[
     str | None,
     typer.Option(
-        help="none, suffix (needs no torch), a bundled draft, a folder or a Hugging Face name; "
+        help="none, suffix (needs no torch), a bundled draft, a folder, a Hugging Face name or a .gguf file; "
         "by default the bundled draft, or suffix where torch is missing."
     ),
 ]
@@ -46,7 +46,13 @@ ConnectTimeout = Annotated[
     float,
     typer.Option(min=0.0, max=86_400.0, help="Give up after so many seconds without a link, or without room."),
 ]
-Threads = Annotated[int, typer.Option(min=1, help="How many threads a draft model may use.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="How many threads a draft model may use; by default 1, and for a .gguf what is measured to be quickest.",
+    ),
+]
 MaxNewTokens = Annotated[int, typer.Option(help="The longest text, in tokens.")]
 Temperature = Annotated[float, typer.Option(help="0 takes the likeliest token.")]
 TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens that make up this mass; 1 keeps all.")]

@@ -145,6 +145,11 @@ class TargetTokenizer:
         return self.decode([token]).encode() or piece.encode()
 
     @property
+    def tokens(self) -> list[str | None]:
+        """What each id stands for, as the vocabulary spells it; None for an id that it skips."""
+        return [self._tokenizer.id_to_token(token) for token in range(self.highest_token + 1)]
+
+    @property
     def highest_token(self) -> int:
         """The last id that it knows; a model may have room for more."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values())

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from goodspeed import catalog
+from tests.gguf_files import require_llama_cpp, write_bundled
 from tests.system.processes import complete, server
 
 PROMPT = "def read_json(path):\n"
@@ -38,6 +40,22 @@ async def test_an_agent_writes_the_targets_text(tmp_path: Path, monkeypatch: pyt
             )
             assert code == 0, complaints
             assert json.loads(output)["tokens"] == expected["tokens"]
+
+
+async def test_an_agent_drafts_with_llama_cpp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_llama_cpp()
+    draft = write_bundled(tmp_path / "draft.gguf", catalog.DEFAULT_DRAFT)
+    monkeypatch.setenv("GOODSPEED_CACHE", str(tmp_path))
+    async with server("--dtype", "float32", "--scheduler", "goodspeed") as address:
+        options = ("--prompt", PROMPT, "--max-new-tokens", "40", "--temperature", "0.7")
+        expected = await complete(address, "--draft", "none", *options)
+        code, output, complaints = await run_without_torch(
+            "goodspeed_agent", "complete", "--server", address, "--json", "--draft", str(draft), *options
+        )
+    assert (code, complaints) == (0, "")
+    written = json.loads(output)
+    assert written["tokens"] == expected["tokens"]
+    assert written["speculative"]["num_accepted_tokens"] > 0
 
 
 async def test_a_draft_model_is_refused_with_what_to_install() -> None:

@@ -1,4 +1,4 @@
-"""What an agent can draft with: nothing, its own text's repetitions, or a small model."""
+"""What an agent can draft with: nothing, its own text's repetitions, or a small model, by transformers or llama.cpp."""
 
 from __future__ import annotations
 
@@ -13,27 +13,31 @@ from goodspeed_agent.drafters.suffix import SuffixDrafter
 __all__ = ["DraftSession", "Drafter", "Guess", "NoDrafter", "SuffixDrafter", "default_draft", "load_drafter"]
 
 
-def load_drafter(name: str, *, threads: int = 1) -> Drafter:
+def load_drafter(name: str, *, threads: int | None = None) -> Drafter:
     """Make a drafter.
 
     Args:
-        name: `none`, `suffix`, a bundled model, a local folder or a Hugging Face name.
-        threads: how many a model may use.
+        name: `none`, `suffix`, a GGUF file, a bundled model, a local folder or a Hugging Face name.
+        threads: how many a model may use; None for as many as suit it.
 
     Raises:
-        ModelError: the model cannot be used, or torch is not installed.
+        ModelError: the model cannot be used, or what runs it is not installed.
     """
     if name == "none":
         return NoDrafter()
     if name == "suffix":
         return SuffixDrafter()
+    if name.lower().endswith(".gguf"):
+        from goodspeed_agent.drafters.gguf import GgufDrafter
+
+        return GgufDrafter.load(name, threads=threads)
     if not _have_torch():
         raise ModelError(
             f"drafting with {name!r} needs torch: pip install 'goodspeed[models]', or draft without: --draft suffix"
         )
     from goodspeed_agent.drafters.model import ModelDrafter
 
-    return ModelDrafter.load(name, threads=threads)
+    return ModelDrafter.load(name, threads=threads or 1)
 
 
 def default_draft() -> str:

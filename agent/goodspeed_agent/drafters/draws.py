@@ -1,14 +1,15 @@
 """How a draft model draws its next token, for one row, quickly.
 
 `sampling.warping` is exact over whole vocabularies and made for batches. A draft need not be exact, only likely, and
-beside a tiny model's forward pass a few dozen tensor operations would double the cost of a token: so the likeliest
-tokens are taken out once, and the rest is arithmetic on a few numbers.
+beside a tiny model's forward pass a few dozen operations on a whole vocabulary would double the cost of a token: so the
+likeliest tokens are taken out once, and the rest is arithmetic on a few numbers. All of it is numpy, so that a model
+needs no torch to be drawn from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +18,17 @@ from goodspeed.sampling import SamplingParams, gumbel, position_keys
 from goodspeed.verification import RATIO_TOP_K, Rule, draw_drafted, pack_q, quantise
 from goodspeed_agent.drafters.interface import Guess
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 __all__ = ["Draw", "likeliest", "make_draw"]
 
-Draw: TypeAlias = "Callable[[Tensor, int], Guess]"
+Logits: TypeAlias = NDArray[np.float32]
+
+Draw: TypeAlias = Callable[[Logits, int], Guess]
 """Draws the token of a position from float32 [vocab] logits."""
 
 _CANDIDATES = 1024
 """Without top-k or top-p a token further back can be drawn by the target, but hardly ever is."""
+_SAMPLED = 16
+"""One in so many logits tells about where the likeliest begin."""
 _TINY = float(np.finfo(np.float32).tiny)
 
 
@@ -38,16 +40,16 @@ def make_draw(params: SamplingParams, rule: Rule) -> Draw:
         rule: the server's.
     """
 
-    def greedy(logits: Tensor, position: int) -> Guess:
+    def greedy(logits: Logits, position: int) -> Guess:
         token = int(logits.argmax())
         return Guess(token, _probability(logits, token))
 
-    def coupled(logits: Tensor, position: int) -> Guess:
+    def coupled(logits: Logits, position: int) -> Guess:
         tokens, p = likeliest(logits, params, _CANDIDATES)
         noisy = np.log(p) + gumbel(position_keys([params.seed], [position]), tokens.astype(np.int32))
         return Guess(int(tokens[int(noisy.argmax())]), float(1.0 / p.sum()))
 
-    def ratio(logits: Tensor, position: int) -> Guess:
+    def ratio(logits: Logits, position: int) -> Guess:
         tokens, p = likeliest(logits, params, RATIO_TOP_K)
         q = quantise(tokens, p)
         confidence = _probability(logits, int(tokens[0])) if params.greedy else float(1.0 / p.sum())
@@ -58,12 +60,12 @@ def make_draw(params: SamplingParams, rule: Rule) -> Draw:
     return greedy if params.greedy else coupled
 
 
-def _probability(logits: Tensor, token: int) -> float:
-    """What the model itself gives a token, at temperature 1."""
-    return float((logits[token] - logits.logsumexp(-1)).exp())
+def _probability(logits: Logits, likeliest: int) -> float:
+    """What the model itself gives its likeliest token, at temperature 1."""
+    return float(1.0 / np.exp(logits - logits[likeliest]).sum())
 
 
-def likeliest(logits: Tensor, params: SamplingParams, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+def likeliest(logits: Logits, params: SamplingParams, count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """The likeliest tokens that may be drawn, and how likely they are relative to the first.
 
     Args:
@@ -75,15 +77,39 @@ def likeliest(logits: Tensor, params: SamplingParams, count: int) -> tuple[NDArr
         [n] token ids, the likeliest first, and [n] positive weights, the first of them 1.
     """
     if params.greedy:
-        return logits.argmax(-1, keepdim=True).cpu().numpy(), np.ones(1, dtype=np.float32)
-    wanted = min(max(count, params.top_k), logits.shape[-1])
-    top, ids = (row.cpu().numpy() for row in logits.topk(wanted))
+        return logits.argmax(-1, keepdims=True), np.ones(1, dtype=np.float32)
+    top, ids = _top(logits, max(count, params.top_k))
     weights = np.exp((top - top[0]) / np.float32(params.temperature))
     if params.top_k:
         weights = weights[: params.top_k]
     kept = int(np.count_nonzero(weights >= max(params.min_p, _TINY)))
     if params.top_p < 1.0:
-        mass = weights.sum() if params.top_k else ((logits - float(top[0])) / params.temperature).exp().sum().item()
+        mass = weights.sum() if params.top_k else np.exp((logits - top[0]) / params.temperature).sum()
         kept = min(kept, int(np.count_nonzero(weights.cumsum() - weights < params.top_p * mass)))
     kept = max(1, min(kept, count))
     return ids[:kept], weights[:kept]
+
+
+def _top(logits: Logits, count: int) -> tuple[Logits, NDArray[np.int64]]:
+    """The largest logits in descending order, and whose they are: `count` of them, or all there are."""
+    ids = _candidates(logits, count)
+    top = logits[ids]
+    order = np.argsort(-top)[:count]
+    return top[order], ids[order]
+
+
+def _candidates(logits: Logits, count: int) -> NDArray[np.int64]:
+    """Tokens among which are the `count` largest logits, and not many more.
+
+    Of a large vocabulary a sample says where they are to be sought; where it misleads, all of them are looked at.
+    """
+    size = len(logits)
+    if count >= size:
+        return np.arange(size)
+    sample = logits[::_SAMPLED]
+    rank = 3 * count // (2 * _SAMPLED) + 8
+    if rank < len(sample) // 2:
+        found = np.flatnonzero(logits >= np.partition(sample, -rank)[-rank])
+        if len(found) >= count:
+            return found
+    return np.argpartition(logits, size - count)[size - count :]

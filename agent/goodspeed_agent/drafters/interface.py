@@ -53,7 +53,10 @@ class Drafter(Protocol):
 
     @property
     def fingerprint(self) -> str | None:
-        """Of the vocabulary it drafts in (`catalog.fingerprint`); None if any will do."""
+        """Of the vocabulary it drafts in (`catalog.fingerprint`).
+
+        None if any will do, or if there is only a list of tokens to compare (`vocabulary.TokenLister`).
+        """
 
     def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int, prompt_tokens: int = 0) -> DraftSession:
         """Begin a stream.

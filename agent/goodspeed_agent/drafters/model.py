@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from goodspeed import catalog
 from goodspeed.engine import Engine, Segment, reach
@@ -101,7 +102,7 @@ class ModelDrafter:
                 running.append((session, self._segment(session, share, own)))
         if running:
             running.sort(key=lambda one: one[1].row)
-            logits = iter(self._engine.forward([segment for _, segment in running]))
+            logits = iter(self._engine.forward([segment for _, segment in running]).numpy(force=True))
             for session, segment in running:
                 session.computed(segment.new, next(logits) if segment.logits else None)
         return [session.lacks == 0 for session in own]
@@ -150,7 +151,7 @@ class ModelSession:
         self._vocab_size = vocab_size
         self.cached = 0
         """How many of these tokens its row holds."""
-        self._logits: Tensor | None = None  # float32 [vocab], behind the text
+        self._logits: NDArray[np.float32] | None = None  # float32 [vocab], behind the text
         self._draw = make_draw(params, rule)
         self._params = params
         self._prompt_tokens = prompt_tokens
@@ -161,7 +162,7 @@ class ModelSession:
         full = len(self.text) >= self._drafter.context
         return 0 if full or self._logits is not None else len(self.text) - self.cached
 
-    def computed(self, count: int, logits: Tensor | None) -> None:
+    def computed(self, count: int, logits: NDArray[np.float32] | None) -> None:
         """So many more tokens went through the model; `logits`, float32 [vocab], if they were the last it lacked."""
         self.cached += count
         self._logits = logits
@@ -181,7 +182,6 @@ class ModelSession:
             self.text.append(guess.token)
             yield guess
 
-    @torch.inference_mode()
     def _next(self) -> Guess:
         assert self._logits is not None
         logits, self._logits = self._logits[: self._vocab_size], None
