@@ -17,6 +17,7 @@ import msgspec
 import pytest
 from rich.console import Console, ConsoleDimensions
 
+from goodspeed.event_loop import loop_factory
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed_server.monitor import live, run_monitor
 from goodspeed_server.monitor.keyboard import Keyboard
@@ -151,8 +152,7 @@ def at_the_keys() -> Iterator[tuple[TextIO, Callable[[bytes], object]]]:
         yield keyboard, fingers.write
 
 
-async def test_keys_change_the_picture_and_the_terminal_is_put_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("goodspeed_server.monitor.keyboard._ours", lambda _: True)
+async def test_keys_change_the_picture_and_the_terminal_is_put_in_order() -> None:
     paper, closed = Paper(), asyncio.Event()
     console = Console(file=paper, width=100, height=24, force_terminal=True, _environ={"TERM": "xterm"})
     with at_the_keys() as (keyboard, press):
@@ -169,8 +169,7 @@ async def test_keys_change_the_picture_and_the_terminal_is_put_in_order(monkeypa
         assert termios.tcgetattr(keyboard) == before
 
 
-async def test_what_is_paused_stands_still(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("goodspeed_server.monitor.keyboard._ours", lambda _: True)
+async def test_what_is_paused_stands_still() -> None:
     now, paper = 0.0, Paper()
     console = Console(file=paper, width=100, height=24, force_terminal=True, _environ={"TERM": "xterm"})
     with at_the_keys() as (keyboard, press):
@@ -186,8 +185,7 @@ async def test_what_is_paused_stands_still(monkeypatch: pytest.MonkeyPatch) -> N
     assert "another" in paper.getvalue()
 
 
-async def test_ctrl_c_is_the_signal_it_always_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("goodspeed_server.monitor.keyboard._ours", lambda _: True)
+async def test_ctrl_c_is_the_signal_it_always_was() -> None:
     interrupted = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, interrupted.set)
     with at_the_keys() as (keyboard, press):
@@ -197,8 +195,7 @@ async def test_ctrl_c_is_the_signal_it_always_was(monkeypatch: pytest.MonkeyPatc
     asyncio.get_running_loop().remove_signal_handler(signal.SIGINT)
 
 
-async def test_who_quits_the_servers_own_picture_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("goodspeed_server.monitor.keyboard._ours", lambda _: True)
+async def test_who_quits_the_servers_own_picture_gets_lines() -> None:
     paper = Paper()
     console = Console(file=paper, width=100, height=24, force_terminal=True, _environ={"TERM": "xterm"})
     with at_the_keys() as (keyboard, press):
@@ -214,6 +211,18 @@ async def test_who_quits_the_servers_own_picture_gets_lines(monkeypatch: pytest.
         with pytest.raises(asyncio.CancelledError):
             await monitor
     assert "the server goes on" in paper.getvalue()
+
+
+def test_reading_keys_leaves_the_output_as_it_was() -> None:
+    """A loop reads without blocking; an output that does not block either loses what the terminal has no room for."""
+    with at_the_keys() as (keyboard, _):
+
+        async def look() -> bool:
+            with Keyboard(keyboard).reading(lambda _: None):
+                return os.get_blocking(keyboard.fileno())
+
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            assert runner.run(look())
 
 
 def test_what_is_no_terminal_gives_no_keys() -> None:

@@ -24,35 +24,24 @@ class Keyboard:
     """
 
     def __init__(self, terminal: TextIO | None) -> None:
-        self._input: Input | None = create_input(terminal) if terminal is not None and _ours(terminal) else None
+        self._name = _name_of(terminal) if terminal is not None else None
+        self._input: Input | None = None
 
     def __bool__(self) -> bool:
-        return self._input is not None
+        return self._name is not None
 
     @contextmanager
     def reading(self, pressed: Callable[[str], None]) -> Iterator[None]:
         """Call `pressed` with every key, on the event loop, and put the terminal back in order at the end."""
-        keyboard = self._input
-        if keyboard is None:
+        if self._name is None:
             yield
             return
-        loop = asyncio.get_running_loop()
-        alarm: asyncio.TimerHandle | None = None
-
-        def pass_on(flush: bool) -> None:
-            nonlocal alarm
-            if alarm is not None:
-                alarm.cancel()
-            alarm = None if flush else loop.call_later(_ESCAPE_S, pass_on, True)
-            for press in keyboard.flush_keys() if flush else keyboard.read_keys():
-                pressed(getattr(press.key, "value", press.key))
-
-        with keyboard.raw_mode(), keyboard.attach(lambda: pass_on(False)):
-            try:
+        # Opened anew: an event loop reads without blocking, which it would take from whoever shares the descriptor, the
+        # output first of all, and pictures would be cut off wherever the terminal is a little late.
+        with open(self._name, encoding="utf-8", opener=_open) as terminal:
+            self._input = create_input(terminal)
+            with self._input.raw_mode(), _attached(self._input, pressed):
                 yield
-            finally:
-                if alarm is not None:
-                    alarm.cancel()
 
     def as_before(self) -> AbstractContextManager[None]:
         """The terminal as the shell needs it, for as long as the shell has it."""
@@ -60,8 +49,40 @@ class Keyboard:
         return self._input.cooked_mode()
 
 
-def _ours(terminal: TextIO) -> bool:
-    """Whether it is a terminal, and this process may change it: one in the background would be stopped."""
+def _open(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NOCTTY)
+
+
+@contextmanager
+def _attached(keyboard: Input, pressed: Callable[[str], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    alarm: asyncio.TimerHandle | None = None
+
+    def pass_on(flush: bool) -> None:
+        nonlocal alarm
+        if alarm is not None:
+            alarm.cancel()
+        alarm = None if flush else loop.call_later(_ESCAPE_S, pass_on, True)
+        for press in keyboard.flush_keys() if flush else keyboard.read_keys():
+            pressed(getattr(press.key, "value", press.key))
+
+    with keyboard.attach(lambda: pass_on(False)):
+        try:
+            yield
+        finally:
+            if alarm is not None:
+                alarm.cancel()
+
+
+def _name_of(terminal: TextIO) -> str | None:
+    """Of a terminal that this process may change; in the background it would be stopped for that."""
     if not terminal.isatty():
-        return False
-    return not hasattr(os, "tcgetpgrp") or os.tcgetpgrp(terminal.fileno()) == os.getpgrp()
+        return None
+    try:
+        name = os.ttyname(terminal.fileno())
+    except (OSError, AttributeError):  # It has no name here, or the system has no such names.
+        return None
+    try:
+        return name if os.tcgetpgrp(terminal.fileno()) == os.getpgrp() else None
+    except OSError:  # It is no shell's terminal, so that nobody shares it.
+        return name

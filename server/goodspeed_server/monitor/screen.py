@@ -20,6 +20,9 @@ _COLOURS = {
     "windows": ColorSystem.WINDOWS,
 }
 _CLEAR = "\x1b[2J"
+_PLAIN = "\x1b[0m"
+_BEGIN, _END = "\x1b[?2026h", "\x1b[?2026l"
+"""A terminal that knows them shows what is between them all at once; others take no notice."""
 
 
 class Screen:
@@ -34,7 +37,7 @@ class Screen:
         self._colours = _COLOURS.get(console.color_system or "", ColorSystem.STANDARD)
         self._shown: Sequence[Line] = ()
         self._size = (0, 0)
-        self._wrappings: dict[Style | None, tuple[str, str]] = {None: ("", "")}
+        self._codes: dict[Style | None, str] = {}
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -70,7 +73,7 @@ class Screen:
                 written.append(f"\x1b[{number + 1};1H{self._encoded(line)}")
         self._shown, self._size = lines, size
         if written:
-            self.console.file.write("".join(written))
+            self.console.file.write("".join((_BEGIN, *written, _PLAIN, _END)))
             self.console.file.flush()
 
     def _take(self) -> None:
@@ -84,19 +87,23 @@ class Screen:
 
     def _encoded(self, line: Line) -> str:
         parts = []
-        wrappings = self._wrappings
+        current: str | None = None
         for text, style, _ in line:
-            if style not in wrappings:
-                wrappings[style] = self._wrapping(style)
-            before, after = wrappings[style]
-            parts.append(f"{before}{text}{after}")
+            code = self._codes.get(style)
+            if code is None:
+                code = self._codes[style] = self._code(style)
+            # Styles are colours of what is written: blanks have none.
+            if code != current and not text.isspace():
+                parts.append(code)
+                current = code
+            parts.append(text)
         return "".join(parts)
 
-    def _wrapping(self, style: Style | None) -> tuple[str, str]:
-        """What switches a style on, and off."""
+    def _code(self, style: Style | None) -> str:
+        """What switches to a style, from whatever style there was."""
         if style is None:
-            return "", ""
+            return _PLAIN
         if self.console.no_color or self.console.color_system is None:
             style = style.without_color
-        before, _, after = style.render("\0", color_system=self._colours).partition("\0")
-        return before, after
+        code = style.render("\0", color_system=self._colours).partition("\0")[0]
+        return f"\x1b[0;{code[2:]}" if code else _PLAIN

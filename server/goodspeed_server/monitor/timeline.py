@@ -98,8 +98,15 @@ def _lane(agent: AgentRow, verify_ms: float) -> tuple[float, ...]:
 
 
 def _parts(row: RoundRow) -> tuple[float, ...]:
-    held_ms = min(row.held_ms, row.wait_ms) if row.draft_ms or row.network_ms else row.held_ms
+    held_ms = row.held_ms if _is_held_up(row) else 0.0
+    if row.draft_ms or row.network_ms:
+        held_ms = min(held_ms, row.wait_ms)
     return row.draft_ms, row.network_ms, max(0.0, row.wait_ms - held_ms), held_ms, row.verify_ms + row.other_ms
+
+
+def _is_held_up(row: RoundRow) -> bool:
+    whole_ms = row.draft_ms + row.network_ms + row.wait_ms + row.verify_ms + row.other_ms
+    return bool(row.slowest) and row.held_ms >= _WORTH_NAMING * whole_ms
 
 
 def _total_ms(row: RoundRow) -> float:
@@ -116,7 +123,7 @@ def _trail(parts: Sequence[float], per_column: float, width: int) -> Line:
 
 
 def _blame(row: RoundRow, width: int) -> Line:
-    if not row.slowest or not row.held_ms >= _WORTH_NAMING * _total_ms(row):
+    if not _is_held_up(row):
         return [cell("", width)]
     delay = f" +{row.held_ms:.0f}" if row.held_ms < 1e5 else f" +{marks.rate(row.held_ms)}"
     if width >= _BLAME_WIDTH:
