@@ -62,7 +62,7 @@ def round_lines(rounds: Sequence[RoundRow], width: int, height: int) -> list[Lin
         cell("round", _NUMBER_WIDTH, MUTED),
         cell("ms", _MS_WIDTH, MUTED, "right"),
         cell("", 2),
-        cell("way of the middle draft", trail_width, MUTED),
+        cell("the middle draft", trail_width, MUTED),
         cell("  held up by", blame_width, MUTED),
     ]
     if with_tokens:
