@@ -40,15 +40,18 @@ def test_a_straggler_is_named_with_what_it_cost() -> None:
     seen = look_back(drafts, [], OPENED_AT, OPENED_AT + 0.2)
     assert (seen.draft_s, seen.network_s) == (0.02, 0.03), "of the one in the middle"
     assert seen.wait_s == pytest.approx(0.15)
-    assert (seen.slowest, seen.held_s) == ("slow", pytest.approx(0.15))
+    assert seen.slowest == "slow"
+    assert seen.held_s == pytest.approx(0.15)
     account = drafts[0].account
-    assert (account.draft_s, account.network_s, account.wait_s) == (0.01, 0.02, pytest.approx(0.17))
+    assert (account.draft_s, account.network_s) == (0.01, 0.02)
+    assert account.wait_s == pytest.approx(0.17)
 
 
 def test_one_that_never_came_has_cost_the_whole_wait() -> None:
     drafts = [stream("quick", DraftWay(0.01, 0.02, OPENED_AT + 0.1))]
     seen = look_back(drafts, [stream("gone")], OPENED_AT, OPENED_AT + 0.5)
-    assert (seen.slowest, seen.held_s) == ("gone", pytest.approx(0.4))
+    assert seen.slowest == "gone"
+    assert seen.held_s == pytest.approx(0.4)
 
 
 def test_nobody_is_a_straggler_among_its_own_streams_or_where_nobody_waited() -> None:

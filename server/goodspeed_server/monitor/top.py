@@ -220,12 +220,19 @@ async def _until(stop: asyncio.Event, work: Coroutine[None, None, None]) -> None
 
 @contextlib.contextmanager
 def _quit_on_signal(stop: asyncio.Event) -> Iterator[None]:
-    """Ctrl-C and `kill` end the monitor in order: the screen is given back, and no traceback is left on it."""
+    """Ctrl-C ends the monitor in order, and `kill` the process: after the screen has been given back."""
     loop = asyncio.get_running_loop()
-    signals = (signal.SIGINT, signal.SIGTERM)
+    killed = False
+
+    def kill() -> None:
+        nonlocal killed
+        killed = True
+        stop.set()
+
+    handlers = {signal.SIGINT: stop.set, signal.SIGTERM: kill}
     try:
-        for number in signals:
-            loop.add_signal_handler(number, stop.set)
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
     except (NotImplementedError, RuntimeError, ValueError):
         # Not on Windows, nor off the main thread; there KeyboardInterrupt does the same, less quietly.
         yield
@@ -233,5 +240,7 @@ def _quit_on_signal(stop: asyncio.Event) -> Iterator[None]:
     try:
         yield
     finally:
-        for number in signals:
+        for number in handlers:
             loop.remove_signal_handler(number)
+        if killed:
+            signal.raise_signal(signal.SIGTERM)
