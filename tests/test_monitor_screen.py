@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import msgspec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import ConsoleDimensions
@@ -51,7 +51,7 @@ any_frame = st.tuples(
 )
 
 
-@unhurried
+@settings(unhurried, max_examples=40)
 @given(st.lists(any_frame, min_size=1, max_size=6))
 def test_the_screen_shows_the_last_picture_whatever_was_there(
     frames: list[tuple[int, tuple[int, int], ViewState]],

@@ -34,9 +34,9 @@ __all__ = ["Picture", "View", "draw", "extent", "view_lines"]
 
 _EDGES = 2
 """Lines that a box has beside what it holds."""
-_FEWEST_ROUNDS = 6
-_MOST_ROUNDS = 16
-_FEWEST_AGENTS = 3
+_LEAST_ROUNDS_HEIGHT, _ROUNDS_HEIGHT, _MOST_ROUNDS_HEIGHT = 7, 9, 19
+"""Of the box of rounds, heading and edges included."""
+_LEAST_AGENTS_HEIGHT = 6
 _CHART_HEIGHT = 7
 _MIN_WIDTH_SIDE_BY_SIDE = 150
 _MIN_WIDTH_WITH_LONG_LEGEND = 90
@@ -133,26 +133,19 @@ def _lines(view: View, width: int, height: int | None) -> list[Line]:
 
 
 def _share_out(view: View, width: int, height: int | None, above: int) -> _Room:
-    """Agents first, then a few rounds, the curve of goodput, and more rounds."""
+    """First agents and a few rounds, then the curve of goodput, then more rounds."""
     state = view.state or ViewState()
-    wanted = max(1, len(view.rows)) + _EDGES + (1 if view.rows else 0)
-    side_by_side = width >= _MIN_WIDTH_SIDE_BY_SIDE
+    wanted = _EDGES + max(1, len(view.rows)) + (1 if view.rows else 0)
     if height is None:
-        rounds = _CHART_HEIGHT if side_by_side else _FEWEST_ROUNDS + 1
-        return _Room(_CHART_HEIGHT, rounds + _EDGES, wanted)
+        return _Room(_CHART_HEIGHT, _ROUNDS_HEIGHT, wanted)
     room = height - above - (1 if view.state is not None else 0)
-    fewest = _EDGES + 1 + _FEWEST_ROUNDS
     rounds = 0
-    if state.timeline and room >= fewest - 2 + _EDGES + 1 + _FEWEST_AGENTS:
-        rounds = max(fewest - 2, min(fewest, room - wanted), min(fewest, room // 3))
-    left = room - rounds - min(wanted, room)
-    chart = 0
-    if not side_by_side and left >= _CHART_HEIGHT and above > 1:
-        chart, left = _CHART_HEIGHT, left - _CHART_HEIGHT
+    if state.timeline and room >= _LEAST_ROUNDS_HEIGHT + _LEAST_AGENTS_HEIGHT:
+        rounds = min(_ROUNDS_HEIGHT, max(_LEAST_ROUNDS_HEIGHT, room - wanted, room // 3))
+    left = max(0, room - rounds - wanted)
+    chart = _CHART_HEIGHT if left >= _CHART_HEIGHT and not (rounds and width >= _MIN_WIDTH_SIDE_BY_SIDE) else 0
     if rounds:
-        rounds += min(max(0, left), _MOST_ROUNDS - _FEWEST_ROUNDS)
-    elif side_by_side and left >= _CHART_HEIGHT:
-        chart = _CHART_HEIGHT
+        rounds = min(_MOST_ROUNDS_HEIGHT, rounds + left - chart)
     return _Room(chart, rounds, max(0, min(wanted, room - rounds - chart)))
 
 
