@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from goodspeed.estimation import Goodput, HitOrMiss
 from goodspeed.messages import Draft, Verdict
 from goodspeed.sampling import SamplingParams
+from goodspeed.scheduling import PlainDecoding
 from goodspeed.stream import ServedStream
 from goodspeed.timing import Pace
 from goodspeed_server.arrivals import Arrivals, look_back
 from goodspeed_server.live import AgentAccount, DraftWay, LiveStream
 from goodspeed_server.telemetry import RoundRecord
-from tests.planted import Agent
+from tests.planted import Agent, make_planner
 from tests.serving import linked, serving, tiny_settings
 from tests.test_server import PROMPT, target_text
 
@@ -88,6 +89,17 @@ def test_an_agent_cannot_claim_more_than_was_seen_to_pass(elapsed_s: float, comp
     assert 0 <= way.draft_s <= elapsed_s
     assert way.network_s >= 0
     assert way.draft_s + way.network_s == pytest.approx(elapsed_s)
+
+
+def test_pieces_have_ways_of_their_own_and_one_upon_a_forgotten_length_has_none() -> None:
+    planner, live = make_planner(PlainDecoding()), stream("guessing")
+    planner.guessed(live, Draft(0, 2, [1], computed_us=1000), now=5000.0)
+    assert live.way == DraftWay(), "the server does not remember when it told its agent of that length"
+    live.told.append((3, 5000.0))
+    planner.guessed(live, Draft(0, 3, [1], computed_us=1000), now=5000.5)
+    assert live.way == pytest.approx((0.001, 0.499, 5000.5))
+    planner.guessed(live, Draft(0, 3, [2], computed_us=1000, offset=1), now=5000.75)
+    assert live.way == pytest.approx((0.001, 0.249, 5000.75))
 
 
 async def test_a_real_round_names_the_link_it_waited_for(records: list[RoundRecord]) -> None:

@@ -105,7 +105,8 @@ class Planner:
             live.way = DraftWay.of(now - told_at, computed_s, now)
         elif draft.tokens:
             live.pace.observe_more(len(draft.tokens), now - live.heard_at, computed_s)
-            live.way = DraftWay.of(now - live.heard_at, computed_s, now)
+            if draft.offset:  # Of one that begins anew upon what is forgotten here, nobody knows the way.
+                live.way = DraftWay.of(now - live.heard_at, computed_s, now)
         live.heard_at = now
         self._follow(live, now)
 
