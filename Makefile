@@ -5,12 +5,14 @@ INSTALLED := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check format install bench bench-quick bench-engine bench-drafting bench-worth bench-capacity bench-overhead bench-scheduler bench-simulated bench-tune bench-tune-clients bench-tune-losses bench-wire models models-tuned clean picture
+.PHONY: demo test check format install bench bench-quick bench-engine bench-drafting bench-worth bench-capacity bench-overhead bench-scheduler bench-simulated bench-tune bench-tune-clients bench-tune-losses bench-monitor bench-wire models models-tuned clean picture
 
-picture: $(INSTALLED)  ## the README's picture of the monitor, from a run of the demo
+picture: $(INSTALLED)  ## the pictures of the monitor, from a run of the demo in which one agent has a slow link
 	mkdir -p build
-	$(BIN)/python -m bench.demo --record build/snapshot.json
-	$(BIN)/python -m bench.picture --snapshot build/snapshot.json --out docs/monitor.svg
+	$(BIN)/python -m bench.demo --record build/seen.jsonl --slow-link-ms 60 --max-new-tokens 400 --timeout-s 400
+	for width in 60 100 160; do \
+		$(BIN)/python -m bench.picture --seen build/seen.jsonl --out docs/monitor-$$width.svg --width $$width || exit 1; \
+	done
 
 demo: $(INSTALLED)  ## a server, six agents, real prompts: under two minutes
 	$(BIN)/python -m bench.demo
@@ -72,6 +74,9 @@ bench-tune-losses: $(INSTALLED)  ## every loss at the same steps, two seeds: an 
 
 bench-tune-clients: $(INSTALLED)  ## the utility-guided loss against others, three clients of one draft
 	$(BIN)/python -m bench.tuning clients
+
+bench-monitor: $(INSTALLED)  ## what watching 64 agents costs: under two minutes
+	$(BIN)/python -m bench.monitor --json bench/results/monitor.json
 
 bench-wire: $(INSTALLED)  ## bytes per drafted token
 	$(BIN)/python -m bench.wire --json bench/results/wire.json

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import msgspec
 import typer
@@ -25,6 +26,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from bench.edges.proxy import proxied
+from bench.edges.toxics import Latency
 from bench.processes import ENVIRONMENT, serving
 from bench.workloads import Prompt, load_prompts
 from goodspeed.errors import GoodSpeedError
@@ -35,6 +38,8 @@ from goodspeed_server.monitor import fetch_snapshot, snapshots, top
 __all__ = ["main"]
 
 DRAFTERS = ("pico-draft-l-tuned", "pico-draft-l", "pico-draft-m", "pico-draft-s", "suffix", "none")
+SLOW = "pico-draft-s"
+"""Which of them `--slow-link-ms` is for."""
 FIRST_LIGHT = "suffix"
 """From here on drafters have nothing to load; they start when the others have, so that all are at work together."""
 STREAMS_PER_AGENT = 2
@@ -67,13 +72,14 @@ class AgentRun:
 def main(
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of each text.")] = 120,
     timeout_s: Annotated[float, typer.Option(help="Give up after this long.")] = 110.0,
-    record: Annotated[Path | None, typer.Option(help="Write the busiest snapshot here, for bench.picture.")] = None,
+    slow_link_ms: Annotated[float, typer.Option(help=f"Delay what {SLOW} says and hears by so much.", min=0)] = 0.0,
+    record: Annotated[Path | None, typer.Option(help="Write what the monitor saw here, for bench.picture.")] = None,
 ) -> None:
     """Show the whole system at work."""
     console = Console()
     failed = False
     try:
-        uvloop.run(_demo(console, max_new_tokens, timeout_s, record))
+        uvloop.run(_demo(console, max_new_tokens, timeout_s, slow_link_ms, record))
     except* TimeoutError:
         console.print(f"the demo failed: it took longer than {timeout_s:g} s", style="bold")
         failed = True
@@ -84,12 +90,14 @@ def main(
         raise typer.Exit(1)
 
 
-async def _demo(console: Console, max_new_tokens: int, timeout_s: float, record: Path | None) -> None:
-    async with asyncio.timeout(timeout_s), serving(*POLICY) as address:
+async def _demo(
+    console: Console, max_new_tokens: int, timeout_s: float, slow_link_ms: float, record: Path | None
+) -> None:
+    async with asyncio.timeout(timeout_s), serving(*POLICY) as address, _slowed(address, slow_link_ms) as slow_address:
         console.print(f"the server is {address}; {len(DRAFTERS)} agents link up: {', '.join(DRAFTERS)}")
         watching = top(address, once=False, as_json=False, console=console)
-        async with _beside(watching), _beside(_busiest(address, record)):
-            runs = await _run_agents(address, max_new_tokens)
+        async with _beside(watching), _beside(_recording(address, record)):
+            runs = await _run_agents(address, slow_address, max_new_tokens)
             snapshot = await fetch_snapshot(address)
     if snapshot.drafted == 0:
         raise GoodSpeedError("nobody has drafted anything")
@@ -114,7 +122,19 @@ async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
             task.exception()  # a block that has failed says so itself
 
 
-async def _run_agents(address: str, max_new_tokens: int) -> list[AgentRun]:
+@contextlib.asynccontextmanager
+async def _slowed(address: str, delay_ms: float) -> AsyncIterator[str]:
+    """The same server, behind a link that delays whatever is said by so much, each way."""
+    if not delay_ms:
+        yield address
+        return
+    server = urlsplit(address)
+    delay = Latency(delay_ms)
+    async with proxied(server.hostname or "", server.port or 0, [("upstream", delay), ("downstream", delay)]) as port:
+        yield f"ws://127.0.0.1:{port}"
+
+
+async def _run_agents(address: str, slow_address: str, max_new_tokens: int) -> list[AgentRun]:
     """Start the agents, the light ones first, and wait for all their texts."""
     common, *others = load_prompts()
     own = PROMPTS_PER_AGENT - 1
@@ -128,7 +148,8 @@ async def _run_agents(address: str, max_new_tokens: int) -> list[AgentRun]:
                     await asyncio.wait([linked, *agents], return_when=asyncio.FIRST_COMPLETED)
                     linked.cancel()
                 prompts = [common, *others[own * i : own * (i + 1)]]
-                agents.append(tasks.create_task(_agent(address, drafter, prompts, Path(folder), max_new_tokens)))
+                where = slow_address if drafter == SLOW else address
+                agents.append(tasks.create_task(_agent(where, drafter, prompts, Path(folder), max_new_tokens)))
     return [agent.result() for agent in agents]
 
 
@@ -140,15 +161,20 @@ async def _linked(address: str, agents: int) -> None:
                 return
 
 
-async def _busiest(address: str, file: Path | None) -> None:
-    """Keep the snapshot with most goodput among those with most agents at work."""
-    best = (0, 0.0)
+async def _recording(address: str, file: Path | None) -> None:
+    """Write down snapshots, up to the last one with most agents at work."""
+    if file is None:
+        return
+    most, unwritten = 0, b""
+    file.write_bytes(b"")
     async with contextlib.aclosing(snapshots(address)) as arriving:
         async for snapshot in arriving:
-            busy = (sum(agent.streams > 0 for agent in snapshot.agents), snapshot.goodput)
-            if file is not None and busy > best:
-                file.write_bytes(snapshot.to_json())
-                best = busy
+            unwritten += snapshot.to_json() + b"\n"
+            working = sum(agent.streams > 0 for agent in snapshot.agents)
+            if working >= most:
+                with file.open("ab") as recorded:
+                    recorded.write(unwritten)
+                most, unwritten = working, b""
 
 
 async def _agent(address: str, drafter: str, prompts: Sequence[Prompt], folder: Path, max_new_tokens: int) -> AgentRun:

@@ -1,8 +1,8 @@
-"""The picture of the monitor, from a snapshot recorded on a real server.
+"""Pictures of the monitor, from what a monitor saw of a real server.
 
 ```
-goodspeed-server top ws://HOST:PORT --once --json > snapshot.json
-python -m bench.picture --snapshot snapshot.json --out docs/monitor.svg
+python -m bench.demo --record seen.jsonl              # or goodspeed-server top ws://HOST:PORT --json > seen.jsonl
+python -m bench.picture --seen seen.jsonl --out docs/monitor.svg --width 100
 ```
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -20,9 +20,10 @@ from rich.segment import Segment
 from rich.style import Style
 from rich.terminal_theme import TerminalTheme
 
-from goodspeed.errors import GoodSpeedError
+from goodspeed.errors import GoodSpeedError, InvalidRequest
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed_server.monitor import draw
+from goodspeed_server.monitor.history import History
 from goodspeed_server.monitor.view import Picture
 
 _THEME = TerminalTheme(
@@ -42,8 +43,8 @@ _THEME = TerminalTheme(
 _FULL_BLOCKS = re.compile("(█+)")
 
 
-def picture_svg(snapshot: ServerSnapshot, width: int) -> str:
-    """Draw a snapshot as an SVG that shows what a terminal of this width shows."""
+def picture_svg(seen: Sequence[ServerSnapshot], width: int, height: int | None = None) -> str:
+    """Draw the last of some snapshots, with the others for its past, as a terminal of this size shows it."""
     console = Console(
         record=True,
         width=width,
@@ -52,7 +53,10 @@ def picture_svg(snapshot: ServerSnapshot, width: int) -> str:
         color_system="truecolor",
         legacy_windows=False,
     )
-    console.print(_Seamless(draw(snapshot)))
+    history = History()
+    for snapshot in seen:
+        history.add(snapshot)
+    console.print(_Seamless(draw(seen[-1], history=history)), height=height)
     return console.export_svg(title="goodspeed-server top", theme=_THEME, unique_id="monitor")
 
 
@@ -80,14 +84,19 @@ def _without_blocks(segment: Segment) -> Iterator[Segment]:
 
 
 def main(
-    snapshot: Annotated[Path, typer.Option(help="What `goodspeed-server top URL --once --json` printed.")],
+    seen: Annotated[Path, typer.Option(help="What `goodspeed-server top URL --json` printed: the last line is drawn.")],
     out: Annotated[Path, typer.Option(help="The SVG to write.")],
-    width: Annotated[int, typer.Option(help="Of the terminal, in characters.", min=1)] = 120,
+    width: Annotated[int, typer.Option(help="Of the terminal, in characters.", min=1)] = 100,
+    height: Annotated[
+        int | None, typer.Option(help="Of the terminal; as high as it takes if not given.", min=1)
+    ] = None,
 ) -> None:
-    """Draw a recorded snapshot of a server as the monitor shows it."""
+    """Draw what was seen of a server as the monitor shows it."""
     try:
-        recorded = ServerSnapshot.from_json(snapshot.read_bytes())
-        svg = picture_svg(recorded, width)
+        recorded = [ServerSnapshot.from_json(line) for line in seen.read_bytes().splitlines() if line]
+        if not recorded:
+            raise InvalidRequest(f"{seen} holds no snapshot: `goodspeed-server top URL --json` prints some")
+        svg = picture_svg(recorded, width, height)
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(svg, encoding="utf-8")
     except (GoodSpeedError, OSError) as error:

@@ -7,7 +7,7 @@ from msgspec import Struct
 
 from goodspeed.errors import MalformedMessage
 
-__all__ = ["AgentRow", "PhaseTimes", "ServerSnapshot"]
+__all__ = ["AgentRow", "PhaseTimes", "RoundRow", "ServerSnapshot"]
 
 
 class PhaseTimes(Struct, frozen=True, kw_only=True):
@@ -47,6 +47,38 @@ class AgentRow(Struct, frozen=True, kw_only=True):
     accepted: int
     committed: int
     state: str = "ok"
+    draft_ms: float = 0.0
+    """How long its last drafts were computed, by its own account; smoothed."""
+    network_ms: float = 0.0
+    """How long they were on their way besides, from the verdict to their arrival: the round trip; smoothed."""
+    wait_ms: float = 0.0
+    """How long they lay here until a pass took them; smoothed."""
+
+
+class RoundRow(Struct, frozen=True, kw_only=True):
+    """One of the last rounds, times in milliseconds.
+
+    The first three are one draft's own, so that they add up: that of the agent in the middle, by time of arrival. They
+    are 0 where nobody's draft was verified.
+    """
+
+    number: int
+    """Rounds are counted from 1."""
+    draft_ms: float
+    network_ms: float
+    wait_ms: float
+    verify_ms: float
+    """From handing the pass to the engine until its outcome was back."""
+    other_ms: float
+    """Planning and committing."""
+    streams: int
+    drafted: int
+    accepted: int
+    committed: int
+    slowest: str
+    """The agent without which the round would have closed sooner; empty if there is none."""
+    held_ms: float
+    """By how much."""
 
 
 class ServerSnapshot(Struct, frozen=True, kw_only=True):
@@ -89,6 +121,10 @@ class ServerSnapshot(Struct, frozen=True, kw_only=True):
     plain_busy_s: float
     """Estimate of the time the same tokens would have taken by plain decoding in the same batches."""
     draining: bool = False
+    jain: float = 1.0
+    """Jain's index of the streams' goodputs: 1 where all are alike."""
+    recent: tuple[RoundRow, ...] = ()
+    """The last rounds, the newest last; so few that a snapshot stays small."""
 
     @property
     def mean_acceptance_length(self) -> float:

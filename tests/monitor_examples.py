@@ -9,11 +9,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from goodspeed.snapshot import AgentRow, PhaseTimes, ServerSnapshot
+from goodspeed.snapshot import AgentRow, PhaseTimes, RoundRow, ServerSnapshot
 from goodspeed_server.monitor import draw
 
 __all__ = [
     "AGENT",
+    "ROUND",
     "SNAPSHOT",
     "any_agent",
     "any_snapshot",
@@ -36,6 +37,24 @@ AGENT = AgentRow(
     drafted=1234,
     accepted=900,
     committed=1500,
+    draft_ms=12.0,
+    network_ms=48.0,
+    wait_ms=20.0,
+)
+
+ROUND = RoundRow(
+    number=100,
+    draft_ms=10.0,
+    network_ms=20.0,
+    wait_ms=50.0,
+    verify_ms=18.0,
+    other_ms=2.0,
+    streams=2,
+    drafted=7,
+    accepted=5,
+    committed=7,
+    slowest="edge-slow",
+    held_ms=40.0,
 )
 
 SNAPSHOT = ServerSnapshot(
@@ -66,6 +85,8 @@ SNAPSHOT = ServerSnapshot(
     busy_s=10.0,
     judge_s=1.0,
     plain_busy_s=18.0,
+    jain=0.91,
+    recent=(ROUND,),
 )
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -90,6 +111,26 @@ any_agent = st.builds(
     accepted=any_int,
     committed=any_int,
     state=st.sampled_from(["ok", "slow", "\x1b[2J"]) | any_text,
+    weight=any_float,
+    draft_ms=any_float,
+    network_ms=any_float,
+    wait_ms=any_float,
+)
+
+any_round = st.builds(
+    RoundRow,
+    number=any_int,
+    draft_ms=any_float,
+    network_ms=any_float,
+    wait_ms=any_float,
+    verify_ms=any_float,
+    other_ms=any_float,
+    streams=any_int,
+    drafted=any_int,
+    accepted=any_int,
+    committed=any_int,
+    slowest=any_text,
+    held_ms=any_float,
 )
 
 any_snapshot = st.builds(
@@ -122,6 +163,8 @@ any_snapshot = st.builds(
     judge_s=any_float,
     plain_busy_s=any_float,
     draining=st.booleans(),
+    jain=any_float,
+    recent=st.lists(any_round, max_size=4).map(tuple),
 )
 
 

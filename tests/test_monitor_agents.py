@@ -21,35 +21,42 @@ def test_a_server_without_agents_says_how_to_start_one() -> None:
     assert any("goodspeed-agent" in line for line in drawn(msgspec.structs.replace(SNAPSHOT, agents=()), 80))
 
 
+ORDER = ["agent", "tok/s", "acceptance", "budget", "ms", "streams", "s", "drafts", "drafter", "accepted", "drafted"]
+"""The last words of titles, the most important first."""
+
+
 @pytest.mark.parametrize(
-    ("width", "seen", "unseen"),
-    [
-        (40, {"agent", "tok/s", "acceptance"}, {"budget", "drafter", "history"}),
-        (80, {"agent", "drafter", "streams", "budget", "acceptance", "tok/s", "history"}, {"drafted", "prefill"}),
-        (120, {"agent", "history", "drafted", "accepted"}, {"prefill"}),
-        (200, {"agent", "history", "drafted", "accepted", "prefill"}, set()),
-    ],
+    ("width", "count"), [(20, 1), (26, 2), (37, 3), (60, 5), (70, 6), (78, 7), (100, 8), (130, 9), (200, 11)]
 )
-def test_columns_are_dropped_in_the_order_of_importance(width: int, seen: set[str], unseen: set[str]) -> None:
-    heading = next(line for line in drawn(SNAPSHOT, width) if "tok/s" in line and "agent" in line)
-    titles = set(heading.split())
-    assert seen <= titles
-    assert not unseen & titles
+def test_columns_are_dropped_in_the_order_of_importance(width: int, count: int) -> None:
+    heading = next(line for line in drawn(SNAPSHOT, width) if "│ agent" in line)
+    assert {title for title in ORDER if title in heading.split()} == set(ORDER[:count])
 
 
-def test_agents_beyond_the_height_are_counted_and_idle_ones_go_first() -> None:
+def test_columns_in_which_there_is_nothing_to_see_take_no_room() -> None:
+    def titles(**changes: object) -> set[str]:
+        agent = msgspec.structs.replace(AGENT, **changes)
+        lines = drawn(msgspec.structs.replace(SNAPSHOT, agents=(agent,)), 200)
+        return set(next(line for line in lines if "│ agent" in line).split())
+
+    assert titles(prefilling=0) & {"weight", "prefill"} == set()
+    assert titles(prefilling=1) & {"weight", "prefill"} == {"prefill"}
+    assert titles(prefilling=0, weight=2.0) & {"weight", "prefill"} == {"weight"}
+
+
+def test_agents_beyond_the_height_are_counted() -> None:
     lines = drawn(with_agents(40), 100, height=30)
     assert len(lines) == 30
-    rows = [line for line in lines if "edge-" in line]
-    assert all(int(line.split("edge-")[1].split()[0]) % 2 == 1 for line in rows), "only those with streams"
-    assert any(f"+ {40 - len(rows)} more, {2 * (40 - len(rows))}.0 tok/s together" in line for line in lines)
+    rows = sum("edge-" in line and "edge-slow" not in line for line in lines)
+    assert 0 < rows < 40
+    assert any(f"1-{rows} of 40" in line for line in lines)
 
 
 def test_agents_that_fit_are_all_shown() -> None:
-    for height in (None, 60):
+    for height in (None, 70):
         lines = drawn(with_agents(40), 100, height=height)
-        assert sum("edge-" in line for line in lines) == 40
-        assert not any("more" in line for line in lines)
+        assert sum("edge-" in line and "edge-slow" not in line for line in lines) == 40
+        assert not any("of 40" in line for line in lines)
 
 
 def test_widths_are_measured_in_columns_not_characters() -> None:

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import io
 import json
-import os
-import pty
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
@@ -31,7 +29,7 @@ from goodspeed.messages import (
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed_server.monitor import top
 from goodspeed_server.monitor.live import plain_line
-from goodspeed_server.monitor.top import quit_on_key, snapshots
+from goodspeed_server.monitor.top import snapshots
 from tests.monitor_examples import SNAPSHOT, drawn, make_console, written
 
 WELCOME = Welcome(
@@ -185,18 +183,3 @@ async def test_leaving_the_snapshots_closes_the_connection() -> None:
         async with contextlib.aclosing(snapshots(url)) as arriving:
             assert await anext(arriving) == SNAPSHOT
         await asyncio.wait_for(closed.wait(), 10)
-
-
-async def test_q_ends_it() -> None:
-    ours, theirs = pty.openpty()
-    with os.fdopen(theirs, "r") as keyboard, os.fdopen(ours, "wb", buffering=0) as fingers:
-        stop = asyncio.Event()
-        with quit_on_key(stop, keyboard):
-            fingers.write(b"xq")
-            await asyncio.wait_for(stop.wait(), 10)
-
-
-async def test_what_is_no_keyboard_is_left_alone() -> None:
-    stop = asyncio.Event()
-    with quit_on_key(stop, io.StringIO("q")), quit_on_key(stop, None):
-        assert not stop.is_set()

@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
-from goodspeed_server.metrics import _by_name, _jain
+from goodspeed_server.metrics import _by_name
 from goodspeed_server.tokens import TokenStore
 from tests.monitor_examples import AGENT
 from tests.serving import linked, serving, tiny_settings
@@ -83,10 +83,3 @@ def test_links_of_one_name_are_one_series() -> None:
     assert len(name) == 64
     assert (values["streams"], values["goodput"]) == (4.0, 40.0)
     assert values["alpha"] == pytest.approx(0.6)
-
-
-@pytest.mark.parametrize(
-    ("goodputs", "expected"), [([], 1.0), ([0.0], 1.0), ([3.0, 3.0], 1.0), ([1.0, 0.0], 0.5), ([1.0, 3.0], 0.8)]
-)
-def test_jains_index(goodputs: list[float], expected: float) -> None:
-    assert _jain([replace(AGENT, goodput=value, streams=1) for value in goodputs]) == pytest.approx(expected)

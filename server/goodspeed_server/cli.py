@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import sys
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -198,7 +199,7 @@ async def _serve(settings: ServerSettings, *, monitor: bool) -> None:
     drawings: list[asyncio.Task[None]] = []
 
     def draw() -> None:
-        drawings.append(asyncio.create_task(run_monitor(server.snapshot)))
+        drawings.append(asyncio.create_task(run_monitor(server.snapshot, keyboard=sys.stdin)))
 
     try:
         await server.run(draw if monitor else None)

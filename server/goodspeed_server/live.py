@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from goodspeed.errors import InvalidRequest
 from goodspeed.estimation import AcceptanceEstimator, Goodput, HitOrMiss
@@ -18,7 +18,7 @@ from goodspeed.timing import Pace
 from goodspeed.verification import DraftDistribution, Rule
 from goodspeed_server.allowance import Allowance
 
-__all__ = ["AgentAccount", "LiveStream", "Outbox"]
+__all__ = ["AgentAccount", "DraftWay", "LiveStream", "Outbox"]
 
 
 _REMEMBERED = 32
@@ -30,6 +30,22 @@ class Outbox(Protocol):
 
     def post(self, message: ServerMessage) -> None:
         """Queue one message."""
+
+
+class DraftWay(NamedTuple):
+    """How a draft came here, seconds."""
+
+    draft_s: float = 0.0
+    """As long as its agent says that it computed, and no longer than the server saw pass."""
+    network_s: float = 0.0
+    """The rest, from the verdict to the arrival."""
+    arrived_at: float = -math.inf
+
+    @classmethod
+    def of(cls, elapsed_s: float, computed_s: float, now: float) -> DraftWay:
+        """Of a draft that arrives now, so long after its agent could begin it."""
+        draft_s = min(max(0.0, computed_s), elapsed_s)
+        return cls(draft_s, elapsed_s - draft_s, now)
 
 
 @dataclass(slots=True, eq=False)
@@ -52,6 +68,12 @@ class AgentAccount:
     """Of the token it showed."""
     redrafted_at: float = -math.inf
     """When its estimates were last started anew."""
+    draft_s: float = 0.0
+    """Of its last drafts, smoothed, as the two that follow: how long they were computed,"""
+    network_s: float = 0.0
+    """were on their way besides,"""
+    wait_s: float = 0.0
+    """and waited here for a pass."""
 
     def admit(self, now: float) -> None:
         """One more stream.
@@ -109,6 +131,8 @@ class LiveStream:
     """When the agent was told of which lengths."""
     heard_at: float = 0.0
     """When its last guesses came."""
+    way: DraftWay = field(default_factory=DraftWay)
+    """How its last draft came."""
     asked_at: float = 0.0
     """When a draft was asked for, where the server waits for it."""
     draft: Draft | None = None

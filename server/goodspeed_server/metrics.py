@@ -118,7 +118,6 @@ class _Now(Collector):
 
     def collect(self) -> Iterator[Metric]:
         now = self._snapshot()
-        rows = [row for row in now.agents for _ in range(row.streams)]
         for name, what, value in (
             ("num_requests_running", "Streams that have a row.", now.streams),
             ("num_requests_waiting", "Streams in the queue.", now.waiting),
@@ -127,7 +126,7 @@ class _Now(Collector):
             ("goodput", "Committed tokens per second.", now.goodput),
             ("utility", "Sum over streams of the utility of their goodput.", now.utility),
             ("plain_utility", "The same, if nothing were drafted.", now.plain_utility),
-            ("jain_index", "Of the streams' goodputs: 1 where all are alike.", _jain(rows)),
+            ("jain_index", "Of the streams' goodputs: 1 where all are alike.", now.jain),
             ("busy_seconds", "Time that the engine has spent in passes.", now.busy_s),
         ):
             yield GaugeMetricFamily(f"goodspeed_{name}", what, value=float(value))
@@ -159,10 +158,3 @@ def _by_name(rows: Sequence[AgentRow]) -> dict[str, dict[str, float]]:
         values["goodput"] += row.goodput
         values["streams"] = streams
     return found
-
-
-def _jain(rows: list[AgentRow]) -> float:
-    """`(sum x)^2 / (n sum x^2)` over streams, those of an agent taken for alike."""
-    goodputs = [row.goodput / row.streams for row in rows]
-    squares = sum(value * value for value in goodputs)
-    return sum(goodputs) ** 2 / (len(goodputs) * squares) if squares else 1.0

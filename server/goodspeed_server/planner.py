@@ -14,7 +14,7 @@ from goodspeed.scheduling import Demand, PlainDecoding, Scheduler, Timing, check
 from goodspeed.stream import Commit
 from goodspeed.timing import EngineMeter
 from goodspeed.verification import Judgement, Rule
-from goodspeed_server.live import LiveStream
+from goodspeed_server.live import DraftWay, LiveStream
 from goodspeed_server.settings import CAPACITY_PER_STREAM, RoundSettings
 
 __all__ = ["Planner"]
@@ -95,14 +95,18 @@ class Planner:
     def drafted(self, live: LiveStream, draft: Draft, elapsed_s: float) -> None:
         """A draft that was waited for has come, so long after it was asked for."""
         live.pace.observe(len(draft.tokens), elapsed_s, draft.computed_us / 1e6)
+        live.way = DraftWay.of(elapsed_s, draft.computed_us / 1e6, live.asked_at + elapsed_s)
 
     def guessed(self, live: LiveStream, draft: Draft, now: float) -> None:
         """Guesses have come that nobody waited for; they are in `live.guesses`."""
         computed_s, told_at = draft.computed_us / 1e6, live.told_at(draft.base)
         if draft.offset == 0 and told_at is not None:
             live.pace.observe(len(draft.tokens), now - told_at, computed_s)
+            live.way = DraftWay.of(now - told_at, computed_s, now)
         elif draft.tokens:
             live.pace.observe_more(len(draft.tokens), now - live.heard_at, computed_s)
+            if draft.offset:  # Of one that begins anew upon what is forgotten here, nobody knows the way.
+                live.way = DraftWay.of(now - live.heard_at, computed_s, now)
         live.heard_at = now
         self._follow(live, now)
 

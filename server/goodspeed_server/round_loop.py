@@ -22,6 +22,7 @@ from goodspeed.stream import Commit, ServedStream
 from goodspeed.timing import Pace, PassSample
 from goodspeed.verification import Rule
 from goodspeed_server.admission import Admission
+from goodspeed_server.arrivals import Arrivals, look_back
 from goodspeed_server.live import AgentAccount, LiveStream, Outbox
 from goodspeed_server.passes import PlannedPass, plan_pass
 from goodspeed_server.planner import Planner
@@ -247,13 +248,14 @@ class RoundLoop:
                 planned = plan_pass(batch, self._prefilling, self._settings.prefill_chunk)
                 if not planned.work.turns and not planned.work.chunks:
                     continue
+                arrivals = self._look_back(planned, gathering, gathered)
                 verifying = self._clock()
                 outcome = await loop.run_in_executor(self._engine_thread, self._verifier.run, planned.work)
                 verified = self._clock()
                 self._learn_from_pass(planned, verified - verifying)
                 commits = self._commit(planned, outcome)
                 phases = Phases(gathering, gathered, verifying, verified, self._clock())
-                self._telemetry.round_over(RoundRecord.of(planned.work, outcome, commits, phases))
+                self._telemetry.round_over(RoundRecord.of(planned.work, outcome, commits, phases, arrivals))
         finally:
             self._engine_thread.shutdown(wait=True)
 
@@ -272,6 +274,15 @@ class RoundLoop:
             if alarm is not None:
                 alarm.cancel()
         return []
+
+    def _look_back(self, planned: PlannedPass, opened_at: float, closed_at: float) -> Arrivals:
+        turns = zip(planned.verified, planned.work.turns, strict=True)
+        drafts = [live for live, turn in turns if turn.drafted or live.draft is not None]
+        # A draft that is later than that was not waited for any more.
+        since = opened_at - self._settings.round_timeout_s
+        return look_back(
+            drafts, [live for live in self._rounds.drafting if live.asked_at > since], opened_at, closed_at
+        )
 
     def _commit(self, planned: PlannedPass, outcome: Outcome) -> list[Commit]:
         """Extend transcripts, learn from what happened, choose the next budgets, and tell the agents."""

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from goodspeed.snapshot import AgentRow, PhaseTimes, ServerSnapshot
+from goodspeed.snapshot import AgentRow, PhaseTimes, RoundRow, ServerSnapshot
 from goodspeed.stream import Commit
 from goodspeed.timing import PassCost, PassSample
-from goodspeed.utility import AlphaFair
+from goodspeed.utility import AlphaFair, jain_index
+from goodspeed_server.arrivals import Arrivals
 from goodspeed_server.live import AgentAccount, LiveStream
 from goodspeed_server.verifier import Outcome, Pass
 
@@ -21,6 +22,8 @@ __all__ = ["Observer", "Phases", "Rate", "RoundRecord", "ServerFacts", "Telemetr
 HISTORY_S = 60
 _RATE_WINDOW_S = 5
 _RECENT_ROUNDS = 64
+_SHOWN_ROUNDS = 16
+"""A monitor shows the very last ones; a snapshot goes out four times a second."""
 _LEAST_GOODPUT = 0.1
 
 
@@ -54,9 +57,12 @@ class RoundRecord:
     drafted: int
     accepted: int
     committed: int
+    arrivals: Arrivals = field(default_factory=Arrivals)
 
     @classmethod
-    def of(cls, work: Pass, outcome: Outcome, commits: Sequence[Commit], phases: Phases) -> RoundRecord:
+    def of(
+        cls, work: Pass, outcome: Outcome, commits: Sequence[Commit], phases: Phases, arrivals: Arrivals
+    ) -> RoundRecord:
         """What is to be counted of a pass, of what came of it, and of when."""
         return cls(
             at=phases.committing,
@@ -72,6 +78,7 @@ class RoundRecord:
             drafted=sum(len(turn.drafted) for turn in work.turns),
             accepted=sum(commit.accepted for commit in commits),
             committed=sum(commit.size for commit in commits),
+            arrivals=arrivals,
         )
 
 
@@ -211,6 +218,7 @@ class Telemetry:
         for stream in live:
             streams_of[stream.account].append(stream)
         agents = tuple(self._agent_row(account, streams, prefilling, now) for account, streams in streams_of.items())
+        goodputs = [row.goodput / row.streams for row in agents for _ in range(row.streams)]
         facts = self._facts
         return ServerSnapshot(
             model=facts.model,
@@ -230,10 +238,7 @@ class Telemetry:
             kv_used_tokens=sum(stream.stream.cached for stream in live),
             kv_tokens=facts.rows * facts.max_length,
             fairness=facts.utility.fairness,
-            utility=self._utility(
-                [row.goodput / row.streams for row in agents for _ in range(row.streams)],
-                [row.weight for row in agents for _ in range(row.streams)],
-            ),
+            utility=self._utility(goodputs, [row.weight for row in agents for _ in range(row.streams)]),
             plain_utility=self._utility(
                 [1.0 / self._plain_pass_s(len(live))] * len(live), [stream.account.weight for stream in live]
             ),
@@ -246,6 +251,8 @@ class Telemetry:
             judge_s=self._judge_s,
             plain_busy_s=(self._busy_s + self._judge_s) * self._plain_s / max(self._expected_s, 1e-9),
             draining=draining,
+            jain=jain_index(np.array(goodputs)),
+            recent=self._shown_rounds(),
         )
 
     def _compare_with_plain(self, record: RoundRecord) -> None:
@@ -280,6 +287,10 @@ class Telemetry:
             commit_ms=1e3 * sum(record.commit_s for record in self._recent) / count,
         )
 
+    def _shown_rounds(self) -> tuple[RoundRow, ...]:
+        shown = list(self._recent)[-_SHOWN_ROUNDS:]
+        return tuple(_round_row(self._rounds - age, record) for age, record in enumerate(reversed(shown)))[::-1]
+
     def _agent_row(
         self,
         account: AgentAccount,
@@ -305,4 +316,30 @@ class Telemetry:
             accepted=account.accepted,
             committed=account.committed,
             state=f"{account.bad_drafts} bad drafts" if account.bad_drafts else "ok",
+            draft_ms=_ms(account.draft_s),
+            network_ms=_ms(account.network_s),
+            wait_ms=_ms(account.wait_s),
         )
+
+
+def _round_row(number: int, record: RoundRecord) -> RoundRow:
+    arrivals = record.arrivals
+    return RoundRow(
+        number=number,
+        draft_ms=_ms(arrivals.draft_s),
+        network_ms=_ms(arrivals.network_s),
+        wait_ms=_ms(arrivals.wait_s),
+        verify_ms=_ms(record.verify_s),
+        other_ms=_ms(record.plan_s + record.commit_s),
+        streams=record.streams,
+        drafted=record.drafted,
+        accepted=record.accepted,
+        committed=record.committed,
+        slowest=arrivals.slowest,
+        held_ms=_ms(arrivals.held_s),
+    )
+
+
+def _ms(seconds: float) -> float:
+    """Milliseconds, with as many digits as anybody sees: they are sent four times a second."""
+    return round(1e3 * seconds, 2)

@@ -17,13 +17,14 @@ from goodspeed_server.monitor.marks import clean
 
 __all__ = [
     "ALERT",
-    "BLUE",
     "BOLD",
     "FAINT",
+    "GREEN",
     "MUTED",
     "ORANGE",
     "PLAIN",
     "SKY",
+    "VERMILLION",
     "Line",
     "beside",
     "box",
@@ -36,16 +37,17 @@ __all__ = [
 Line: TypeAlias = list[Segment]
 Align: TypeAlias = Literal["left", "right"]
 
-# Blue against orange, told apart under every common colour blindness, on dark and on light terminals. No colour
+# Okabe and Ito's colours, told apart under every common colour blindness, on dark and on light terminals. No colour
 # carries a meaning that is not also a word, a number or a shape.
 PLAIN = Style()
 BOLD = Style(bold=True)
 MUTED = Style(color="#8b949e")
 FAINT = Style(color="#57606a")
-BLUE = Style(color="#4593e8")
-SKY = Style(color="#a9d1f7")
-ORANGE = Style(color="#e6942e")
-ALERT = Style(bold=True, color="#e6942e")
+ORANGE = Style(color="#e69f00")
+SKY = Style(color="#56b4e9")
+GREEN = Style(color="#009e73")
+ALERT = Style(bold=True, color="#d55e00")
+VERMILLION = Style(color="#d55e00")
 
 _MIN_BOX_WIDTH = 12
 

@@ -4,59 +4,88 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from typing import TypeAlias
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import TextIO, TypeAlias
 
 from rich.console import Console
-from rich.live import Live
 
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed_server.monitor import marks
-from goodspeed_server.monitor.view import Picture, draw
+from goodspeed_server.monitor.history import History
+from goodspeed_server.monitor.keyboard import Keyboard
+from goodspeed_server.monitor.screen import Screen
+from goodspeed_server.monitor.state import ViewState, press
+from goodspeed_server.monitor.view import View, extent, view_lines
 
 __all__ = ["Show", "can_draw", "plain_line", "print_raw", "run_monitor", "showing"]
 
 Show: TypeAlias = Callable[[ServerSnapshot, str], Awaitable[None]]
 """Shows a snapshot, and a notice beside it (`view.draw`)."""
 
-_FRAME_INTERVAL_S = 0.25
+_FRAME_INTERVAL_S = 0.5
+"""Between two pictures, if no key asks for one sooner: figures that change faster cannot be read."""
+_SHORTEST_FRAME_S = 0.4
+"""Snapshots come in steps of a quarter of a second, give or take a little."""
 _LINE_INTERVAL_S = 2.0
 
 
-async def run_monitor(snapshot: Callable[[], ServerSnapshot], *, console: Console | None = None) -> None:
+async def run_monitor(
+    snapshot: Callable[[], ServerSnapshot], *, console: Console | None = None, keyboard: TextIO | None = None
+) -> None:
     """Show a server in its own process until cancelled.
 
     On a terminal this takes the whole screen and gives it back at the end; elsewhere it prints a line when something
-    has changed, at most every two seconds.
+    has changed, at most every two seconds. Who quits the picture gets lines: the server, which serves others too, goes
+    on, and ends with Ctrl-C.
 
     Args:
         snapshot: gives the server's present state; called on the event loop.
         console: where to show it; standard output if None.
+        keyboard: where keys are pressed, if the console is a terminal.
     """
-    with showing(console or Console()) as show:
-        while True:
-            await show(snapshot(), "")
-            await asyncio.sleep(_FRAME_INTERVAL_S)
+    console = console or Console()
+    if can_draw(console):
+        closed = asyncio.Event()
+        async with showing(console, keyboard=keyboard, on_quit=closed.set) as show:
+            while not closed.is_set():
+                await show(snapshot(), "")
+                with contextlib.suppress(TimeoutError):  # that nobody has quit is the rule
+                    await asyncio.wait_for(closed.wait(), _FRAME_INTERVAL_S)
+        print_raw(console, "the monitor is closed, and the server goes on: Ctrl-C ends it")
+    print_lines = _Lines(console, time.monotonic)
+    while True:
+        await print_lines(snapshot(), "")
+        await asyncio.sleep(_FRAME_INTERVAL_S)
 
 
-@contextlib.contextmanager
-def showing(console: Console, clock: Callable[[], float] = time.monotonic) -> Iterator[Show]:
+@contextlib.asynccontextmanager
+async def showing(
+    console: Console,
+    *,
+    keyboard: TextIO | None = None,
+    on_quit: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> AsyncIterator[Show]:
     """Hold the screen, if the console is one, while the context is open.
 
     Args:
         console: where to show snapshots.
-        clock: in seconds; spaces the lines where there is no screen.
+        keyboard: where keys are pressed, if the console is a screen.
+        on_quit: called when the onlooker has had enough.
+        clock: in seconds; spaces pictures and lines.
 
     Yields:
-        What shows one snapshot; to be called at about 4 Hz.
+        What shows one snapshot; to be called as often as there is one.
     """
     if not can_draw(console):
         yield _Lines(console, clock)
         return
-    # Whoever calls sets the pace, and what the process logs stays where its log goes.
-    with Live(console=console, screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
-        yield _Screen(live)
+    picture = _LivePicture(Screen(console), Keyboard(keyboard), on_quit, clock)
+    async with picture.held():
+        yield picture
 
 
 def can_draw(console: Console) -> bool:
@@ -87,23 +116,92 @@ def plain_line(snapshot: ServerSnapshot) -> str:
     return " | ".join(parts)
 
 
-class _Screen:
-    """Keeps a picture on the whole of a screen."""
+class _LivePicture:
+    """Keeps a picture on the whole of a screen, and does what keys say."""
 
-    def __init__(self, live: Live) -> None:
-        self._live = live
+    def __init__(
+        self, screen: Screen, keyboard: Keyboard, on_quit: Callable[[], None], clock: Callable[[], float]
+    ) -> None:
+        self._screen = screen
+        self._keyboard = keyboard
+        self._on_quit = on_quit
+        self._clock = clock
+        self._state = ViewState()
+        self._history = History()
+        self._snapshot: ServerSnapshot | None = None
+        self._notice = ""
+        self._next_at = clock()
+        self._painting = asyncio.Lock()
+        self._after_keys: set[asyncio.Task[None]] = set()
+
+    @contextlib.asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Have screen and keyboard while the context is open."""
+        with self._screen.held(), self._keyboard.reading(self._pressed):
+            try:
+                yield
+            finally:
+                for task in self._after_keys:
+                    task.cancel()
+                await asyncio.gather(*self._after_keys, return_exceptions=True)
 
     async def __call__(self, snapshot: ServerSnapshot, notice: str) -> None:
-        # In a thread, so that a terminal that takes nothing (Ctrl-S, a slow ssh) never stalls the server.
-        painting = asyncio.ensure_future(asyncio.to_thread(self._paint, draw(snapshot, notice)))
-        try:
-            await asyncio.shield(painting)
-        except asyncio.CancelledError:
-            await painting  # The screen must not be given back while it is written on.
-            raise
+        """Show a snapshot, at once or with the next picture."""
+        for task in [task for task in self._after_keys if task.done()]:
+            self._after_keys.discard(task)
+            task.result()
+        self._history.add(snapshot)
+        if self._snapshot is None or not self._state.paused:
+            self._snapshot = snapshot
+        if notice != self._notice or self._clock() >= self._next_at:
+            self._notice = notice
+            await self._paint()
 
-    def _paint(self, picture: Picture) -> None:
-        self._live.update(picture, refresh=True)
+    def _pressed(self, key: str) -> None:
+        if key == "c-c":
+            signal.raise_signal(signal.SIGINT)
+            return
+        if key == "c-z":
+            self._soon(self._stand_aside())
+            return
+        view = self._view()
+        if view is None:
+            return
+        self._state = press(self._state, key, extent(view, *self._screen.size))
+        if self._state.done:
+            self._on_quit()
+        else:
+            self._soon(self._paint())
+
+    def _soon(self, work: Coroutine[None, None, None]) -> None:
+        self._after_keys.add(asyncio.create_task(work))
+
+    def _view(self) -> View | None:
+        if self._snapshot is None:
+            return None
+        return View.of(self._snapshot, self._history, self._state if self._keyboard else None, self._notice)
+
+    async def _paint(self) -> None:
+        async with self._painting:
+            view, size = self._view(), self._screen.size
+            if view is None:
+                return
+            self._next_at = self._clock() + _SHORTEST_FRAME_S
+            lines = view_lines(view, *size, ascii_only=self._screen.console.options.ascii_only)
+            # In a thread, so that a terminal that takes nothing (a slow ssh) never stalls the server.
+            painting = asyncio.ensure_future(asyncio.to_thread(self._screen.paint, lines, size))
+            try:
+                await asyncio.shield(painting)
+            except asyncio.CancelledError:
+                await painting  # The screen must not be given back while it is written on.
+                raise
+
+    async def _stand_aside(self) -> None:
+        """Give screen and keyboard back to the shell, stop, and take them again when it says so."""
+        async with self._painting:
+            with self._screen.given_back(), self._keyboard.as_before():
+                os.kill(0, signal.SIGTSTP)
+        await self._paint()
 
 
 class _Lines:

@@ -6,10 +6,25 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 
-__all__ = ["area", "as_ascii", "bar", "clean", "count", "dots", "duration", "rate", "shares", "spark"]
+__all__ = [
+    "SPAN",
+    "area",
+    "as_ascii",
+    "bar",
+    "clean",
+    "count",
+    "dots",
+    "duration",
+    "rate",
+    "resampled",
+    "spark",
+    "trail",
+]
 
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
-_ASCII = str.maketrans("▁▂▃▄▅▆▇█░▒▓━╸─●·○▲■…│╭╮╰╯", "__--==##.%+==-*.o!#~|++++")
+_ASCII = str.maketrans("▁▂▃▄▅▆▇█■\u2571━╸─╌●·○▲▼…│╭╮╰╯↑↓", "__--==###/==--*.o^v~|++++^v")
+SPAN = 60
+"""How many values a history has at most, one a second."""
 _UNITS = ("", "k", "M", "G", "T", "P", "E")
 
 
@@ -69,39 +84,50 @@ def dots(value: float, scale: float, width: int) -> tuple[str, str]:
 
 @lru_cache(maxsize=1024)
 def spark(values: tuple[float, ...], width: int, peak: float) -> str:
-    """The newest `width` values as block characters, the newest at the right; `peak` is a full block.
+    """A history as block characters, all of it in `width` of them; `peak` is a full block.
 
-    Remembered, because a history changes once a second and is drawn four times.
+    Remembered, because a history changes once a second and is drawn more often.
     """
     return area(values, width, 1, peak)[0]
 
 
 def area(values: Sequence[float], width: int, height: int, peak: float) -> list[str]:
-    """The same as a filled curve of `height` lines, the top line first; no value may be above `peak`."""
-    recent = values[-width:] if width > 0 else ()
+    """The same as a filled curve of `height` lines, the top line first."""
+    recent = resampled(values, width)
     top = 8 * height
     flat = not 0 < peak < math.inf
-    levels = [1 if flat or not value > 0 else max(1, round(value / peak * top)) for value in recent]
+    levels = [1 if flat or not value > 0 else max(1, round(min(1.0, value / peak) * top)) for value in recent]
     return [
         "".join([_EIGHTHS[min(8, max(0, level - below))] for level in levels]).rjust(width)
         for below in range(top - 8, -1, -8)
     ]
 
 
-def shares(values: Sequence[float], width: int) -> list[int]:
-    """Split `width` characters in proportion to `values`; what is left over goes to the largest remainders."""
-    sizes = [max(0.0, value) if math.isfinite(value) else 0.0 for value in values]
-    largest = max(sizes, default=0.0)
-    if largest <= 0 or width <= 0:
-        return [0] * len(sizes)
-    # Scaled by the largest first: the sum of huge values would overflow.
-    sizes = [size / largest for size in sizes]
-    exact = [size / sum(sizes) * width for size in sizes]
-    parts = [int(part) for part in exact]
-    by_remainder = sorted(range(len(parts)), key=lambda index: parts[index] - exact[index])
-    for index in by_remainder[: width - sum(parts)]:
-        parts[index] += 1
-    return parts
+def resampled(values: Sequence[float], width: int, span: int = SPAN) -> list[float]:
+    """As many columns as the last `span` values take where all of them take `width`, the newest the last one.
+
+    Where values share a column it shows their mean; where there are more columns than values, some are shown twice.
+    """
+    recent = values[-span:]
+    missing = span - len(recent)
+    columns = []
+    for column in range(width):
+        begin, end = column * span // width - missing, -(-(column + 1) * span // width) - missing
+        shared = recent[max(0, begin) : max(0, end)]
+        if shared:
+            columns.append(sum(shared) / len(shared))
+    return columns
+
+
+def trail(durations: Sequence[float], per_column: float, width: int) -> list[int]:
+    """How many characters each of consecutive durations takes, so that each begins and ends where its time does."""
+    ends, at, sizes = 0, 0.0, []
+    for duration in durations:
+        at += max(0.0, duration) if math.isfinite(duration) else 0.0
+        end = min(width, round(at / per_column)) if 0 < per_column < math.inf and at < math.inf else 0
+        sizes.append(max(0, end - ends))
+        ends = max(ends, end)
+    return sizes
 
 
 def _within(share: float) -> float:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import platform
 import random
 import signal
 import ssl
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
-from typing import TextIO
+from contextlib import AbstractAsyncContextManager
 
 from rich.console import Console
 from websockets.asyncio.client import ClientConnection, connect
@@ -33,16 +32,10 @@ from goodspeed.messages import (
     encode,
 )
 from goodspeed.snapshot import ServerSnapshot
-from goodspeed_server.monitor.live import Show, can_draw, print_raw, showing
+from goodspeed_server.monitor.live import Show, print_raw, showing
 from goodspeed_server.monitor.view import draw
 
-try:
-    import termios
-    import tty
-except ImportError:  # Windows: Ctrl-C still ends the monitor.
-    termios = None  # type: ignore[assignment]
-
-__all__ = ["fetch_snapshot", "quit_on_key", "snapshots", "top"]
+__all__ = ["fetch_snapshot", "snapshots", "top"]
 
 _OPEN_TIMEOUT_S = 10.0
 _SILENCE_S = 10.0
@@ -81,8 +74,9 @@ async def top(
         _show_once(console, await fetch_snapshot(url, credentials), as_json=as_json)
         return
     stop = asyncio.Event()
-    with _quit_on_interrupt(stop), quit_on_key(stop, sys.stdin if can_draw(console) else None):
-        await _until(stop, _watch(url, credentials, console, as_json=as_json, patience_s=patience_s))
+    shown = _showing_json(console) if as_json else showing(console, keyboard=sys.stdin, on_quit=stop.set)
+    with _quit_on_signal(stop):
+        await _until(stop, _watch(_frames(url, credentials, patience_s), shown))
 
 
 async def fetch_snapshot(url: str, credentials: Credentials = NOBODY) -> ServerSnapshot:
@@ -161,11 +155,11 @@ async def _connected(url: str, credentials: Credentials) -> AsyncIterator[Client
         await connection.close()
 
 
-async def _watch(url: str, credentials: Credentials, console: Console, *, as_json: bool, patience_s: float) -> None:
-    async with contextlib.aclosing(_frames(url, credentials, patience_s)) as frames:
+async def _watch(coming: AsyncGenerator[tuple[ServerSnapshot, str]], shown: AbstractAsyncContextManager[Show]) -> None:
+    async with contextlib.aclosing(coming) as frames:
         # The first one before the screen is taken: an error about the address belongs on the screen as it was.
         snapshot, notice = await anext(frames)
-        with _showing_json(console) if as_json else showing(console) as show:
+        async with shown as show:
             await show(snapshot, notice)
             async for snapshot, notice in frames:
                 await show(snapshot, notice)
@@ -201,8 +195,8 @@ def _show_once(console: Console, snapshot: ServerSnapshot, *, as_json: bool) -> 
         console.print(draw(snapshot))
 
 
-@contextlib.contextmanager
-def _showing_json(console: Console) -> Iterator[Show]:
+@contextlib.asynccontextmanager
+async def _showing_json(console: Console) -> AsyncIterator[Show]:
     async def show(snapshot: ServerSnapshot, notice: str) -> None:
         if not notice:
             print_raw(console, snapshot.to_json().decode())
@@ -225,11 +219,20 @@ async def _until(stop: asyncio.Event, work: Coroutine[None, None, None]) -> None
 
 
 @contextlib.contextmanager
-def _quit_on_interrupt(stop: asyncio.Event) -> Iterator[None]:
-    """Ctrl-C ends the monitor in order: the screen is given back, and no traceback is left on it."""
+def _quit_on_signal(stop: asyncio.Event) -> Iterator[None]:
+    """Ctrl-C ends the monitor in order, and `kill` the process: after the screen has been given back."""
     loop = asyncio.get_running_loop()
+    killed = False
+
+    def kill() -> None:
+        nonlocal killed
+        killed = True
+        stop.set()
+
+    handlers = {signal.SIGINT: stop.set, signal.SIGTERM: kill}
     try:
-        loop.add_signal_handler(signal.SIGINT, stop.set)
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
     except (NotImplementedError, RuntimeError, ValueError):
         # Not on Windows, nor off the main thread; there KeyboardInterrupt does the same, less quietly.
         yield
@@ -237,35 +240,7 @@ def _quit_on_interrupt(stop: asyncio.Event) -> Iterator[None]:
     try:
         yield
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
-
-
-@contextlib.contextmanager
-def quit_on_key(stop: asyncio.Event, keyboard: TextIO | None) -> Iterator[None]:
-    """Set `stop` when `q` is pressed.
-
-    Args:
-        stop: is set.
-        keyboard: a terminal, which gives every key at once while the context is open; anything else is left alone.
-    """
-    if termios is None or keyboard is None or not keyboard.isatty():
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    descriptor = keyboard.fileno()
-
-    def read() -> None:
-        keys = os.read(descriptor, 64)
-        if b"q" in keys or b"Q" in keys:
-            stop.set()
-        if not keys:
-            loop.remove_reader(descriptor)
-
-    before = termios.tcgetattr(descriptor)
-    tty.setcbreak(descriptor)
-    loop.add_reader(descriptor, read)
-    try:
-        yield
-    finally:
-        loop.remove_reader(descriptor)
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+        for number in handlers:
+            loop.remove_signal_handler(number)
+        if killed:
+            signal.raise_signal(signal.SIGTERM)

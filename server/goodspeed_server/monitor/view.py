@@ -1,22 +1,20 @@
-"""The picture of a server: a pure function from a snapshot to something rich can print."""
+"""The picture of a server: a pure function of what it says and said, how it is looked at, and a size."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from rich.cells import set_cell_size
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.segment import Segment
-from rich.style import Style
 
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed_server.monitor import marks
 from goodspeed_server.monitor.agents import agent_lines
 from goodspeed_server.monitor.canvas import (
     ALERT,
-    BLUE,
     BOLD,
-    FAINT,
     MUTED,
-    ORANGE,
     PLAIN,
     SKY,
     Line,
@@ -25,60 +23,92 @@ from goodspeed_server.monitor.canvas import (
     cell,
     fit,
     inner_width,
-    width_of,
 )
+from goodspeed_server.monitor.help import help_lines
+from goodspeed_server.monitor.history import History, Shown
+from goodspeed_server.monitor.overview import goodput_chart, overview
+from goodspeed_server.monitor.state import Extent, ViewState, arranged
+from goodspeed_server.monitor.timeline import legend, round_lines
 
-__all__ = ["Picture", "draw"]
+__all__ = ["Picture", "View", "draw", "extent", "view_lines"]
 
-_HISTORY_S = 60
-_PHASES = (("gather", "░", MUTED), ("plan", "▓", SKY), ("verify", "█", BLUE), ("commit", "▒", ORANGE))
-"""What a round consists of; each has a colour and, where there are no colours, a texture."""
-
-_CURVE = tuple(Style(color=shade) for shade in ("#79b8f7", "#5da5f0", "#4593e8", "#387fd0", "#2d6bb3"))
-"""The shades of the goodput curve, the top line first."""
-_LABEL_WIDTH = 18
-_MIN_ENGINE_WIDTH = 42
-_MIN_GOODPUT_WIDTH = 20
-_MIN_HEIGHT_WITH_FOOTER = 17
-"""Below it, the room belongs to the agents."""
+_EDGES = 2
+"""Lines that a box has beside what it holds."""
+_LEAST_ROUNDS_HEIGHT, _ROUNDS_HEIGHT, _MOST_ROUNDS_HEIGHT = 7, 9, 19
+"""Of the box of rounds, heading and edges included."""
+_LEAST_AGENTS_HEIGHT = 6
+_CHART_HEIGHT = 7
+_MIN_WIDTH_SIDE_BY_SIDE = 150
+_MIN_WIDTH_WITH_LONG_LEGEND = 90
 
 
-def draw(snapshot: ServerSnapshot, notice: str = "") -> Picture:
-    """Make the picture of a snapshot.
+class View(NamedTuple):
+    """All that a picture depends on beside its size."""
+
+    snapshot: ServerSnapshot
+    rows: list[Shown]
+    """The agents to see, in order."""
+    state: ViewState | None = None
+    """None: nobody is at the keys."""
+    notice: str = ""
+
+    @classmethod
+    def of(cls, snapshot: ServerSnapshot, history: History, state: ViewState | None, notice: str = "") -> View:
+        """What is to be seen of a snapshot."""
+        rows = history.rows(snapshot.agents)
+        return cls(snapshot, rows if state is None else arranged(rows, state), state, notice)
+
+
+class _Room(NamedTuple):
+    """How many lines each part has."""
+
+    chart: int
+    rounds: int
+    agents: int
+
+
+def draw(snapshot: ServerSnapshot, notice: str = "", history: History | None = None) -> Picture:
+    """Make the picture of a snapshot, for whoever prints it once.
 
     Args:
         snapshot: of the server.
         notice: what the onlooker has to know besides, in a few words; stands in the upper edge.
+        history: of the snapshots before it.
     """
-    return Picture(snapshot, notice)
+    return Picture(View.of(snapshot, history or History(), None, notice))
 
 
 class Picture:
     """A rich renderable, as wide as it is given room, and as high as it is told to be or as it takes."""
 
-    def __init__(self, snapshot: ServerSnapshot, notice: str) -> None:
-        self._snapshot = snapshot
-        self._notice = notice
+    def __init__(self, view: View) -> None:
+        self._view = view
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield every line with its end."""
         newline = Segment.line()
-        for line in self.lines(console, options.max_width, options.height):
+        for line in view_lines(self._view, options.max_width, options.height, ascii_only=options.ascii_only):
             yield from line
             yield newline
 
-    def lines(self, console: Console, width: int, height: int | None) -> list[Line]:
-        """The picture as lines, each exactly `width` wide.
 
-        Args:
-            console: what it is drawn on: without colours, phases get textures; without Unicode, marks become ASCII.
-            width: of every line.
-            height: how many lines; None is as many as it takes.
-        """
-        lines = _lines(self._snapshot, self._notice, width, height, colourless=console.color_system is None)
-        if console.options.ascii_only:
-            return [[_in_ascii(segment) for segment in line] for line in lines]
-        return lines
+def view_lines(view: View, width: int, height: int | None, *, ascii_only: bool = False) -> list[Line]:
+    """The picture as lines, each exactly `width` wide.
+
+    Args:
+        view: what to see.
+        width: of every line.
+        height: how many lines; None is as many as it takes.
+        ascii_only: whether marks become ASCII.
+    """
+    lines = _lines(view, width, height)
+    return [[_in_ascii(segment) for segment in line] for line in lines] if ascii_only else lines
+
+
+def extent(view: View, width: int, height: int) -> Extent:
+    """How far there is to scroll."""
+    above = len(overview(view.snapshot, view.notice, width, height))
+    return Extent(len(view.rows), max(0, _share_out(view, width, height, above).agents - _EDGES - 1))
 
 
 def _in_ascii(segment: Segment) -> Segment:
@@ -86,118 +116,104 @@ def _in_ascii(segment: Segment) -> Segment:
     return Segment(set_cell_size(marks.as_ascii(segment.text), segment.cell_length), segment.style)
 
 
-def _lines(snapshot: ServerSnapshot, notice: str, width: int, height: int | None, *, colourless: bool) -> list[Line]:
-    header = _header(snapshot, notice, width, colourless=colourless)
+def _lines(view: View, width: int, height: int | None) -> list[Line]:
+    snapshot, state = view.snapshot, view.state
+    header = overview(snapshot, view.notice, width, height)
+    room = _share_out(view, width, height, len(header))
+    if state is not None and state.help and height is not None:
+        body = help_lines(width, height - len(header) - 1)
+    else:
+        body = [*_above(snapshot, width, room), *_agents(view, width, room.agents)]
     if height is None:
-        return [*header, *_agents(snapshot, width, None), *_footer(snapshot, width)]
-    footer = _footer(snapshot, width) if height >= _MIN_HEIGHT_WITH_FOOTER else []
-    room = height - len(header) - len(footer)
-    agents = _agents(snapshot, width, room)
-    blank = [fit([], width)] * (room - len(agents))
-    return [*header, *agents, *footer, *blank][:height]
+        return [*header, *body]
+    keys = [_keys(view, width, room)] if state is not None else []
+    blank = [fit([], width)] * (height - len(header) - len(body) - len(keys))
+    lines = [*header, *body, *blank][: max(0, height - len(keys))]
+    return [*lines, *keys][:height]
 
 
-def _header(snapshot: ServerSnapshot, notice: str, width: int, *, colourless: bool) -> list[Line]:
+def _share_out(view: View, width: int, height: int | None, above: int) -> _Room:
+    """First agents and a few rounds, then the curve of goodput, then more rounds."""
+    state = view.state or ViewState()
+    wanted = _EDGES + max(1, len(view.rows)) + (1 if view.rows else 0)
+    if height is None:
+        return _Room(_CHART_HEIGHT, _ROUNDS_HEIGHT, wanted)
+    room = height - above - (1 if view.state is not None else 0)
+    rounds = 0
+    if state.timeline and room >= _LEAST_ROUNDS_HEIGHT + _LEAST_AGENTS_HEIGHT:
+        rounds = min(_ROUNDS_HEIGHT, max(_LEAST_ROUNDS_HEIGHT, room - wanted, room // 3))
+    left = max(0, room - rounds - wanted)
+    chart = _CHART_HEIGHT if left >= _CHART_HEIGHT and not (rounds and width >= _MIN_WIDTH_SIDE_BY_SIDE) else 0
+    if rounds:
+        rounds = min(_MOST_ROUNDS_HEIGHT, rounds + left - chart)
+    return _Room(chart, rounds, max(0, min(wanted, room - rounds - chart)))
+
+
+def _above(snapshot: ServerSnapshot, width: int, room: _Room) -> list[Line]:
+    if width >= _MIN_WIDTH_SIDE_BY_SIDE and room.rounds:
+        left = width // 3
+        return beside(goodput_chart(snapshot, left, room.rounds), _rounds(snapshot, width - left, room.rounds))
+    chart = goodput_chart(snapshot, width, room.chart) if room.chart else []
+    return [*chart, *(_rounds(snapshot, width, room.rounds) if room.rounds else [])]
+
+
+def _rounds(snapshot: ServerSnapshot, width: int, height: int) -> list[Line]:
     inside = inner_width(width)
-    title = [Segment("GoodSpeed", BOLD), Segment(f" {marks.clean(snapshot.model)}", BLUE)]
-    if snapshot.draining:
-        title.append(Segment(" draining", ALERT))
-    up = f"up {marks.duration(snapshot.uptime_s)}"
-    corner = [Segment(marks.clean(notice), ALERT)] if notice else [Segment(up, MUTED)]
-    lines = (_choices(snapshot), *_round(snapshot, inside, colourless=colourless))
-    return box((fit(line, inside) for line in lines), width, title=title, corner=corner)
+    title = [Segment("rounds", BOLD)]
+    if width >= _MIN_WIDTH_WITH_LONG_LEGEND:
+        title.append(Segment(f" {marks.rate(snapshot.rounds_per_s)}/s", SKY))
+    lines = round_lines(snapshot.recent, inside, height - _EDGES)
+    lines += [fit([], inside)] * (height - _EDGES - len(lines))
+    return box(lines, width, title=title, corner=legend(short=width < _MIN_WIDTH_WITH_LONG_LEGEND))
 
 
-def _choices(snapshot: ServerSnapshot) -> Line:
-    chosen = {
-        "scheduler": snapshot.scheduler,
-        "rule": snapshot.rule,
-        "layout": snapshot.layout,
-        "capacity": "by price" if snapshot.capacity is None else str(snapshot.capacity),
-    }
-    line: Line = []
-    for name, value in chosen.items():
-        line += [Segment(f"{'   ' if line else ''}{name} ", MUTED), Segment(marks.clean(value), PLAIN)]
-    return line
-
-
-def _round(snapshot: ServerSnapshot, width: int, *, colourless: bool) -> list[Line]:
-    """Where a round's time goes: a stacked bar, and what its parts are below it."""
-    phases = snapshot.phases
-    times_ms = (phases.gather_ms, phases.plan_ms, phases.verify_ms, phases.commit_ms)
-    rounds = [Segment(marks.rate(snapshot.rounds_per_s), BOLD), Segment(" rounds/s  ", MUTED)]
-    length = [Segment(marks.rate(phases.total_ms), BOLD), Segment(" ms each  ", MUTED)]
-    lead = max(width_of(rounds), width_of(length))
-    bar: Line = []
-    legend: Line = []
-    sizes = marks.shares(times_ms, width - lead)
-    for (name, texture, style), size, time_ms in zip(_PHASES, sizes, times_ms, strict=True):
-        bar.append(Segment((texture if colourless else "█") * size, style))
-        swatch = Segment(texture if colourless else "■", style)
-        legend += [swatch, Segment(f" {name} ", MUTED), Segment(f"{marks.rate(time_ms)}  ", PLAIN)]
-    return [[*fit(rounds, lead), *bar], [*fit(length, lead), *legend]]
-
-
-def _agents(snapshot: ServerSnapshot, width: int, height: int | None) -> list[Line]:
-    count = len(snapshot.agents)
-    title = [Segment("agents", BOLD), Segment(f" {count}", BLUE)]
-    streams = [Segment(f"{snapshot.streams} streams", MUTED)]
-    lines = agent_lines(snapshot.agents, inner_width(width), None if height is None else height - 2)
-    return box(lines, width, title=title, corner=streams)
-
-
-def _footer(snapshot: ServerSnapshot, width: int) -> list[Line]:
-    right = max(width - width // 2, _MIN_ENGINE_WIDTH)
-    left = width - right
-    if left < _MIN_GOODPUT_WIDTH:
-        return _engine(snapshot, width)
-    return beside(_goodput(snapshot, left), _engine(snapshot, right))
-
-
-def _goodput(snapshot: ServerSnapshot, width: int) -> list[Line]:
-    """The last minute's goodput as a filled curve, stretched where there is room for more than a minute."""
-    inside = inner_width(width)
-    history = snapshot.goodput_history[-min(inside, _HISTORY_S) :]
-    peak = max(history, default=0.0)
-    columns = max(inside, _HISTORY_S) * len(history) // _HISTORY_S
-    stretched = [history[column * len(history) // columns] for column in range(columns)]
-    curve = marks.area(stretched, inside, len(_CURVE), peak)
-    title = [Segment("goodput", BOLD), Segment(f" {marks.rate(snapshot.goodput)} tok/s", BLUE)]
-    corner = [Segment(f"peak {marks.rate(peak)}", MUTED)]
-    lines = ([Segment(line, style)] for line, style in zip(curve, _CURVE, strict=True))
+def _agents(view: View, width: int, height: int) -> list[Line]:
+    state = view.state or ViewState()
+    inside, rows = inner_width(width), view.rows
+    shown = slice(0, 0)
+    if not view.snapshot.agents:
+        waiting = "no agent is linked up: goodspeed-agent complete --server URL --prompt TEXT starts one"
+        lines = [[cell(waiting, inside, MUTED)]]
+    elif not rows:
+        lines = [[cell(f"no agent's name contains {state.filter!r}: Esc shows all", inside, MUTED)]]
+    else:
+        room = max(0, height - _EDGES - 1)
+        first = min(state.scroll, max(0, len(rows) - room))
+        shown = slice(first, min(first + room, len(rows)))
+        lines = agent_lines(rows, inside, state, view.snapshot.phases.verify_ms, shown)
+    count = len(view.snapshot.agents)
+    title = [Segment("agents", BOLD), Segment(f" {count}" if len(rows) == count else f" {len(rows)} of {count}", SKY)]
+    hidden = len(rows) - (shown.stop - shown.start)
+    corner = [Segment(f"{view.snapshot.streams} streams", MUTED)]
+    if hidden and rows:
+        corner = [Segment(f"{shown.start + 1}-{shown.stop} of {len(rows)}", PLAIN)]
     return box(lines, width, title=title, corner=corner)
 
 
-def _engine(snapshot: ServerSnapshot, width: int) -> list[Line]:
-    """What the drafts are worth, and how full the engine is."""
-    inside = inner_width(width)
-    used_rows = snapshot.rows - snapshot.free_rows
-    rows = f"{used_rows}/{snapshot.rows}"
-    kv = f"{marks.count(snapshot.kv_used_tokens)}/{marks.count(snapshot.kv_tokens)}"
-    waiting = f"{snapshot.waiting} waiting"
-    unit = "sum log tok/s" if snapshot.fairness == 1 else f"of fairness {snapshot.fairness:g}"
-    lines = (
-        _figure("speed-up", f"{marks.rate(snapshot.speedup)}x", "plain decoding"),
-        _figure("acceptance length", marks.rate(snapshot.mean_acceptance_length), "tokens"),
-        _figure("utility", marks.rate(snapshot.utility), f"{unit}, plain {marks.rate(snapshot.plain_utility)}"),
-        _gauge("rows", used_rows, snapshot.rows, rows, inside),
-        _gauge("KV tokens", snapshot.kv_used_tokens, snapshot.kv_tokens, kv, inside),
-    )
-    title = [Segment("engine", BOLD)]
-    corner = [Segment(waiting, ALERT if snapshot.waiting else MUTED)]
-    return box((fit(line, inside) for line in lines), width, title=title, corner=corner)
-
-
-def _figure(label: str, value: str, unit: str) -> Line:
-    return [cell(label, _LABEL_WIDTH, MUTED), Segment(value, BOLD), Segment(f" {unit}", MUTED)]
-
-
-def _gauge(label: str, used: int, of: int, text: str, width: int) -> Line:
-    number_width = 13
-    filled, rest = marks.bar(used / of if of > 0 else 0.0, max(0, width - _LABEL_WIDTH - number_width))
-    return [
-        cell(label, _LABEL_WIDTH, MUTED),
-        Segment(filled, BLUE),
-        Segment(rest, FAINT),
-        cell(text, number_width, PLAIN, "right"),
-    ]
+def _keys(view: View, width: int, room: _Room) -> Line:
+    """What the keys do, and how the table is looked at."""
+    assert view.state is not None
+    state = view.state
+    if state.typing:
+        line = [
+            Segment(" filter ", MUTED),
+            Segment(f"{state.filter}_", BOLD),
+            Segment("   Enter keeps it, Esc clears it", MUTED),
+        ]
+        return fit(line, width)
+    # As it stands in the heading: names from A, numbers from the largest.
+    arrow = "" if state.sort == "linked" else "▲" if state.reverse != (state.sort == "name") else "▼"
+    order = "order of linking" if state.sort == "linked" else f"{state.sort}{arrow}"
+    line = [Segment(" paused ", ALERT)] if state.paused else []
+    hidden = len(view.rows) + _EDGES + 1 > room.agents
+    for key, what in (
+        ("q", "quit"),
+        ("s", f"sort: {order}"),
+        ("/", f"filter: {state.filter}" if state.filter else "filter"),
+        ("t", "timeline"),
+        ("p", "go on" if state.paused else "pause"),
+        ("?", "help"),
+        *((("↑↓", "scroll"),) if hidden else ()),
+    ):
+        line += [Segment(f" {key}", BOLD), Segment(f" {what} ", MUTED)]
+    return fit(line, width)
