@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import TypeVar
 
 __all__ = ["Desk"]
@@ -31,7 +32,7 @@ class Desk:
         self._urgent += 1
         self._nothing_urgent.clear()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+            return await self._run(work)
         finally:
             self._urgent -= 1
             if not self._urgent:
@@ -47,7 +48,7 @@ class Desk:
         """
         async with self._turn:
             await self._nothing_urgent.wait()
-            running = asyncio.get_running_loop().run_in_executor(self._thread, brief())
+            running = self._run(brief())
             try:
                 return await asyncio.shield(running)
             except asyncio.CancelledError:
@@ -56,6 +57,10 @@ class Desk:
                         await asyncio.wait([running])
                 running.result()
                 raise
+
+    def _run(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        # In the caller's context, so that what is logged there is about the caller's stream.
+        return asyncio.get_running_loop().run_in_executor(self._thread, copy_context().run, work)
 
     def close(self) -> None:
         """Take on nothing more; what has begun is left to end by itself."""
