@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 import typer
 from typer.core import TyperGroup
 
 from goodspeed_agent.cli import app as agent_app
 from goodspeed_server.cli import app as server_app
 from goodspeed_server.configuration import ENVIRONMENT
+from goodspeed_server.settings import TlsSettings
+from tests.serving import serving, tiny_settings
 
 REPOSITORY = Path(__file__).parents[1]
 COMMANDS = {
@@ -114,6 +120,23 @@ def test_an_image_runs_a_command_that_exists_as_nobody_in_particular(chair: str)
     probe = json.loads(words["HEALTHCHECK"].partition("CMD ")[2])
     assert probe[:2] == ["python", "-c"]
     compile(probe[2], "HEALTHCHECK", "exec")
+
+
+@pytest.mark.parametrize("secure", [False, True])
+async def test_an_images_health_check_finds_a_server_well(secure: bool, tmp_path: Path) -> None:
+    certificate = tmp_path / "cert.pem"
+    trustme.CA().issue_cert("gpu.example").private_key_and_cert_chain_pem.write_to_path(str(certificate))
+    probe = json.loads(dict(instructions("server"))["HEALTHCHECK"].partition("CMD ")[2])
+    settings = tiny_settings(tls=TlsSettings(certificate if secure else None))
+    async with serving(settings) as (_, address):
+        port = address.rpartition(":")[2]
+        environment = {"GOODSPEED_PORT": port, "GOODSPEED_TLS_CERT": str(certificate) if secure else ""}
+        process = await asyncio.create_subprocess_exec(sys.executable, *probe[1:], env=os.environ | environment)
+        assert await process.wait() == 0
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *probe[1:], env=os.environ | environment, stderr=asyncio.subprocess.DEVNULL
+    )
+    assert await process.wait() == 1
 
 
 def command_lines(page: Path) -> Iterator[list[str]]:
