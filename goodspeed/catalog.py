@@ -119,7 +119,7 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> PreTr
     """
     try:
         from transformers import AutoConfig, AutoModelForCausalLM
-        from transformers.utils.logging import disable_progress_bar
+        from transformers.utils.logging import disable_default_handler, disable_progress_bar, enable_propagation
     except ImportError as error:
         raise ModelError(
             f"loading {name!r} needs torch and transformers ({error.name} is missing): pip install 'goodspeed[models]'"
@@ -128,7 +128,9 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> PreTr
     kind = _dtype(dtype, where)
     source = resolve(name)
     # A bar for every model that is loaded would stand between a user's prompt and the text.
-    cast("Any", disable_progress_bar)()
+    # What it has to say goes where the log of this process goes.
+    for quieten in (disable_progress_bar, disable_default_handler, enable_propagation):
+        cast("Any", quieten)()
     local = _local_only(source)
     try:
         config = AutoConfig.from_pretrained(source, local_files_only=local)

@@ -1,6 +1,8 @@
 """What every test runs under: one thread, and examples that are the same on every run; and what many of them need."""
 
+import logging
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -17,6 +19,17 @@ hypothesis.settings.load_profile("repeatable")
 
 # A shell starts background jobs with SIGINT ignored, and so would be every process that a test starts and interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were() -> Iterator[None]:
+    """A command sets up the log of its process, which is the tests' where it runs in this one."""
+    logs = [logging.getLogger(name) for name in (None, "goodspeed_agent", "goodspeed_server", "websockets.server")]
+    before = [(log.level, list(log.handlers)) for log in logs]
+    yield
+    for log, (level, handlers) in zip(logs, before, strict=True):
+        log.setLevel(level)
+        log.handlers[:] = handlers
 
 
 @pytest.fixture

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from goodspeed_server.cli import app
-
-
-@pytest.fixture(autouse=True)
-def _logs_as_they_were() -> Iterator[None]:
-    """The command sets up the log of its process, which here is the tests'."""
-    logs = [logging.getLogger(name) for name in ("goodspeed_server", "websockets.server")]
-    before = [(log.level, log.propagate, list(log.handlers)) for log in logs]
-    yield
-    for log, (level, propagate, handlers) in zip(logs, before, strict=True):
-        log.level, log.propagate, log.handlers = level, propagate, handlers
 
 
 @pytest.mark.parametrize(

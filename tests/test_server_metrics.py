@@ -11,10 +11,11 @@ import pytest
 from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
+from goodspeed.messages import Open
 from goodspeed_server.metrics import _by_name
 from goodspeed_server.tokens import TokenStore
 from tests.monitor_examples import AGENT
-from tests.serving import linked, serving, tiny_settings
+from tests.serving import GREEDY, linked, serving, tiny_settings
 
 PROMPT = [5, 17, 3]
 
@@ -72,6 +73,16 @@ async def test_where_tokens_are_asked_for_metrics_take_a_monitors(tmp_path: Path
         answers = {role: (await asyncio.to_thread(get, address, secret))[0] for role, secret in secrets.items()}
         assert answers == {"agent": 403, "monitor": 200, "admin": 200}
         assert (await asyncio.to_thread(get, address))[0] == 401
+        found = samples((await asyncio.to_thread(get, address, secrets["monitor"]))[1])
+    assert found["goodspeed_refusals_total code=forbidden"] == found["goodspeed_refusals_total code=unauthorized"] == 1
+
+
+async def test_what_a_peer_is_refused_is_counted_by_its_code() -> None:
+    async with serving() as (_, address), linked(address) as peer:
+        await peer.send(Open(1, [], 0, GREEDY, 8, 4))
+        code = (await peer.failure()).code
+        found = samples((await asyncio.to_thread(get, address))[1])
+    assert found[f"goodspeed_refusals_total code={code}"] == 1
 
 
 def test_links_of_one_name_are_one_series() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import platform
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -14,10 +16,12 @@ import goodspeed
 from goodspeed.credentials import NOBODY, Credentials
 from goodspeed.errors import InvalidRequest, TokenizerMismatch
 from goodspeed.logprobs import TokenLogprobs
+from goodspeed.logs import about
 from goodspeed.messages import MAX_DRAFT_TOKENS, MAX_TEXT, PROTOCOL_VERSION, Hello
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.ahead import Ahead, AheadMode
 from goodspeed_agent.backoff import Backoff
+from goodspeed_agent.channel import Channel
 from goodspeed_agent.desk import Desk
 from goodspeed_agent.drafters import Drafter
 from goodspeed_agent.drafters.swappable import Swappable, try_out
@@ -32,6 +36,8 @@ from goodspeed_agent.text import TextStream
 from goodspeed_agent.tokenizer import TargetTokenizer, TokenizerCache
 
 __all__ = ["Agent", "Piece", "TextRequest"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +279,18 @@ class Agent:
         request.validate()
         tokenized = self._tokenized(request)
         channel = self.link.channel()
-        generation = Generation(channel.stream, tokenized)
+        with about(stream=channel.stream):
+            return await self._generate(request, tokenized, channel, on_text, on_queued)
+
+    async def _generate(
+        self,
+        request: TextRequest,
+        tokenized: Request,
+        channel: Channel,
+        on_text: OnText | None,
+        on_queued: Callable[[], None] | None,
+    ) -> Completion:
+        generation, began_s = Generation(channel.stream, tokenized), time.monotonic()
         welcome = self.link.welcome
         session = self._drafter.open(
             request.params, rule=welcome.rule, vocab_size=welcome.vocab_size, prompt_tokens=len(tokenized.prompt)
@@ -307,6 +324,10 @@ class Agent:
         take([text.finish()], [])
         finish = "stop" if text.stopped else generation.transcript.finish
         assert finish is not None
+        _log.info(
+            "a text ends (%s): prompt %d tokens, text %d tokens in %.2f s",
+            finish, len(tokenized.prompt), len(text.tokens), time.monotonic() - began_s,
+        )  # fmt: skip
         return Completion(
             "".join(pieces), text.tokens, finish, generation.transcript.prompt_tokens, generation.speculation,
             generation.logprobs[: len(text.tokens)], parts,

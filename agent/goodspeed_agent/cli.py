@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import logging
+import platform
 import sys
 import time
 from contextlib import nullcontext
@@ -16,6 +17,7 @@ from typing import Annotated, Any, TextIO, TypeVar
 import typer
 from rich.console import Console
 
+from goodspeed.logs import JsonLines, Readable, log_to
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.batch import work_through
@@ -30,6 +32,7 @@ from goodspeed_agent.options import (
     Draft,
     DraftAhead,
     IgnoreEos,
+    LogJson,
     MaxDraft,
     MaxNewTokens,
     MinP,
@@ -140,10 +143,11 @@ def run_file(
     client_cert: ClientCert = None,
     client_key: ClientKey = None,
     verbose: Verbose = False,
+    log_json: LogJson = False,
 ) -> None:
     """Work through a file of prompts; results come in its order, one JSON object a line."""
     _write_utf8()
-    _log_to_stderr(verbose)
+    _log_to_stderr(verbose, log_json=log_json, name=name)
     with exit_codes():
         defaults = _request(
             "-", max_new_tokens, temperature, top_p, top_k, min_p, seed, stop, ignore_eos, max_draft, domain
@@ -155,14 +159,14 @@ def run_file(
             # Opened only now that the link stands: a start that fails leaves earlier results alone.
             with nullcontext(sys.stdout) if output is None else open_output(output) as file:
                 # A bar and results on the same terminal would write over each other.
-                bar = console.is_terminal and not file.isatty()
-                with ProgressDisplay(len(lines), console, bar=bar) as display:
+                bar = console.is_terminal and not file.isatty() and not log_json
+                with ProgressDisplay(len(lines), console, bar=bar, say=note if log_json else None) as display:
                     write = partial(_write_result, file)
                     return await work_through(agent, lines, concurrency, write, display)
 
         failed = with_agent(work, ctx.params)
         if failed:
-            typer.echo(f"goodspeed-agent: {failed} of {len(lines)} prompts failed; their results say why", err=True)
+            note(f"{failed} of {len(lines)} prompts failed; their results say why")
             raise typer.Exit(Exit.SOME_FAILED)
 
 
@@ -225,10 +229,11 @@ def serve_api(
     client_cert: ClientCert = None,
     client_key: ClientKey = None,
     verbose: Verbose = False,
+    log_json: LogJson = False,
 ) -> None:
     """Answer OpenAI clients on this machine."""
     _write_utf8()
-    _log_to_stderr(verbose)
+    _log_to_stderr(verbose, log_json=log_json, name=name)
     with exit_codes():
         # Imported here: other commands need no HTTP.
         from goodspeed_agent.api.serving import serve
@@ -319,9 +324,7 @@ def _write_utf8() -> None:
             stream.reconfigure(encoding="utf-8", errors="replace")
 
 
-def _log_to_stderr(verbose: bool) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("goodspeed-agent: %(message)s"))
-    ours = logging.getLogger("goodspeed_agent")
-    ours.handlers = [handler]
-    ours.setLevel(logging.INFO if verbose else logging.WARNING)
+def _log_to_stderr(verbose: bool, *, log_json: bool = False, name: str | None = None) -> None:
+    # A person knows which agent it is.
+    formatter = JsonLines({"agent": name or platform.node()}) if log_json else Readable("goodspeed-agent: %(message)s")
+    log_to(logging.StreamHandler(), formatter, ours=("goodspeed_agent", "uvicorn.access"), verbose=verbose)

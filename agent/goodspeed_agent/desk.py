@@ -7,6 +7,7 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, Protocol, TypeVar
 
 from goodspeed_agent.drafters.interface import DraftSession
@@ -174,6 +175,8 @@ class _Job:
         self.session: DraftSession | None = None
         """Which it will ask for a guess next; None before its first step."""
         self._work = work
+        # The caller's, so that what is logged on the drafting thread is about the caller's stream.
+        self._context = copy_context()
         self._steps: Steps[Any]
         self._through = False
         self._result: Any = None
@@ -196,7 +199,7 @@ class _Job:
     def advance(self) -> None:
         """Take it to its next guess, or to its end."""
         try:
-            self.session = next(self._steps)
+            self.session = self._context.run(next, self._steps)
         except StopIteration as end:
             self._through, self._result = True, end.value
         except BaseException as error:

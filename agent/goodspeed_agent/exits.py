@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import logging
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ import typer
 
 from goodspeed.errors import GoodSpeedError, InvalidRequest, LinkLost, ModelError, ProtocolError, Refused
 from goodspeed.event_loop import loop_factory
+from goodspeed.logs import say
 
 __all__ = ["Exit", "exit_codes", "run"]
 
@@ -81,7 +83,7 @@ def exit_codes() -> Iterator[None]:
     try:
         yield
     except GoodSpeedError as error:
-        typer.echo(f"goodspeed-agent: {error}", err=True)
+        say("goodspeed-agent", str(error), logging.ERROR)
         raise typer.Exit(_code(error)) from None
     except KeyboardInterrupt:
         raise typer.Exit(Exit.INTERRUPTED) from None

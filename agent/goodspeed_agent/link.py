@@ -122,6 +122,7 @@ class Link:
         """
         self.welcome, self.files, self._connection = await self._connect()
         self._keeper = asyncio.create_task(self._keep(), name="link")
+        _log.info("linked up to %s: %s, served by %s", self.url, self.welcome.model, self.welcome.server)
         return self
 
     async def __aexit__(

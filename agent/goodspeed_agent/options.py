@@ -18,6 +18,7 @@ __all__ = [
     "Draft",
     "DraftAhead",
     "IgnoreEos",
+    "LogJson",
     "MaxDraft",
     "MaxNewTokens",
     "MinP",
@@ -33,15 +34,21 @@ __all__ = [
     "Verbose",
 ]
 
-Server = Annotated[str, typer.Option(help="The server's address: ws://HOST:PORT or wss://HOST:PORT.")]
+Server = Annotated[
+    str, typer.Option(envvar="GOODSPEED_SERVER", help="The server's address: ws://HOST:PORT or wss://HOST:PORT.")
+]
 Draft = Annotated[
     str | None,
     typer.Option(
+        envvar="GOODSPEED_DRAFT",
         help="none, suffix (needs no torch), a bundled draft, a folder, a Hugging Face name or a .gguf file; "
-        "by default the bundled draft, or suffix where torch is missing."
+        "by default the bundled draft, or suffix where torch is missing.",
     ),
 ]
-Name = Annotated[str | None, typer.Option(help="What the server's operator sees; the host's name by default.")]
+Name = Annotated[
+    str | None,
+    typer.Option(envvar="GOODSPEED_NAME", help="What the server's operator sees; the host's name by default."),
+]
 ConnectTimeout = Annotated[
     float,
     typer.Option(min=0.0, max=86_400.0, help="Give up after so many seconds without a link, or without room."),
@@ -71,11 +78,19 @@ Domain = Annotated[
     str, typer.Option(help="What the text is about, in a word: kept with what the server records for tuning drafts.")
 ]
 MaxDraft = Annotated[int | None, typer.Option(help="The longest draft; by default as drafter and server like it.")]
-Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what goes on, on standard error.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", envvar="GOODSPEED_VERBOSE", help="Say what goes on, on standard error.")
+]
+LogJson = Annotated[
+    bool, typer.Option("--log-json", envvar="GOODSPEED_LOG_JSON", help="Say it in JSON lines, for log collectors.")
+]
 Token = Annotated[
     str | None,
     typer.Option(envvar="GOODSPEED_TOKEN", help="For a server that asks for one; better in the environment."),
 ]
-Ca = Annotated[Path | None, typer.Option(help="Certificates to trust: the server's own, where that is self-signed.")]
+Ca = Annotated[
+    Path | None,
+    typer.Option(envvar="GOODSPEED_CA", help="Certificates to trust: the server's own, where that is self-signed."),
+]
 ClientCert = Annotated[Path | None, typer.Option(help="For a server that asks for a certificate.")]
 ClientKey = Annotated[Path | None, typer.Option(help="Of --client-cert.")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -22,12 +23,21 @@ class ProgressDisplay:
         total: how many prompts there are.
         console: where to show it, standard error normally.
         bar: draw a bar; otherwise a line a finished prompt.
+        say: takes those lines instead of the console.
         clock: in seconds.
     """
 
-    def __init__(self, total: int, console: Console, *, bar: bool, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        total: int,
+        console: Console,
+        *,
+        bar: bool,
+        say: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._total = total
-        self._console = console
+        self._say = say or partial(console.print, markup=False, highlight=False, soft_wrap=True)
         self._clock = clock
         self._began_s = clock()
         self._tokens = 0
@@ -76,8 +86,7 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, description=self._few_figures())
         else:
-            line = f"{self._done}/{self._total} prompts, {self._figures()}"
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._say(f"{self._done}/{self._total} prompts, {self._figures()}")
 
     @property
     def _tokens_per_s(self) -> float:

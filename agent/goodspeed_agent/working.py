@@ -9,11 +9,10 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
-import typer
-
 from goodspeed.addresses import check_url
 from goodspeed.credentials import Credentials
 from goodspeed.errors import TokenizerMismatch
+from goodspeed.logs import say
 from goodspeed_agent.agent import Agent
 from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.drafters import Drafter, SuffixDrafter, default_draft, load_drafter
@@ -80,7 +79,7 @@ def drafter_loader(given: Mapping[str, Any]) -> Callable[[], Drafter]:
 
 def note(text: str) -> None:
     """Say something to the user, on standard error."""
-    typer.echo(f"goodspeed-agent: {text}", err=True)
+    say("goodspeed-agent", text)
 
 
 def _path(value: str | None) -> Path | None:

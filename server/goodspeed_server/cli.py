@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import logging
 import sys
 from collections.abc import Coroutine, Mapping
@@ -16,9 +17,11 @@ from goodspeed.catalog import DEFAULT_TARGET
 from goodspeed.credentials import Credentials
 from goodspeed.errors import InvalidRequest, ModelError
 from goodspeed.event_loop import loop_factory
+from goodspeed.logs import JsonLines, Readable, log_to
 from goodspeed.scheduling import SCHEDULERS
 from goodspeed_server import token_commands
 from goodspeed_server.configuration import ENVIRONMENT, lines_in_force, use_file
+from goodspeed_server.dashboard import dashboard
 from goodspeed_server.errands import errors_named
 from goodspeed_server.monitor import run_monitor, top
 from goodspeed_server.settings import (
@@ -114,7 +117,8 @@ def run(
     ] = False,
     monitor: Annotated[bool, typer.Option("--monitor", help="Draw the live monitor here.")] = False,
     log_file: Annotated[Path | None, typer.Option(help="Log here rather than to stderr; wise with --monitor.")] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log who comes and goes.")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON lines, for log collectors.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log who comes and goes, and every text.")] = False,
     config: Annotated[
         Path | None,
         typer.Option(help="TOML, for what neither flags nor GOODSPEED_... say.", is_eager=True, callback=use_file),
@@ -122,7 +126,7 @@ def run(
 ) -> None:
     """Load the target, listen, and verify everybody's drafts."""
     with errors_named():
-        _log_to(log_file, verbose=verbose)
+        _log_to(log_file, log_json=log_json, verbose=verbose)
         # From the context, where `config` finds them too.
         _run(_serve(_settings(ctx.params), monitor=monitor))
 
@@ -182,6 +186,12 @@ def watch(
         _run(top(url, once=once, as_json=as_json, credentials=Credentials(token, ca, client_cert, client_key)))
 
 
+@app.command("dashboard")
+def print_dashboard() -> None:
+    """Print a Grafana dashboard of what /metrics tells."""
+    print(json.dumps(dashboard(), indent=1, ensure_ascii=False))
+
+
 def _run(main: Coroutine[None, None, None]) -> None:
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(main)
@@ -212,15 +222,10 @@ async def _serve(settings: ServerSettings, *, monitor: bool) -> None:
                 logger.error("the monitor failed", exc_info=trouble)
 
 
-def _log_to(file: Path | None, *, verbose: bool) -> None:
-    """Our own log and websockets'; what other libraries have to say is theirs to say where they like."""
+def _log_to(file: Path | None, *, log_json: bool, verbose: bool) -> None:
     try:
-        handler = logging.FileHandler(file) if file else logging.StreamHandler()
+        handler = logging.FileHandler(file, encoding="utf-8") if file else logging.StreamHandler()
     except OSError as error:
         raise InvalidRequest(f"cannot log to {file}: {error.strerror}") from None
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    for name in ("goodspeed_server", "websockets.server"):
-        log = logging.getLogger(name)
-        log.addHandler(handler)
-        log.setLevel(logging.INFO if verbose else logging.WARNING)
-        log.propagate = False
+    formatter = JsonLines() if log_json else Readable("%(asctime)s %(levelname)s %(message)s")
+    log_to(handler, formatter, ours=("goodspeed_server", "websockets.server"), verbose=verbose)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import http
 import logging
 from collections.abc import Collection
-from typing import get_args
 from weakref import WeakKeyDictionary
 
 from websockets.asyncio.server import ServerConnection
@@ -33,9 +32,7 @@ class Doorkeeper:
         self._allowances: dict[str, Allowance] = {}
         self._failing = False
 
-    def refusal(
-        self, connection: ServerConnection, request: Request, roles: Collection[Role] = get_args(Role)
-    ) -> Response | None:
+    def refusal(self, connection: ServerConnection, request: Request, roles: Collection[Role]) -> Response | None:
         """What who is not let in is answered; None for who is.
 
         Args:

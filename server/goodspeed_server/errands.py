@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import sys
+import logging
 from collections.abc import Iterator
 
 import typer
 
 from goodspeed.errors import GoodSpeedError, InvalidRequest
+from goodspeed.logs import say
 
 __all__ = ["errors_named"]
 
@@ -25,7 +26,7 @@ def errors_named() -> Iterator[None]:
     try:
         yield
     except GoodSpeedError as error:
-        print(f"goodspeed-server: {error}", file=sys.stderr)
+        say("goodspeed-server", str(error), logging.ERROR)
         raise typer.Exit(_USAGE if isinstance(error, InvalidRequest) else _FAILED) from None
     except KeyboardInterrupt:
         raise typer.Exit(_INTERRUPTED) from None

@@ -18,6 +18,7 @@ from websockets.frames import CloseCode
 
 from goodspeed.errors import GoodSpeedError, InvalidRequest, Overloaded, ProtocolError, TokenizerMismatch
 from goodspeed.estimation import PRIOR_ALPHA
+from goodspeed.logs import about
 from goodspeed.messages import (
     MAX_DRAFT_TOKENS,
     PROTOCOL_VERSION,
@@ -90,6 +91,7 @@ class Link:
         snapshot_frame: what a monitor is shown now, encoded.
         token: what the peer showed at the door; None where nobody has to show anything.
         allowance: of that token.
+        refused: is told the code of everything that is refused.
     """
 
     def __init__(
@@ -102,7 +104,11 @@ class Link:
         snapshot_frame: Callable[[], bytes],
         token: Token | None = None,
         allowance: Allowance | None = None,
+        refused: Callable[[str], None] = lambda code: None,
     ) -> None:
+        self.agent: str | None = None
+        """Its name, once it has said it."""
+        self._refused = refused
         self._token = token
         self._allowance = allowance
         self.connection = connection
@@ -119,6 +125,8 @@ class Link:
 
     def post(self, message: ServerMessage) -> None:
         """Queue a message; a peer that does not read is cut off rather than waited for."""
+        if isinstance(message, Failure):
+            self._refused(message.code)
         self._post_frame(encode(message))
 
     def abort(self) -> None:
@@ -128,12 +136,18 @@ class Link:
 
     async def run(self) -> None:
         """Serve the peer until the link is closed; never raises what a peer can cause."""
+        with contextlib.ExitStack() as ids:
+            await self._run(ids)
+
+    async def _run(self, ids: contextlib.ExitStack) -> None:
         self._writer = asyncio.create_task(self._write())
         try:
             hello = await self._greet()
             if hello.role == "monitor":
                 await self._show()
             else:
+                self.agent = hello.name
+                ids.enter_context(about(agent=hello.name))
                 await self._serve_agent(hello)
         except ConnectionClosed as closed:
             logger.info("link %s is gone: %s", self._peer, closed)
@@ -157,7 +171,9 @@ class Link:
         if self._dropped:
             return
         if self._outgoing.full() or self._queued_bytes > _MAX_QUEUED_BYTES + len(self._model.tokenizer_frame):
-            logger.warning("link %s reads too slowly and is dropped", self._peer)
+            with about(agent=self.agent):  # whoever posts
+                logger.warning("link %s reads too slowly and is dropped", self._peer)
+            self._refused("slow_reader")
             self.abort()
             return
         self._outgoing.put_nowait(frame)
@@ -219,30 +235,34 @@ class Link:
             self._telemetry.left(account)
 
     def _handle(self, account: AgentAccount, message: AgentMessage) -> None:
-        try:
-            match message:
-                case Draft():
-                    self._rounds.draft(self, message)
-                case Open():
-                    self._rounds.open(self, account, message)
-                case Close():
-                    self._rounds.close(self, message.stream)
-                case Redraft():
-                    self._check_fingerprint(message)
-                    self._rounds.redraft(self, account, message.drafter)
-                    logger.info("agent %s drafts with %s from now on", account.name, message.drafter)
-                case GetTokenizer():
-                    if self._tokenizer_sent:
-                        raise ProtocolError("the tokenizer was asked for twice on one link")
-                    self._tokenizer_sent = True
-                    self._post_frame(self._model.tokenizer_frame)
-                case Hello():
-                    raise ProtocolError("a second Hello on one link")
-        except Overloaded as error:
-            self._refuse(error, _stream_of(message), error.retry_after_s)
-        except InvalidRequest as error:
-            # One stream's trouble: the link, and every other stream on it, goes on.
-            self._refuse(error, _stream_of(message))
+        stream = _stream_of(message)
+        with about(stream=stream):
+            try:
+                self._take(account, message)
+            except (Overloaded, InvalidRequest) as error:
+                # One stream's trouble: the link, and every other stream on it, goes on.
+                logger.info("refused: %s", error)
+                self._refuse(error, stream, error.retry_after_s if isinstance(error, Overloaded) else None)
+
+    def _take(self, account: AgentAccount, message: AgentMessage) -> None:
+        match message:
+            case Draft():
+                self._rounds.draft(self, message)
+            case Open():
+                self._rounds.open(self, account, message)
+            case Close():
+                self._rounds.close(self, message.stream)
+            case Redraft():
+                self._check_fingerprint(message)
+                self._rounds.redraft(self, account, message.drafter)
+                logger.info("agent %s drafts with %s from now on", account.name, message.drafter)
+            case GetTokenizer():
+                if self._tokenizer_sent:
+                    raise ProtocolError("the tokenizer was asked for twice on one link")
+                self._tokenizer_sent = True
+                self._post_frame(self._model.tokenizer_frame)
+            case Hello():
+                raise ProtocolError("a second Hello on one link")
 
     def _refuse(self, error: GoodSpeedError, stream: int | None = None, retry_after_s: float | None = None) -> None:
         # A sentence may quote what the peer sent, and may not be longer than the peer accepts.

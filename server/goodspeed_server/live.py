@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -12,6 +14,7 @@ from goodspeed.errors import InvalidRequest
 from goodspeed.estimation import AcceptanceEstimator, Goodput, HitOrMiss
 from goodspeed.guesses import Guesses
 from goodspeed.leads import Probing
+from goodspeed.logs import about
 from goodspeed.messages import Draft, DraftEnd, Failure, ServerMessage, Verdict
 from goodspeed.stream import Commit, ServedStream, check_draft
 from goodspeed.timing import Pace
@@ -19,6 +22,8 @@ from goodspeed.verification import DraftDistribution, Rule
 from goodspeed_server.allowance import Allowance
 
 __all__ = ["AgentAccount", "DraftWay", "LiveStream", "Outbox"]
+
+logger = logging.getLogger(__name__)
 
 
 _REMEMBERED = 32
@@ -148,6 +153,10 @@ class LiveStream:
     closed: bool = False
     """Whether it has ended; if a pass is at its row then, the row is released when the pass is over."""
 
+    def logged(self) -> AbstractContextManager[None]:
+        """Within the block, log lines are about this stream."""
+        return about(agent=self.account.name, stream=self.number)
+
     def start_afresh(self) -> None:
         """Forget what was learned of the drafter before."""
         assert self.fresh is not None
@@ -163,6 +172,8 @@ class LiveStream:
             return message, check_draft(message, most, vocab_size, rule)
         except InvalidRequest as error:
             self.account.bad_drafts += 1
+            with self.logged():
+                logger.info("a draft cannot be used: %s", error)
             self.outbox.post(Failure(error.code, str(error), message.stream))
             return Draft(message.stream, message.base, [], offset=message.offset, end=DraftEnd.NOTHING_TO_SAY), []
 

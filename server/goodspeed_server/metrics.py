@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from weakref import WeakKeyDictionary
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -63,10 +63,19 @@ class ServerMetrics:
         self._phases = seconds("round_phase", "Of a round.", "phase")
         self._forward = seconds("forward", "Of a forward pass.")
         self._lag = seconds("loop_lag", "How late the event loop is.")
+        self._refusals = counter("refusals", "What was refused: at the door, links, texts, drafts.", "code")
+        self._price = Gauge(
+            "goodspeed_draft_price",
+            "From which chance of being accepted on a drafted token was worth its time: the mean of the last round.",
+            registry=registry,
+        )
+        self._prices: list[int] = []
+        """Of the round that is being committed, percent."""
 
     def committed(self, live: LiveStream, drafted: int, commit: Commit, now: float) -> None:
         """A verdict was reached for one stream."""
         self._generated.inc(commit.size)
+        self._prices.append(live.price_percent)
         if drafted:
             self._drafts.inc()
             self._drafted.inc(drafted)
@@ -87,12 +96,19 @@ class ServerMetrics:
     def round_over(self, record: RoundRecord) -> None:
         """A pass has been committed."""
         self._rounds.inc()
+        if self._prices:
+            self._price.set(sum(self._prices) / len(self._prices) / 100)
+            self._prices.clear()
         self._prompt.inc(record.prefilled)
         self._forward.observe(record.forward_s)
         for phase in ("gather", "plan", "verify", "commit"):
             self._phases.labels(phase).observe(getattr(record, f"{phase}_s"))
         if self._then is not None:
             self._then.round_over(record)
+
+    def refused(self, code: str) -> None:
+        """Something that a peer asked for was refused."""
+        self._refusals.labels(code).inc()
 
     async def watch_loop(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Measure, for ever, how late the event loop wakes who sleeps."""
@@ -127,9 +143,9 @@ class _Now(Collector):
             ("utility", "Sum over streams of the utility of their goodput.", now.utility),
             ("plain_utility", "The same, if nothing were drafted.", now.plain_utility),
             ("jain_index", "Of the streams' goodputs: 1 where all are alike.", now.jain),
-            ("busy_seconds", "Time that the engine has spent in passes.", now.busy_s),
         ):
             yield GaugeMetricFamily(f"goodspeed_{name}", what, value=float(value))
+        yield CounterMetricFamily("goodspeed_busy_seconds", "Time that the engine has spent in passes.", now.busy_s)
         chosen = sorted(_by_name(now.agents).items(), key=lambda entry: -entry[1]["streams"])[:_MOST_AGENTS]
         for name, what in _OF_AGENTS.items():
             family = GaugeMetricFamily(f"goodspeed_agent_{name}", what, labels=["agent"])

@@ -8,14 +8,18 @@ a round closes, `ServedStream` what a judgement commits, the scheduler what ever
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 
 from goodspeed.engine import Engine
 from goodspeed.errors import InvalidRequest, Overloaded
 from goodspeed.estimation import PRIOR_ALPHA, Goodput
 from goodspeed.logprobs import entry_bytes
+from goodspeed.logs import about
 from goodspeed.messages import Draft, DraftEnd, Open, Opened, Verdict
 from goodspeed.rounds import Barrier, Rolling, Rounds
 from goodspeed.stream import Commit, ServedStream
@@ -32,6 +36,8 @@ from goodspeed_server.telemetry import Phases, RoundRecord, Telemetry
 from goodspeed_server.verifier import Outcome, Verifier
 
 __all__ = ["RoundLoop"]
+
+logger = logging.getLogger(__name__)
 
 StreamKey = tuple[Outbox, int]
 
@@ -87,6 +93,8 @@ class RoundLoop:
         )
         self._changed = asyncio.Event()
         self._stopping = False
+        self._round = 0
+        """How many have begun: the number of the one that runs, or ran last."""
         self._engine_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
 
     @property
@@ -146,6 +154,7 @@ class RoundLoop:
         except Overloaded:
             account.give_back()
             raise
+        logger.info("a text waits for a row: %d before it", len(self._admission) - 1)
 
     def draft(self, outbox: Outbox, message: Draft) -> None:
         """Take a draft.
@@ -249,13 +258,16 @@ class RoundLoop:
                 if not planned.work.turns and not planned.work.chunks:
                     continue
                 arrivals = self._look_back(planned, gathering, gathered)
-                verifying = self._clock()
-                outcome = await loop.run_in_executor(self._engine_thread, self._verifier.run, planned.work)
-                verified = self._clock()
-                self._learn_from_pass(planned, verified - verifying)
-                commits = self._commit(planned, outcome)
-                phases = Phases(gathering, gathered, verifying, verified, self._clock())
-                self._telemetry.round_over(RoundRecord.of(planned.work, outcome, commits, phases, arrivals))
+                self._round += 1
+                with about(round=self._round):
+                    verifying = self._clock()
+                    run = partial(copy_context().run, self._verifier.run, planned.work)
+                    outcome = await loop.run_in_executor(self._engine_thread, run)
+                    verified = self._clock()
+                    self._learn_from_pass(planned, verified - verifying)
+                    commits = self._commit(planned, outcome)
+                    phases = Phases(gathering, gathered, verifying, verified, self._clock())
+                    self._telemetry.round_over(RoundRecord.of(planned.work, outcome, commits, phases, arrivals))
         finally:
             self._engine_thread.shutdown(wait=True)
 
@@ -372,6 +384,8 @@ class RoundLoop:
             pace=account.pace.copy(),
         )
         self._live[key] = live
+        with live.logged():
+            logger.info("a text begins: prompt %d tokens, row %d", stream.prompt_tokens, live.row)
         # The first budget is a fair share of what is left; the first round's plan corrects it.
         capacity = self.capacity
         share = min(capacity // len(self._live), max(0, capacity - self._granted))
@@ -406,6 +420,10 @@ class RoundLoop:
     def _end(self, live: LiveStream) -> None:
         """Forget a stream; its row is free at once, or when the pass it is in is over."""
         live.closed = True
+        with live.logged():
+            stream, took_s = live.stream, self._clock() - live.stream.opened_at
+            written = len(stream.tokens) - stream.prompt_tokens
+            logger.info("a text ends (%s): %d tokens in %.2f s", stream.finish or "given up", written, took_s)
         live.account.give_back()
         if self._recorder is not None:
             self._recorder.ended(live)

@@ -11,9 +11,9 @@ import math
 import platform
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -23,6 +23,7 @@ import goodspeed
 from goodspeed.catalog import Files, digest, fingerprint, load_model, tokenizer_files, weights_digest
 from goodspeed.engine import Engine, Layout
 from goodspeed.errors import GoodSpeedError, InvalidRequest
+from goodspeed.logs import about
 from goodspeed.messages import MAX_AGENT_FRAME_BYTES, Snapshot, Tokenizer, encode
 from goodspeed.scheduling import SCHEDULERS
 from goodspeed.snapshot import ServerSnapshot
@@ -40,7 +41,7 @@ from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.settings import AUTO_MAX_LENGTH, AUTO_MAX_STREAMS, ServerSettings
 from goodspeed_server.shards import ShardFolder
 from goodspeed_server.telemetry import Observer, ServerFacts, Telemetry
-from goodspeed_server.tokens import TokenStore
+from goodspeed_server.tokens import Role, TokenStore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -319,6 +320,7 @@ class VerificationServer:
             snapshot_frame=self._snapshot_frame,
             token=token,
             allowance=None if token is None else self._doorkeeper.allowance(token),
+            refused=self._metrics.refused,
         )
         self._links.add(link)
         try:
@@ -332,7 +334,8 @@ class VerificationServer:
             await asyncio.sleep(_TOKEN_CHECK_S)
             for link in list(self._links):
                 if not self._doorkeeper.still_welcome(link.connection):
-                    logger.info("a link is cut: its token was revoked")
+                    with about(agent=link.agent):
+                        logger.info("a link is cut: its token was revoked")
                     link.abort()
 
     def _answer_http(self, connection: ServerConnection, request: Request) -> Response | None:
@@ -345,7 +348,7 @@ class VerificationServer:
                 return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "draining\n")
             return connection.respond(http.HTTPStatus.OK, "ready\n")
         if path == "/metrics":
-            return self._doorkeeper.refusal(connection, request, roles=("monitor", "admin")) or _metrics_response(
+            return self._turned_away(connection, request, ("monitor", "admin")) or _metrics_response(
                 connection, self._metrics
             )
         if path == "/" and self._draining:
@@ -354,7 +357,16 @@ class VerificationServer:
             return connection.respond(
                 http.HTTPStatus.NOT_FOUND, "there is /health, /ready, /metrics, and a WebSocket at /\n"
             )
-        return self._doorkeeper.refusal(connection, request)
+        return self._turned_away(connection, request)
+
+    def _turned_away(
+        self, connection: ServerConnection, request: Request, roles: Collection[Role] = get_args(Role)
+    ) -> Response | None:
+        """The doorkeeper's answer to who is not let in, counted."""
+        refusal = self._doorkeeper.refusal(connection, request, roles)
+        if refusal is not None:
+            self._metrics.refused(http.HTTPStatus(refusal.status_code).name.lower())
+        return refusal
 
 
 def _address(listener: Server, *, secure: bool) -> str:

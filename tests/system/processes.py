@@ -52,7 +52,7 @@ async def address_of(process: Forked) -> str:
     line = (await process.stdout.readline()).decode()
     if not line:
         raise AssertionError((await process.stderr.read()).decode())
-    assert line.startswith("listening on ws://"), line
+    assert line.startswith(("listening on ws://", "listening on wss://")), line
     return line.removeprefix("listening on ").strip()
 
 

@@ -43,7 +43,7 @@ async def serve(agent: Agent, host: str, port: int, ready: Callable[[str], None]
     with _listening(host, port) as listener:
         api = Api(agent, local=is_loopback_host(host))
         config = uvicorn.Config(
-            api.app, log_config=None, access_log=False, lifespan="off", ws="none",
+            api.app, log_config=None, lifespan="off", ws="none",
             timeout_graceful_shutdown=2 * _DRAIN_S,
         )  # fmt: skip
         server = _Server(config)
