@@ -1,4 +1,4 @@
-"""`goodspeed-server`: run a server, or watch one."""
+"""`goodspeed-server`: run a server, watch one, or change it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from goodspeed.credentials import Credentials
 from goodspeed.errors import InvalidRequest, ModelError
 from goodspeed.event_loop import loop_factory
 from goodspeed.scheduling import SCHEDULERS
-from goodspeed_server import token_commands
+from goodspeed_server import ctl_commands, token_commands
 from goodspeed_server.configuration import ENVIRONMENT, lines_in_force, use_file
 from goodspeed_server.errands import errors_named
 from goodspeed_server.monitor import run_monitor, top
@@ -44,6 +44,7 @@ app = typer.Typer(
 )
 
 app.add_typer(token_commands.app, name="token")
+app.add_typer(ctl_commands.app, name="ctl")
 
 logger = logging.getLogger(__name__)
 

@@ -42,7 +42,7 @@ try:
 except ImportError:  # Windows: Ctrl-C still ends the monitor.
     termios = None  # type: ignore[assignment]
 
-__all__ = ["fetch_snapshot", "quit_on_key", "snapshots", "top"]
+__all__ = ["connected", "fetch_snapshot", "quit_on_key", "snapshots", "top"]
 
 _OPEN_TIMEOUT_S = 10.0
 _SILENCE_S = 10.0
@@ -98,7 +98,7 @@ async def snapshots(url: str, credentials: Credentials = NOBODY) -> AsyncGenerat
         LinkLost: the connection cannot be made, or has ended.
         (and what `top` raises)
     """
-    async with _connected(url, credentials) as connection:
+    async with connected(url, credentials) as connection:
         await connection.send(
             encode(
                 Hello(
@@ -133,7 +133,8 @@ async def snapshots(url: str, credentials: Credentials = NOBODY) -> AsyncGenerat
 
 
 @contextlib.asynccontextmanager
-async def _connected(url: str, credentials: Credentials) -> AsyncIterator[ClientConnection]:
+async def connected(url: str, credentials: Credentials) -> AsyncIterator[ClientConnection]:
+    """A connection to a server, before anything is said on it; raises what `top` raises."""
     check_url(url)
     try:
         connection = await connect(
