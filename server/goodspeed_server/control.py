@@ -116,10 +116,9 @@ class LiveControl:
                 changed = self._set_weight(change)
             case SetService():
                 changed = self._set_service(change)
-        for one in changed:
-            if one.before != one.after:
-                # It belongs into every log, whatever that leaves out.
-                logger.warning("%s, by %s", one, who)
+        if any(one.before != one.after for one in changed):
+            # It belongs into every log, whatever that leaves out.
+            logger.warning("%s, by %s", "; ".join(map(str, changed)), who)
         return changed
 
     def _set_scheduler(self, change: SetScheduler) -> tuple[Changed, ...]:
@@ -182,7 +181,7 @@ class LiveControl:
             names = [repr(name[:60]) for name in sorted(there)]
             more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
             raise InvalidRequest(
-                f"no agent {asked[:60]!r} is linked up: there {'are ' if names else 'is '}"
+                f"no agent {asked[:60]!r} is linked up: there {'are ' if len(names) > 1 else 'is '}"
                 f"{', '.join(names[:_MOST_NAMES]) or 'none'}{more}"
             )
         return [account for account in self._accounts if account.name == asked]

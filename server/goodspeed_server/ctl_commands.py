@@ -131,12 +131,16 @@ def undrain(ctx: typer.Context, agent: AgentName, as_json: AsJson = False) -> No
 
 def _change(ctx: typer.Context, change: Change | None, *, as_json: bool, until_drained: str | None = None) -> None:
     """Make a change, or only look, and print what there is to say."""
+    url, credentials = ctx.obj
     with errors_named(), asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(_changed(*ctx.obj, change, as_json=as_json, until_drained=until_drained))
+        if change is not None:
+            # What cannot be is said before anybody is asked.
+            change.validate()
+        runner.run(_changed(url, credentials, change, as_json, until_drained))
 
 
 async def _changed(
-    url: str, credentials: Credentials, change: Change | None, *, as_json: bool, until_drained: str | None
+    url: str, credentials: Credentials, change: Change | None, as_json: bool, until_drained: str | None
 ) -> None:
     async with controlling(url, credentials) as controls:
         state = await controls.ask(change)
