@@ -147,7 +147,7 @@ async def play(script: Sequence[Change | tuple[int, int]]) -> None:
 
 
 @given(events)
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_any_order_of_changes_leaves_every_stream_in_one_place_and_its_text_as_it_was(
     script: list[Change | tuple[int, int]],
 ) -> None:
