@@ -17,8 +17,17 @@ agent                                   server
   <--------------------------- Verdict            accepted, appended, the next budget
   Close  ------------------------------>
   <--------------------------- Goodbye            the server is going away
+  <--------------------------- Welcome            again: from here on its rounds are of the other kind
 monitor: Hello(role="monitor"), then Snapshot messages come at about 4 Hz
+control: Hello(role="control"), then every Control is answered by one Controlled, or by the Failure that ends the link
 ```
+
+A server may be told to change its scheduler while it runs, and its kind of rounds with it. Then every agent is sent the
+`Welcome` again with the other `waits`, and behind it, for every stream that is open, a `Verdict` that commits nothing
+and says what to draft. Messages are in order on both ways, so each side knows what the other meant: what was drafted
+before the `Welcome` came is a draft or a guess like any other, except that a piece with an `offset` is dropped where
+drafts are waited for. Verdicts to those streams spell out their tokens from then on, whatever `waits` says: which draft
+a number would count in, the agent could not know.
 
 Frames are packed by msgpack and read by msgspec: two implementations of one format meet on every link. Decoding is
 defensive: the frame's size is bounded, and it is decoded straight into the typed structs, so that the first element
@@ -35,6 +44,7 @@ import msgpack
 import msgspec
 from msgspec import Meta, Struct
 
+from goodspeed.control import Change
 from goodspeed.errors import MalformedMessage, VersionMismatch
 from goodspeed.sampling import SamplingParams
 from goodspeed.verification import Rule
@@ -46,6 +56,8 @@ __all__ = [
     "PROTOCOL_VERSION",
     "AgentMessage",
     "Close",
+    "Control",
+    "Controlled",
     "Draft",
     "DraftEnd",
     "Failure",
@@ -98,7 +110,7 @@ class Hello(_Message, tag=ord("H"), frozen=True):
     """
 
     protocol: int
-    role: Literal["agent", "monitor"]
+    role: Literal["agent", "monitor", "control"]
     name: ShortText
     drafter: ShortText = "none"
     fingerprint: ShortText | None = None
@@ -175,8 +187,15 @@ class GetTokenizer(_Message, tag=ord("K"), frozen=True):
     """Send me the target's tokenizer."""
 
 
+class Control(_Message, tag=ord("X"), frozen=True):
+    """Change something of the server, if its operator may say so on this link, and say what is in force."""
+
+    change: Change | None = None
+    """None only asks."""
+
+
 class Welcome(_Message, tag=ord("W"), frozen=True):
-    """The server's answer to a `Hello` it accepts."""
+    """The server's answer to a `Hello` it accepts, and said again when `waits` has changed."""
 
     protocol: int
     server: ShortText
@@ -221,7 +240,7 @@ class Verdict(_Message, tag=ord("V"), frozen=True):
 
     Upon a committed length of `base`, the first `accepted` tokens of the draft stand, and `tokens` follow them: the
     recovered or bonus token, or, where the draft was stale, the suffix the agent is missing. A server that does not
-    wait spells out all of them, and accepts nothing by number.
+    wait spells out all of them, and accepts nothing by number. Without any it only says what to draft.
     """
 
     stream: StreamId
@@ -263,8 +282,14 @@ class Snapshot(_Message, tag=ord("S"), frozen=True):
     snapshot: bytes
 
 
-AgentMessage: TypeAlias = Hello | Open | Draft | Close | Redraft | GetTokenizer
-ServerMessage: TypeAlias = Welcome | Tokenizer | Opened | Verdict | Failure | Goodbye | Snapshot
+class Controlled(_Message, tag=ord("x"), frozen=True):
+    """What is in force, and what was changed: `goodspeed.control.ControlState`, as JSON bytes."""
+
+    state: bytes
+
+
+AgentMessage: TypeAlias = Hello | Open | Draft | Close | Redraft | GetTokenizer | Control
+ServerMessage: TypeAlias = Welcome | Tokenizer | Opened | Verdict | Failure | Goodbye | Snapshot | Controlled
 
 
 class _AgentGreeting(Struct, array_like=True, tag=ord("H")):

@@ -6,12 +6,14 @@ import logging
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from websockets.asyncio.server import ServerConnection
 
 from goodspeed.errors import (
     InvalidRequest,
     LinkLost,
     Overloaded,
+    TargetChanged,
 )
 from goodspeed.messages import (
     AgentMessage,
@@ -23,7 +25,9 @@ from goodspeed.messages import (
     Hello,
     Open,
     Opened,
+    Redraft,
     Verdict,
+    encode,
 )
 from goodspeed_agent.backoff import Backoff, Patience
 from goodspeed_agent.channel import Relinked
@@ -47,6 +51,49 @@ async def test_a_cached_tokenizer_is_not_fetched_again(cache: TokenizerCache) ->
     async with linked(server, cache) as link:
         assert link.files == server.files
     assert server.received == [HELLO]
+
+
+async def test_the_rounds_may_change_while_a_tokenizer_is_on_its_way(cache: TokenizerCache) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, GetTokenizer):
+            await connection.send(encode(replace(server.welcome(), waits=False)))
+        return False
+
+    async with linked(FakeServer(hook=hook), cache) as link:
+        assert link.welcome.waits is False
+
+
+async def test_every_stream_hears_in_its_place_that_the_rounds_change(cache: TokenizerCache) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Redraft):
+            await connection.send(encode(replace(server.welcome(), waits=False)))
+            await connection.send(encode(Verdict(1, 3, 0, [], 2)))
+        return False
+
+    server = FakeServer(hook=hook)
+    async with linked(server, cache) as link:
+        one, two = link.channel(), link.channel()
+        await one.send(opening(one))
+        await one.send(Redraft("another"))
+        heard = [await one.receive() for _ in range(3)]
+        changed = replace(server.welcome(), waits=False)
+        assert heard == [Opened(1, 3, 4), changed, Verdict(1, 3, 0, [], 2)]
+        assert await two.receive() == changed
+        assert link.welcome == changed
+
+
+async def test_a_welcome_of_another_target_ends_the_link(cache: TokenizerCache) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Open):
+            await connection.send(encode(replace(server.welcome(), weights="others")))
+        return False
+
+    async with linked(FakeServer(hook=hook), cache) as link:
+        channel = link.channel()
+        await channel.send(opening(channel))
+        with pytest.raises(TargetChanged):
+            while True:
+                await channel.receive()
 
 
 async def test_streams_share_a_link_and_do_not_see_each_other(cache: TokenizerCache) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from goodspeed.control import Service, SetCapacity, SetRoundTimeout, SetScheduler, SetService, SetWeight
 from goodspeed.errors import MalformedMessage, ProtocolError, VersionMismatch
 from goodspeed.messages import (
     MAX_AGENT_FRAME_BYTES,
@@ -16,6 +17,8 @@ from goodspeed.messages import (
     PROTOCOL_VERSION,
     AgentMessage,
     Close,
+    Control,
+    Controlled,
     Draft,
     DraftEnd,
     Failure,
@@ -60,7 +63,7 @@ AGENT: dict[type, st.SearchStrategy[AgentMessage]] = {
     Hello: st.builds(
         Hello,
         versions,
-        st.sampled_from(["agent", "monitor"]),
+        st.sampled_from(["agent", "monitor", "control"]),
         texts,
         texts,
         fingerprint=st.none() | texts,
@@ -89,6 +92,15 @@ AGENT: dict[type, st.SearchStrategy[AgentMessage]] = {
     Close: st.builds(Close, numbers),
     Redraft: st.builds(Redraft, texts, st.none() | texts),
     GetTokenizer: st.builds(GetTokenizer),
+    Control: st.builds(
+        Control,
+        st.none()
+        | st.builds(SetScheduler, texts, st.none() | seconds)
+        | st.builds(SetCapacity, st.none() | st.integers(-5, 2**31))
+        | st.builds(SetWeight, texts, st.none() | seconds)
+        | st.builds(SetService, texts, st.sampled_from(typing.get_args(Service)))
+        | st.builds(SetRoundTimeout, seconds),
+    ),
 }
 SERVER: dict[type, st.SearchStrategy[ServerMessage]] = {
     Welcome: st.builds(
@@ -110,6 +122,7 @@ SERVER: dict[type, st.SearchStrategy[ServerMessage]] = {
     Failure: st.builds(Failure, texts, texts, st.none() | numbers, st.none() | seconds),
     Goodbye: st.builds(Goodbye, texts, st.none() | seconds),
     Snapshot: st.builds(Snapshot, st.binary(max_size=400)),
+    Controlled: st.builds(Controlled, st.binary(max_size=400)),
 }
 agent_messages = st.one_of(*AGENT.values())
 server_messages = st.one_of(*SERVER.values())
@@ -154,7 +167,7 @@ def test_random_bytes(frame: bytes) -> None:
 
 @given(st.recursive(st.none() | st.integers(-(2**63), 2**64 - 1) | st.floats() | texts | st.binary(), st.lists))
 def test_random_structures(value: object) -> None:
-    for tag in "HODCKWTVFGS":
+    for tag in "HODCKRXWToVFGSx":
         survives(decode_agent, msgspec.msgpack.encode([ord(tag), value]))
         survives(decode_server, msgspec.msgpack.encode([ord(tag), *(value if isinstance(value, list) else [value])]))
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 
 from goodspeed.errors import GoodSpeedError, Overloaded
-from goodspeed.messages import Close, Failure, Opened, Verdict
+from goodspeed.messages import Close, Failure, Opened, Verdict, Welcome
 from goodspeed_agent.backoff import Backoff, Patience
 from goodspeed_agent.channel import Channel, Relinked
 from goodspeed_agent.drafting import Drafting
@@ -42,7 +42,7 @@ async def tokens_of(
         channel: the stream's end of the link.
         drafting: of this stream.
         backoff: how patiently an overloaded server is asked again.
-        waits: whether the server waits for drafts; see `messages.Welcome`.
+        waits: whether the server waits for drafts, as it said last; see `messages.Welcome`.
         on_queued: called once if the server has no row for the stream yet.
 
     Raises:
@@ -53,6 +53,7 @@ async def tokens_of(
     """
     patience = Patience(backoff)
     warned = False
+    waited_for = waits()
     queued = asyncio.get_running_loop().call_later(_QUEUED_S, on_queued or (lambda: None))
     try:
         await channel.send(generation.opening())
@@ -60,7 +61,14 @@ async def tokens_of(
             match await channel.receive():
                 case Relinked():
                     drafting.lost()
+                    waited_for = waits()
                     await channel.send(generation.opening())
+                    continue
+                case Welcome() as welcome:
+                    # What was drafted for the other kind of rounds is on its way; the server says what it wants now.
+                    drafting.lost()
+                    generation.begin_guessing(-1)
+                    waited_for = welcome.waits
                     continue
                 case Failure(code=code) as failure if code in _BAD_DRAFT:
                     drafting.lost()
@@ -85,7 +93,7 @@ async def tokens_of(
                     if new:
                         yield new
             budget, price = asking.budget, asking.price_percent / 100
-            if not waits():
+            if not waited_for:
                 if generation.transcript.finish is None:
                     drafting.along(generation, channel, Wanted(budget, price, asking.overtaken))
             elif generation.draft_due(budget):

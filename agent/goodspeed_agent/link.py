@@ -229,6 +229,12 @@ class Link:
                 self._retry_after_s = message.retry_after_s or 1.0
             case Failure():
                 raise refusal(message)
+            case Welcome():
+                # Its rounds are of the other kind from here on, which each stream has to know in the same place.
+                self._check_same(message)
+                self.welcome = message
+                for channel in self._channels.values():
+                    channel.put(message, self._connection)
             case Goodbye():
                 self._retry_after_s = message.retry_after_s or 0.0
                 _log.warning("the server is going away: %s", message.reason)
@@ -282,22 +288,27 @@ class Link:
             try:
                 await connection.send(encode(self._hello))
                 welcome = _expect(await _receive(connection), Welcome)
-                return welcome, await self._tokenizer(connection, welcome.tokenizer, limit), connection
+                return *await self._tokenizer(connection, welcome, limit), connection
             except BaseException:
                 await connection.close()
                 raise
 
-    async def _tokenizer(self, connection: ClientConnection, digest: str, limit: asyncio.Timeout) -> Files:
+    async def _tokenizer(
+        self, connection: ClientConnection, welcome: Welcome, limit: asyncio.Timeout
+    ) -> tuple[Welcome, Files]:
+        digest = welcome.tokenizer
         files = self._cache.load(digest)
         if files is None:
             limit.reschedule(asyncio.get_running_loop().time() + _TRANSFER_S)
             # The answer to a ping waits behind the file.
             usual_s, connection.ping_timeout = connection.ping_timeout, _TRANSFER_S
             await connection.send(encode(GetTokenizer()))
-            files = _expect(await _receive(connection), Tokenizer).files
+            while isinstance(answer := await _receive(connection), Welcome):
+                welcome = answer
+            files = _expect(answer, Tokenizer).files
             connection.ping_timeout = usual_s
             self._cache.store(digest, files)
-        return files
+        return welcome, files
 
     def _raise_if_hopeless(self, error: Exception) -> None:
         if isinstance(error, InvalidStatus) and error.response.status_code < 500:

@@ -123,6 +123,7 @@ class Lookahead:
             The draft, and what ended it.
         """
         self._follow(tokens)
+        self._handed = self._doomed = 0
         kept = len(self._guesses)
         chance, self._sent = 1.0, 0
         while self._sent < budget:

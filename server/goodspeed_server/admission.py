@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from goodspeed.errors import Overloaded
@@ -29,6 +29,9 @@ class Admission(Generic[KeyT, RequestT]):
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def __iter__(self) -> Iterator[RequestT]:
+        return iter(self._waiting.values())
 
     def __contains__(self, key: KeyT) -> bool:
         return key in self._waiting

@@ -1,4 +1,4 @@
-"""`goodspeed-server`: run a server, or watch one."""
+"""`goodspeed-server`: run a server, watch one, or change it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from goodspeed.errors import InvalidRequest, ModelError
 from goodspeed.event_loop import loop_factory
 from goodspeed.logs import JsonLines, Readable, log_to
 from goodspeed.scheduling import SCHEDULERS
-from goodspeed_server import token_commands
+from goodspeed_server import ctl_commands, token_commands
 from goodspeed_server.configuration import ENVIRONMENT, lines_in_force, use_file
 from goodspeed_server.dashboard import dashboard
 from goodspeed_server.errands import errors_named
@@ -48,6 +48,7 @@ app = typer.Typer(
 )
 
 app.add_typer(token_commands.app, name="token")
+app.add_typer(ctl_commands.app, name="ctl")
 
 logger = logging.getLogger(__name__)
 

@@ -24,6 +24,8 @@ from goodspeed.messages import (
     PROTOCOL_VERSION,
     AgentMessage,
     Close,
+    Control,
+    Controlled,
     Draft,
     Failure,
     GetTokenizer,
@@ -38,6 +40,7 @@ from goodspeed.messages import (
 )
 from goodspeed.verification import Rule
 from goodspeed_server.allowance import Allowance
+from goodspeed_server.control import LiveControl
 from goodspeed_server.live import AgentAccount
 from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.telemetry import Telemetry
@@ -76,7 +79,11 @@ class ServedModel:
     eos_tokens: frozenset[int]
 
 
-_ROLES: dict[str, tuple[Role, ...]] = {"agent": ("agent", "admin"), "monitor": ("monitor", "admin")}
+_ROLES: dict[str, tuple[Role, ...]] = {
+    "agent": ("agent", "admin"),
+    "monitor": ("monitor", "admin"),
+    "control": ("admin",),
+}
 """Which tokens open a link of a kind."""
 
 
@@ -89,6 +96,8 @@ class Link:
         rounds: where its streams live.
         telemetry: is told who comes and goes.
         snapshot_frame: what a monitor is shown now, encoded.
+        control: changes the server while it runs.
+        trusts_everybody: whether who shows no token may change it: nobody but this machine reaches the server.
         token: what the peer showed at the door; None where nobody has to show anything.
         allowance: of that token.
         refused: is told the code of everything that is refused.
@@ -102,6 +111,8 @@ class Link:
         rounds: RoundLoop,
         telemetry: Telemetry,
         snapshot_frame: Callable[[], bytes],
+        control: LiveControl,
+        trusts_everybody: bool,
         token: Token | None = None,
         allowance: Allowance | None = None,
         refused: Callable[[str], None] = lambda code: None,
@@ -116,6 +127,9 @@ class Link:
         self._rounds = rounds
         self._telemetry = telemetry
         self._snapshot_frame = snapshot_frame
+        self._control = control
+        self._trusts_everybody = trusts_everybody
+        self._drafts = False
         self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue(_MAX_QUEUED)
         self._queued_bytes = 0
         self._dropped = False
@@ -145,6 +159,8 @@ class Link:
             hello = await self._greet()
             if hello.role == "monitor":
                 await self._show()
+            elif hello.role == "control":
+                await self._obey(hello)
             else:
                 self.agent = hello.name
                 ids.enter_context(about(agent=hello.name))
@@ -187,13 +203,19 @@ class Link:
             raise ProtocolError(f"no Hello came within {_HANDSHAKE_TIMEOUT_S:g} s") from None
         if not isinstance(hello, Hello):
             raise ProtocolError(f"the first message is a {type(hello).__name__}: it must be a Hello")
-        if self._token is not None and self._token.role not in _ROLES[hello.role]:
-            raise InvalidRequest(
-                f"the token {self._token.name!r} is {self._token.role}'s, and does not open this door: an {hello.role} "
-                f"needs one of role {' or '.join(_ROLES[hello.role])}",
-                code="forbidden",
-            )
+        self._check_role(hello)
         self._check_fingerprint(hello)
+        self.welcome()
+        self._drafts = hello.role == "agent"
+        return hello
+
+    def announce_rounds(self) -> None:
+        """Tell an agent that its drafts are waited for from now on, or no longer are."""
+        if self._drafts:
+            self.welcome()
+
+    def welcome(self) -> None:
+        """Say what this server is."""
         model = self._model
         self.post(
             Welcome(
@@ -211,7 +233,22 @@ class Link:
                 waits=self._rounds.waits,
             )
         )
-        return hello
+
+    def _check_role(self, hello: Hello) -> None:
+        roles, token = _ROLES[hello.role], self._token
+        if token is not None and token.role not in roles:
+            kind = {"agent": "an agent", "monitor": "a monitor", "control": "who controls the server"}[hello.role]
+            raise InvalidRequest(
+                f"the token {token.name!r} is {token.role}'s, and does not open this door: {kind} needs one of role "
+                f"{' or '.join(roles)}",
+                code="forbidden",
+            )
+        if token is None and hello.role == "control" and not self._trusts_everybody:
+            raise InvalidRequest(
+                "others reach this server and it asks for no tokens, so it is not changed from afar: start it with "
+                "--tokens, and show an admin's",
+                code="forbidden",
+            )
 
     def _check_fingerprint(self, drafting: Hello | Redraft) -> None:
         model = self._model
@@ -226,6 +263,7 @@ class Link:
         if self._token is not None:
             account.weight = self._token.weight
         self._telemetry.joined(account, self._rounds.now())
+        self._control.joined(account)
         logger.info("agent %s (%s) has linked up from %s", hello.name, hello.drafter, self._peer)
         try:
             while not self._dropped:
@@ -233,6 +271,16 @@ class Link:
         finally:
             self._rounds.drop(self)
             self._telemetry.left(account)
+            self._control.left(account)
+
+    async def _obey(self, hello: Hello) -> None:
+        shown = "without a token" if self._token is None else f"with the token {self._token.name!r}"
+        who = f"{hello.name!r} from {self._peer} {shown}"
+        while not self._dropped:
+            message = await self._receive()
+            if not isinstance(message, Control):
+                raise ProtocolError(f"a {type(message).__name__} on a link that controls the server")
+            self.post(Controlled((await self._control.obey(message.change, who)).to_json()))
 
     def _handle(self, account: AgentAccount, message: AgentMessage) -> None:
         stream = _stream_of(message)
@@ -263,6 +311,8 @@ class Link:
                 self._post_frame(self._model.tokenizer_frame)
             case Hello():
                 raise ProtocolError("a second Hello on one link")
+            case Control():
+                raise ProtocolError("an agent's link does not control the server: say so in the Hello")
 
     def _refuse(self, error: GoodSpeedError, stream: int | None = None, retry_after_s: float | None = None) -> None:
         # A sentence may quote what the peer sent, and may not be longer than the peer accepts.

@@ -10,7 +10,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from goodspeed.errors import InvalidRequest
+from goodspeed.control import Service
+from goodspeed.errors import InvalidRequest, Overloaded
 from goodspeed.estimation import AcceptanceEstimator, Goodput, HitOrMiss
 from goodspeed.guesses import Guesses
 from goodspeed.leads import Probing
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 _REMEMBERED = 32
 """How many of the last lengths: an agent's answer is not so many passes late."""
+_DRAINED_RETRY_S = 10.0
+"""An agent that keeps to it asks again while its user waits, and says so to the user if the drain lasts."""
 
 
 class Outbox(Protocol):
@@ -71,6 +74,8 @@ class AgentAccount:
     """`omega` of its streams in the utility."""
     allowance: Allowance | None = None
     """Of the token it showed."""
+    service: Service = "served"
+    """What the operator has said of it."""
     redrafted_at: float = -math.inf
     """When its estimates were last started anew."""
     draft_s: float = 0.0
@@ -80,12 +85,22 @@ class AgentAccount:
     wait_s: float = 0.0
     """and waited here for a pass."""
 
-    def admit(self, now: float) -> None:
+    def admit(self, now: float, *, begun: bool = False) -> None:
         """One more stream.
 
+        Args:
+            now: seconds.
+            begun: whether some of its text is written, which an agent that is drained may finish.
+
         Raises:
-            Overloaded: the token allows no more.
+            Overloaded: the token allows no more, or the agent is drained.
         """
+        if self.service != "served" and not begun:
+            raise Overloaded(
+                f"the server's operator drains the agent {self.name!r}, and it begins no new text here: "
+                f"try again in {_DRAINED_RETRY_S:g} s, or on another server",
+                retry_after_s=_DRAINED_RETRY_S,
+            )
         if self.allowance is not None:
             self.allowance.admit(now)
 
@@ -150,12 +165,20 @@ class LiveStream:
     """Smoothed tokens per round, `X` of equation (4); every round commits at least one."""
     fresh: AcceptanceEstimator | None = None
     """The estimator from the next verdict on, where another drafter drafts by now: what is here was the old one's."""
+    spelled_out: bool = False
+    """Whether its verdicts say every token: the rounds changed under it, and what its agent drafts in answer to which
+    word is not known."""
     closed: bool = False
     """Whether it has ended; if a pass is at its row then, the row is released when the pass is over."""
 
     def logged(self) -> AbstractContextManager[None]:
         """Within the block, log lines are about this stream."""
         return about(agent=self.account.name, stream=self.number)
+
+    @property
+    def draft_limit(self) -> int:
+        """The longest draft that is of use, and wanted."""
+        return 0 if self.account.service == "drained undrafted" else self.stream.draft_limit
 
     def start_afresh(self) -> None:
         """Forget what was learned of the drafter before."""
@@ -185,16 +208,36 @@ class LiveStream:
             now: seconds.
             spell_out: whether to say every token: an agent that nobody waits for may have begun anew by now.
         """
-        accepted = 0 if spell_out else commit.accepted
+        accepted = 0 if spell_out or self.spelled_out else commit.accepted
         appended = self.stream.tokens[commit.base + accepted :]
         asked = (0, 0, 0) if commit.finish else (self.lead, self.price_percent, self.overtaken)
         self.told.append((self.stream.length, now))
         self.outbox.post(Verdict(self.number, commit.base, accepted, appended, *asked, commit.finish, self.logprobs))
 
+    def ask(self, now: float) -> None:
+        """Say what to draft where no verdict says so."""
+        length = self.stream.length
+        self.told.append((length, now))
+        self.outbox.post(Verdict(self.number, length, 0, [], self.lead, self.price_percent, self.overtaken))
+
+    def change_rounds(self, now: float, *, waits: bool) -> None:
+        """From here on its drafts are waited for, or no longer are: keep what is here as what it is then."""
+        self.spelled_out = True
+        self.began_at = now
+        if waits:
+            # Its agent drafts anew.
+            self.guesses.drop()
+        elif self.draft is not None:
+            draft, ended = self.draft, self.draft.end is DraftEnd.NOTHING_TO_SAY
+            self.guesses.take(draft.base, draft.offset, draft.tokens, self.q, ended=ended)
+            self.heard_at = now
+            self.draft, self.q = None, []
+
     def to_verify(self) -> tuple[Sequence[int], Sequence[DraftDistribution]]:
         """What the next pass verifies, and what it was drawn from."""
         if self.draft is not None:
-            return self.draft.tokens, self.q
+            # It may have been granted more.
+            return self.draft.tokens[: self.budget], self.q[: self.budget]
         return self.guesses.beyond(self.stream.length, self.budget)
 
     def told_at(self, length: int) -> float | None:

@@ -31,10 +31,14 @@ class Planner:
     """
 
     def __init__(self, scheduler: Scheduler, rule: Rule, settings: RoundSettings, meter: EngineMeter) -> None:
-        self.scheduler = scheduler
         self.meter = meter
-        self._settings = settings
         self._coupled = rule == "coupled"
+        self.adopt(scheduler, settings)
+
+    def adopt(self, scheduler: Scheduler, settings: RoundSettings) -> None:
+        """Plan by these from now on; what was granted stays granted."""
+        self.scheduler = scheduler
+        self._settings = settings
         self._waits = settings.rounds == "barrier"
         # Plain decoding asks nobody for anything, and has no use for what a probe would tell.
         self._probes = not self._waits and not isinstance(scheduler, PlainDecoding)
@@ -146,7 +150,7 @@ class Planner:
             alpha=np.array([self._chance(live) for live in streams]),
             goodput=np.array([live.goodput for live in streams]),
             weight=np.array([live.account.weight for live in streams]),
-            limit=np.array([live.stream.draft_limit for live in streams], dtype=np.int64),
+            limit=np.array([live.draft_limit for live in streams], dtype=np.int64),
             timing=Timing(
                 rate=np.array([live.rate.rate for live in streams]),
                 draft_s=np.array([live.pace.draft_s for live in streams]),

@@ -22,11 +22,13 @@ from goodspeed.logprobs import entry_bytes
 from goodspeed.logs import about
 from goodspeed.messages import Draft, DraftEnd, Open, Opened, Verdict
 from goodspeed.rounds import Barrier, Rolling, Rounds
+from goodspeed.scheduling import Scheduler
 from goodspeed.stream import Commit, ServedStream
 from goodspeed.timing import Pace, PassSample
 from goodspeed.verification import Rule
 from goodspeed_server.admission import Admission
 from goodspeed_server.arrivals import Arrivals, look_back
+from goodspeed_server.boundary import Boundary
 from goodspeed_server.live import AgentAccount, LiveStream, Outbox
 from goodspeed_server.passes import PlannedPass, plan_pass
 from goodspeed_server.planner import Planner
@@ -75,27 +77,28 @@ class RoundLoop:
         self._rule = rule
         self.planner = planner
         self._eos_tokens = eos_tokens
-        self._settings = settings
+        self.settings = settings
         self._telemetry = telemetry
         self._recorder = recorder
         self._clock = clock
-        self.waits = settings.rounds == "barrier"
-        """Whether streams are verified only once their drafts are here."""
-        self._rounds: Rounds[LiveStream] = (
-            Barrier(timeout_s=settings.round_timeout_s, overdue_s=OVERDUE * settings.round_timeout_s)
-            if self.waits
-            else Rolling(load=lambda: planner.meter.load)
-        )
+        self._rounds = self._make_rounds()
         self._live: dict[StreamKey, LiveStream] = {}
         self._prefilling: dict[LiveStream, None] = {}  # in order of admission
         self._admission: Admission[StreamKey, tuple[AgentAccount, ServedStream]] = Admission(
             max_waiting=settings.max_waiting
         )
         self._changed = asyncio.Event()
+        self.boundary = Boundary(self._changed.set)
+        """Between two rounds."""
         self._stopping = False
         self._round = 0
         """How many have begun: the number of the one that runs, or ran last."""
         self._engine_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+
+    @property
+    def waits(self) -> bool:
+        """Whether streams are verified only once their drafts are here."""
+        return self.settings.rounds == "barrier"
 
     @property
     def live(self) -> Sequence[LiveStream]:
@@ -125,6 +128,12 @@ class RoundLoop:
         """Whether the stream's prompt is still on its way into the slab."""
         return live in self._prefilling
 
+    def streams_of(self, account: AgentAccount) -> int:
+        """How many streams of a link have a row or wait for one."""
+        return sum(live.account is account for live in self._live.values()) + sum(
+            waiting is account for waiting, _ in self._admission
+        )
+
     def open(self, outbox: Outbox, account: AgentAccount, message: Open) -> None:
         """Admit a stream, or queue it.
 
@@ -145,7 +154,7 @@ class RoundLoop:
             eos_tokens=self._eos_tokens,
         )
         stream.opened_at = self._clock()
-        account.admit(stream.opened_at)
+        account.admit(stream.opened_at, begun=stream.generated > 0)
         if self._engine.free_rows:
             self._admit(key, account, stream)
             return
@@ -174,13 +183,17 @@ class RoundLoop:
         missing = live.stream.missing(message.base)
         if not self.waits:
             self._take_guesses(live, message, len(missing))
+        elif message.offset:
+            return  # it was sent while nobody waited, and what it continues is no draft of these rounds
         elif missing:
             outbox.post(Verdict(message.stream, message.base, 0, missing, live.lead, live.price_percent))
         elif live.draft is None:
             self._take_draft(live, message)
 
     def _take_draft(self, live: LiveStream, message: Draft) -> None:
-        draft, q = live.usable(message, live.budget, self._engine.vocab_size, self._rule)
+        # Who was asked for something else a moment ago is not to blame; what is too much is not verified.
+        most = live.stream.max_draft if live.spelled_out else live.budget
+        draft, q = live.usable(message, most, self._engine.vocab_size, self._rule)
         # One that is overdue is stale: the stream is on its way without it.
         if live.budget == 0 or (live not in self._prefilling and live not in self._rounds.drafting):
             return
@@ -235,6 +248,42 @@ class RoundLoop:
         for key in [key for key in self._live if key[0] is outbox]:
             self.close(*key)
 
+    def adopt(self, scheduler: Scheduler, settings: RoundSettings, announce: Callable[[], None]) -> None:
+        """Plan by another scheduler and other settings from now on; all streams go on. Only at the `boundary`.
+
+        Args:
+            scheduler: chooses the budgets.
+            settings: how rounds close, and what they may hold.
+            announce: tells all agents whether they are waited for, where that is no longer as it was.
+        """
+        before, waited = self.settings, self.waits
+        self.settings = settings
+        self.planner.adopt(scheduler, settings)
+        if (before.rounds, before.round_timeout_s) == (settings.rounds, settings.round_timeout_s):
+            return
+        now, rounds = self._clock(), self._rounds
+        self._rounds = self._make_rounds()
+        if self.waits != waited:
+            announce()
+            for live in self._live.values():
+                live.change_rounds(now, waits=self.waits)
+            # All that was granted is granted anew, to those too whose prompts are still on their way.
+            if self._live:
+                self.planner.plan(self.live, self.capacity, now)
+            for live in self._live.values():
+                live.ask(now)
+        for live in (*rounds.ready, *rounds.drafting):
+            self._join(live)
+
+    def ask_no_more(self, account: AgentAccount) -> None:
+        """Decode a link's streams without its drafts, whatever it was granted. Only at the `boundary`."""
+        now = self._clock()
+        for live in self._live.values():
+            if live.account is account:
+                live.budget = live.lead = live.price_percent = live.overtaken = 0
+                if live in self._rounds:
+                    self._expect(live, now)
+
     def stop(self) -> None:
         """Let `run` return after the round that runs now."""
         self._stopping = True
@@ -254,7 +303,7 @@ class RoundLoop:
                 gathered = self._clock()
                 # Neighbouring rows in order are one block of the slab, which the padded layout reads without a copy.
                 batch.sort(key=lambda live: live.row)
-                planned = plan_pass(batch, self._prefilling, self._settings.prefill_chunk)
+                planned = plan_pass(batch, self._prefilling, self.settings.prefill_chunk)
                 if not planned.work.turns and not planned.work.chunks:
                     continue
                 arrivals = self._look_back(planned, gathering, gathered)
@@ -269,12 +318,14 @@ class RoundLoop:
                     phases = Phases(gathering, gathered, verifying, verified, self._clock())
                     self._telemetry.round_over(RoundRecord.of(planned.work, outcome, commits, phases, arrivals))
         finally:
+            self.boundary.end()
             self._engine_thread.shutdown(wait=True)
 
     async def _gather(self) -> list[LiveStream]:
         """Wait until the round closes, or until there is a prompt to work on while drafts are on their way."""
         loop = asyncio.get_running_loop()
         while not self._stopping:
+            self.boundary.here()
             now = self._clock()
             batch = self._rounds.close(now, prompts=bool(self._prefilling))
             if batch or self._prefilling:
@@ -398,6 +449,12 @@ class RoundLoop:
         else:
             self._prefilling[live] = None
         self._changed.set()
+
+    def _make_rounds(self) -> Rounds[LiveStream]:
+        if not self.waits:
+            return Rolling(load=lambda: self.planner.meter.load)
+        timeout_s = self.settings.round_timeout_s
+        return Barrier(timeout_s=timeout_s, overdue_s=OVERDUE * timeout_s)
 
     def _join(self, live: LiveStream) -> None:
         """Take part in the rounds from now on; the draft may be here already."""

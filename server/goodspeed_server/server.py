@@ -20,6 +20,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.http11 import Request, Response
 
 import goodspeed
+from goodspeed.addresses import is_loopback_host
 from goodspeed.catalog import Files, digest, fingerprint, load_model, tokenizer_files, weights_digest
 from goodspeed.engine import Engine, Layout
 from goodspeed.errors import GoodSpeedError, InvalidRequest
@@ -31,6 +32,7 @@ from goodspeed.timing import EngineMeter, PassCost
 from goodspeed.utility import AlphaFair
 from goodspeed.verification import Rule
 from goodspeed_server.calibration import measure_passes
+from goodspeed_server.control import LiveControl
 from goodspeed_server.doorkeeper import Doorkeeper
 from goodspeed_server.link import SNAPSHOT_INTERVAL_S, Link, ServedModel
 from goodspeed_server.memory import free_bytes, kv_bytes_per_token, rows_that_fit
@@ -38,7 +40,7 @@ from goodspeed_server.metrics import ServerMetrics
 from goodspeed_server.planner import Planner
 from goodspeed_server.recording import Recorder
 from goodspeed_server.round_loop import RoundLoop
-from goodspeed_server.settings import AUTO_MAX_LENGTH, AUTO_MAX_STREAMS, ServerSettings
+from goodspeed_server.settings import AUTO_MAX_LENGTH, AUTO_MAX_STREAMS, ServerSettings, what_auto_means
 from goodspeed_server.shards import ShardFolder
 from goodspeed_server.telemetry import Observer, ServerFacts, Telemetry
 from goodspeed_server.tokens import Role, TokenStore
@@ -117,11 +119,8 @@ class VerificationServer:
         rule: Rule = "coupled" if settings.rule == "auto" else settings.rule
         utility = AlphaFair(settings.fairness)
         rounds = settings.rounds
-        scheduler = settings.scheduler
-        if scheduler == "auto":
-            scheduler = "goodspeed" if rounds.rounds == "barrier" else "seconds"
-        if rounds.rounds == "auto":
-            rounds = replace(rounds, rounds="rolling" if scheduler == "seconds" else "barrier")
+        scheduler, kind = what_auto_means(settings.scheduler, rounds.rounds)
+        rounds = replace(rounds, rounds=kind)
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or AUTO_MAX_LENGTH
         if settings.max_length is not None and settings.max_length > limit:
             raise InvalidRequest(f"max-length is {settings.max_length} and {settings.model} was made for {limit}")
@@ -179,6 +178,14 @@ class VerificationServer:
             settings=rounds,
             telemetry=self._telemetry,
             recorder=self._recorder,
+        )
+        self._control = LiveControl(
+            self._rounds,
+            self._telemetry,
+            scheduler=scheduler,
+            fairness=settings.fairness,
+            kind=settings.rounds.rounds,
+            announce=self._announce_rounds,
         )
         self._doorkeeper = Doorkeeper(None if settings.tokens is None else TokenStore(settings.tokens))
         self._tls = settings.tls.context()
@@ -318,6 +325,8 @@ class VerificationServer:
             rounds=self._rounds,
             telemetry=self._telemetry,
             snapshot_frame=self._snapshot_frame,
+            control=self._control,
+            trusts_everybody=self._settings.tokens is None and is_loopback_host(self._settings.host),
             token=token,
             allowance=None if token is None else self._doorkeeper.allowance(token),
             refused=self._metrics.refused,
@@ -327,6 +336,10 @@ class VerificationServer:
             await link.run()
         finally:
             self._links.discard(link)
+
+    def _announce_rounds(self) -> None:
+        for link in self._links:
+            link.announce_rounds()
 
     async def _watch_tokens(self) -> None:
         """Cut links whose token is revoked; who comes back is told why."""

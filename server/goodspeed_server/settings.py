@@ -27,6 +27,7 @@ __all__ = [
     "RoundsName",
     "RuleName",
     "ServerSettings",
+    "what_auto_means",
 ]
 
 LayoutName: TypeAlias = Literal["auto", "packed", "padded"]
@@ -155,6 +156,15 @@ class ServerSettings:
                 f"on {self.host} others can reach this server: give it --tokens and --tls-cert, or --insecure if your "
                 "network is your own"
             )
+
+
+def what_auto_means(scheduler: str, rounds: RoundsName) -> tuple[str, RoundsName]:
+    """The scheduler and the kind of rounds that two settings, either of which may be `auto`, stand for."""
+    if scheduler == "auto":
+        scheduler = "goodspeed" if rounds == "barrier" else "seconds"
+    if rounds == "auto":
+        rounds = "rolling" if scheduler == "seconds" else "barrier"
+    return scheduler, rounds
 
 
 def _check(what: str, good: bool, range_: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -130,7 +130,7 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What does not change while the server runs."""
+    """What does not change while the server runs, unless its operator has it plan otherwise."""
 
     model: str
     scheduler: str
@@ -167,6 +167,10 @@ class Telemetry:
         self._cost = PassCost(facts.measured)
         self._expected_s = self._plain_s = 0.0
         """By the cost model: what the passes take, and what plain decoding of the same tokens would take."""
+
+    def planned_by(self, scheduler: str, utility: AlphaFair) -> None:
+        """Budgets come of another scheduler from now on."""
+        self._facts = replace(self._facts, scheduler=scheduler, utility=utility)
 
     def joined(self, account: AgentAccount, now: float) -> None:
         """An agent has linked up."""
@@ -315,7 +319,7 @@ class Telemetry:
             drafted=account.drafted,
             accepted=account.accepted,
             committed=account.committed,
-            state=f"{account.bad_drafts} bad drafts" if account.bad_drafts else "ok",
+            state=_state(account),
             draft_ms=_ms(account.draft_s),
             network_ms=_ms(account.network_s),
             wait_ms=_ms(account.wait_s),
@@ -343,3 +347,9 @@ def _round_row(number: int, record: RoundRecord) -> RoundRow:
 def _ms(seconds: float) -> float:
     """Milliseconds, with as many digits as anybody sees: they are sent four times a second."""
     return round(1e3 * seconds, 2)
+
+
+def _state(account: AgentAccount) -> str:
+    if account.service != "served":
+        return account.service
+    return f"{account.bad_drafts} bad drafts" if account.bad_drafts else "ok"

@@ -31,7 +31,7 @@ _TOKENS = platformdirs.user_config_path("goodspeed") / "tokens.json"
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="Whose it is.")],
-    role: Annotated[Role, typer.Option(help="agent drafts, monitor watches, admin both.")] = "agent",
+    role: Annotated[Role, typer.Option(help="agent drafts, monitor watches, admin both, and ctl.")] = "agent",
     weight: Annotated[float, typer.Option(help="How much the utility of its agents counts.")] = 1.0,
     max_streams: Annotated[int | None, typer.Option(help="At a time, over all its links.")] = None,
     tokens_per_minute: Annotated[int | None, typer.Option(help="With more, no new text is begun.")] = None,

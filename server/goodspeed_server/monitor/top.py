@@ -35,7 +35,7 @@ from goodspeed.snapshot import ServerSnapshot
 from goodspeed_server.monitor.live import Show, print_raw, showing
 from goodspeed_server.monitor.view import draw
 
-__all__ = ["fetch_snapshot", "snapshots", "top"]
+__all__ = ["connected", "fetch_snapshot", "snapshots", "top"]
 
 _OPEN_TIMEOUT_S = 10.0
 _SILENCE_S = 10.0
@@ -92,7 +92,7 @@ async def snapshots(url: str, credentials: Credentials = NOBODY) -> AsyncGenerat
         LinkLost: the connection cannot be made, or has ended.
         (and what `top` raises)
     """
-    async with _connected(url, credentials) as connection:
+    async with connected(url, credentials) as connection:
         await connection.send(
             encode(
                 Hello(
@@ -127,7 +127,8 @@ async def snapshots(url: str, credentials: Credentials = NOBODY) -> AsyncGenerat
 
 
 @contextlib.asynccontextmanager
-async def _connected(url: str, credentials: Credentials) -> AsyncIterator[ClientConnection]:
+async def connected(url: str, credentials: Credentials) -> AsyncIterator[ClientConnection]:
+    """A connection to a server, before anything is said on it; raises what `top` raises."""
     check_url(url)
     try:
         connection = await connect(
