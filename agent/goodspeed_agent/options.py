@@ -37,8 +37,8 @@ Server = Annotated[str, typer.Option(help="The server's address: ws://HOST:PORT 
 Draft = Annotated[
     str | None,
     typer.Option(
-        help="none, suffix (needs no torch), a bundled draft, a folder or a Hugging Face name; "
-        "by default the bundled draft, or suffix where torch is missing."
+        help="none, suffix (needs no torch), a bundled draft, a folder, a Hugging Face name, or your own class, "
+        "module:Class; by default the bundled draft, or suffix where torch is missing."
     ),
 ]
 Name = Annotated[str | None, typer.Option(help="What the server's operator sees; the host's name by default.")]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Struct
 
-from goodspeed.scheduling import SCHEDULERS
 from goodspeed_agent.ahead import AheadMode
 from goodspeed_server.settings import RoundsName
 
@@ -54,9 +53,10 @@ _SWEPT = (
 
 
 def swept(quick: bool) -> Sequence[Policy]:
-    """Policies whose capacity is to be found; those whose scheduler this server has."""
-    known = [policy for policy in _SWEPT if policy.scheduler in SCHEDULERS]
-    return [policy for policy in known if policy.rounds == "barrier" and not policy.co_located] if quick else known
+    """Policies whose capacity is to be found."""
+    if not quick:
+        return _SWEPT
+    return [policy for policy in _SWEPT if policy.rounds == "barrier" and not policy.co_located]
 
 
 def candidates(quick: bool) -> Sequence[int]:

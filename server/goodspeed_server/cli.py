@@ -68,7 +68,10 @@ def run(
         ),
     ] = None,
     scheduler: Annotated[
-        str, typer.Option(help=f"auto (seconds; goodspeed behind a barrier), {', '.join(SCHEDULERS)}.")
+        str,
+        typer.Option(
+            help=f"auto (seconds; goodspeed behind a barrier), {', '.join(SCHEDULERS)}, or your own: module:Class."
+        ),
     ] = "auto",
     rounds: Annotated[RoundsName, typer.Option(help="auto: rolling for the scheduler `seconds`.")] = "auto",
     fairness: Annotated[float, typer.Option(help="Of the utility: 0 throughput, 1 proportional, 2 and up.")] = 1.0,

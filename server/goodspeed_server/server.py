@@ -23,7 +23,7 @@ import goodspeed
 from goodspeed.catalog import Files, digest, fingerprint, load_model, tokenizer_files, weights_digest
 from goodspeed.errors import GoodSpeedError, InvalidRequest
 from goodspeed.messages import MAX_AGENT_FRAME_BYTES, Snapshot, Tokenizer, encode
-from goodspeed.scheduling import SCHEDULERS
+from goodspeed.scheduling import make_scheduler, needs_no_capacity
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed.timing import EngineMeter, PassCost
 from goodspeed.utility import AlphaFair
@@ -116,11 +116,12 @@ class VerificationServer:
         rule: Rule = "coupled" if settings.rule == "auto" else settings.rule
         utility = AlphaFair(settings.fairness)
         rounds = settings.rounds
-        scheduler = settings.scheduler
-        if scheduler == "auto":
-            scheduler = "goodspeed" if rounds.rounds == "barrier" else "seconds"
+        named = settings.scheduler
+        if named == "auto":
+            named = "goodspeed" if rounds.rounds == "barrier" else "seconds"
+        scheduler = make_scheduler(named, utility)
         if rounds.rounds == "auto":
-            rounds = replace(rounds, rounds="rolling" if scheduler == "seconds" else "barrier")
+            rounds = replace(rounds, rounds="rolling" if needs_no_capacity(scheduler) else "barrier")
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or AUTO_MAX_LENGTH
         if settings.max_length is not None and settings.max_length > limit:
             raise InvalidRequest(f"max-length is {settings.max_length} and {settings.model} was made for {limit}")
@@ -142,7 +143,7 @@ class VerificationServer:
         self._telemetry = Telemetry(
             ServerFacts(
                 model=settings.model,
-                scheduler=scheduler,
+                scheduler=named,
                 rule=rule,
                 layout=layout,
                 rows=engine.rows,
@@ -173,7 +174,7 @@ class VerificationServer:
         self._rounds = RoundLoop(
             engine,
             rule=rule,
-            planner=Planner(SCHEDULERS[scheduler](utility), rule, rounds, EngineMeter(PassCost(measured))),
+            planner=Planner(scheduler, rule, rounds, EngineMeter(PassCost(measured))),
             eos_tokens=eos_tokens,
             settings=rounds,
             telemetry=self._telemetry,

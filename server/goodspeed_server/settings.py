@@ -13,7 +13,8 @@ from goodspeed.addresses import is_loopback_host
 from goodspeed.catalog import DEFAULT_TARGET
 from goodspeed.credentials import server_tls
 from goodspeed.errors import InvalidRequest
-from goodspeed.scheduling import SCHEDULERS
+from goodspeed.plugins import find, unknown
+from goodspeed.scheduling import SCHEDULER, make_scheduler
 from goodspeed.utility import AlphaFair
 
 __all__ = [
@@ -52,7 +53,8 @@ class RoundSettings:
     """
 
     rounds: RoundsName = "auto"
-    """How rounds close; `auto`: rolling under the scheduler `seconds`, behind the paper's barrier under all others."""
+    """How rounds close; `auto`: rolling under a scheduler that counts seconds (`needs_no_capacity`), behind the paper's
+    barrier under all others."""
     capacity: int | None = None
     """Draft tokens one pass may verify, `C`; None: what the engine's time is worth decides, behind a barrier
     `CAPACITY_PER_STREAM` for each stream that can draft."""
@@ -115,7 +117,8 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8765
     scheduler: str = "auto"
-    """A name of `SCHEDULERS`; `auto`: `seconds`, and the paper's where rounds are to have its barrier."""
+    """A name of `SCHEDULERS`, or a class of one's own (see `goodspeed.plugins`); `auto`: `seconds`, and the paper's
+    where rounds are to have its barrier."""
     fairness: float = 1.0
     rule: RuleName = "auto"
     """`auto` is `coupled`, which needs no trust in agents."""
@@ -140,7 +143,6 @@ class ServerSettings:
     """Whether strangers may reach a server that asks for no token, or whose links can be listened to."""
 
     def __post_init__(self) -> None:
-        _choose("scheduler", self.scheduler, ("auto", *SCHEDULERS))
         _choose("rule", self.rule, get_args(RuleName))
         _choose("layout", self.layout, get_args(LayoutName))
         _check("port", 0 <= self.port <= MAX_PORT, f"0 to {MAX_PORT}")
@@ -149,7 +151,11 @@ class ServerSettings:
             "max_length", self.max_length is None or self.max_length >= 2, "2 or above: a prompt token, and one more"
         )
         _check("threads", self.threads is None or self.threads >= 1, "1 or above")
-        AlphaFair(self.fairness)
+        utility = AlphaFair(self.fairness)
+        if self.scheduler != "auto":
+            if find(SCHEDULER, self.scheduler) is None:
+                raise unknown(SCHEDULER, self.scheduler, also=("auto",))
+            make_scheduler(self.scheduler, utility)
         if not (is_loopback_host(self.host) or self.insecure or (self.tokens and self.tls.certificate)):
             raise InvalidRequest(
                 f"on {self.host} others can reach this server: give it --tokens and --tls-cert, or --insecure if your "

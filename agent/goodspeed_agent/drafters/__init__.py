@@ -1,32 +1,39 @@
-"""What an agent can draft with: nothing, its own text's repetitions, or a small model."""
+"""What an agent can draft with: nothing, its own text's repetitions, a small model, or anybody's own class."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Mapping
 
 from goodspeed import catalog
 from goodspeed.errors import ModelError
+from goodspeed.plugins import Kind, find, make
 from goodspeed_agent.drafters.interface import Drafter, DraftSession, Guess
 from goodspeed_agent.drafters.none import NoDrafter
 from goodspeed_agent.drafters.suffix import SuffixDrafter
 
-__all__ = ["DraftSession", "Drafter", "Guess", "NoDrafter", "SuffixDrafter", "default_draft", "load_drafter"]
+__all__ = ["DRAFTER", "DraftSession", "Drafter", "Guess", "NoDrafter", "SuffixDrafter", "default_draft", "load_drafter"]
+
+_BUILT_IN: Mapping[str, Callable[..., Drafter]] = {"none": NoDrafter, "suffix": SuffixDrafter}
+
+# mypy has no type for "a protocol's own class".
+DRAFTER: Kind[Drafter] = Kind("drafter", "goodspeed.drafters", Drafter, _BUILT_IN)  # type: ignore[type-abstract]
 
 
 def load_drafter(name: str, *, threads: int = 1) -> Drafter:
     """Make a drafter.
 
     Args:
-        name: `none`, `suffix`, a bundled model, a local folder or a Hugging Face name.
-        threads: how many a model may use.
+        name: `none`, `suffix`, a class of one's own (see `goodspeed.plugins`), a bundled model, a local folder or a
+            Hugging Face name.
+        threads: how many a model may use; told to a constructor that has a parameter `threads`.
 
     Raises:
         ModelError: the model cannot be used, or torch is not installed.
+        InvalidRequest: a class of one's own cannot be used.
     """
-    if name == "none":
-        return NoDrafter()
-    if name == "suffix":
-        return SuffixDrafter()
+    if find(DRAFTER, name) is not None:
+        return make(DRAFTER, name, threads=threads)
     if not _have_torch():
         raise ModelError(
             f"drafting with {name!r} needs torch: pip install 'goodspeed[models]', or draft without: --draft suffix"
