@@ -176,13 +176,11 @@ def _options(given: str, text: str) -> dict[str, Any]:
     unreadable = InvalidRequest(f"the options of {given} cannot be read: they are like (beta=0.3, name='x')")
     try:
         call = ast.parse(f"f({text})", mode="eval").body
-        named = isinstance(call, ast.Call) and not call.args and all(keyword.arg for keyword in call.keywords)
-        options = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords} if named else None
+        if isinstance(call, ast.Call) and not call.args and all(keyword.arg for keyword in call.keywords):
+            return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (SyntaxError, ValueError):
-        raise unreadable from None
-    if options is None:
-        raise unreadable
-    return options
+        pass
+    raise unreadable
 
 
 def _lacking(made: object, interface: type[Any]) -> str:
