@@ -5,11 +5,20 @@ A scheduler of one's own is one class with one method, `plan(demand, capacity)`;
 
 from goodspeed.scheduling.baselines import FixedS, PlainDecoding, RandomS, ThroughputSched
 from goodspeed.scheduling.gradient import GoodSpeedSched
-from goodspeed.scheduling.interface import Demand, Plan, Scheduler, Timing, checked_plan, needs_no_capacity
+from goodspeed.scheduling.interface import (
+    CAPACITY_PER_STREAM,
+    Demand,
+    Plan,
+    Scheduler,
+    Timing,
+    checked_plan,
+    needs_no_capacity,
+)
 from goodspeed.scheduling.named import SCHEDULER, SCHEDULERS, make_scheduler
 from goodspeed.scheduling.seconds import SecondsSched
 
 __all__ = [
+    "CAPACITY_PER_STREAM",
     "SCHEDULER",
     "SCHEDULERS",
     "Demand",

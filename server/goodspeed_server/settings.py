@@ -14,7 +14,7 @@ from goodspeed.catalog import DEFAULT_TARGET
 from goodspeed.credentials import server_tls
 from goodspeed.errors import InvalidRequest
 from goodspeed.plugins import find, unknown
-from goodspeed.scheduling import SCHEDULER, make_scheduler
+from goodspeed.scheduling import CAPACITY_PER_STREAM, SCHEDULER, make_scheduler
 from goodspeed.utility import AlphaFair
 
 __all__ = [
@@ -40,8 +40,6 @@ OVERDUE = 10
 AUTO_MAX_STREAMS = 64
 AUTO_MAX_LENGTH = 4096
 """The most tokens a stream gets unless the operator asks for more."""
-CAPACITY_PER_STREAM = 2
-"""A verification a few tokens long costs little more than one decoding step on most hardware."""
 
 
 @dataclass(frozen=True, slots=True)
