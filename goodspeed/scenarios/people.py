@@ -35,8 +35,9 @@ def people(scenario: Scenario, seed: int) -> list[Person]:
         random = np.random.default_rng([seed, place])
         for number in range(1, group.count + 1):
             name = group.name if group.count == 1 else f"{group.name}-{number}"
-            times = [draw(spread, random) for spread in (group.draft_ms, group.round_trip_ms)]
-            everybody.append(Person(name, len(everybody), group, *times, standing=float(random.random())))
+            draft_ms, round_trip_ms = draw(group.draft_ms, random), draw(group.round_trip_ms, random)
+            standing = float(random.random())
+            everybody.append(Person(name, len(everybody), group, draft_ms, round_trip_ms, standing))
     return everybody
 
 

@@ -13,14 +13,13 @@ from goodspeed.scenarios.results import Results
 
 __all__ = ["plot"]
 
-_STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "goodspeed"}
 _DOT_ROOM = 0.5
 """How wide a contender's dots are strewn, of the room it has."""
 
 
 def plot(results: Results, file: Path) -> None:
     """Draw the comparison; means over the seeds."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         labels = results.labels
         figure = Figure(figsize=(10, 1.6 + 0.42 * len(labels)), layout="constrained")
         each, everybody, rounds = figure.subplots(1, 3, sharey=True, width_ratios=(2.2, 1, 1))
@@ -73,5 +72,5 @@ def _rounds(axes: Axes, results: Results) -> None:
         axes.plot(middle, place, "o", ms=5, color="black")
         axes.plot(high, place, "|", ms=9, color="0.5")
     axes.set_xlim(left=0)
-    axes.set_xlabel("ms a round: median, 99th percentile")
+    axes.set_xlabel("ms a round: p50 to p99")
     axes.grid(axis="x", alpha=0.3)

@@ -31,7 +31,7 @@ class Table(Struct, frozen=True, forbid_unknown_fields=True):
     """A table of the file."""
 
 
-class Spread(Table):
+class Spread(Table, frozen=True):
     """Numbers between two others: uniform, or uniform in their logarithms."""
 
     low: NonNegative
@@ -43,7 +43,7 @@ class Spread(Table):
             raise ValueError("low must be at most high, and above 0 where log is true")
 
 
-class Acceptance(Table):
+class Acceptance(Table, frozen=True):
     """How often a drafted token is accepted: spread over a group's agents, changing with time, or as was measured."""
 
     low: Share | None = None
@@ -65,7 +65,7 @@ class Acceptance(Table):
             raise ValueError("at_s must be in order, with a rate for each time")
 
 
-class Arrivals(Table):
+class Arrivals(Table, frozen=True):
     """Texts are asked for at random, whatever has become of the last ones: a Poisson process."""
 
     per_s: NonNegative
@@ -79,7 +79,7 @@ class Arrivals(Table):
         return self.per_s * (1.0 + self.swing * math.sin(2 * math.pi * now / self.period_s))
 
 
-class DatasetPrompts(Table):
+class DatasetPrompts(Table, frozen=True):
     """Prompts out of a Hugging Face data set, or of a folder that the `datasets` library can read."""
 
     dataset: str
@@ -91,7 +91,7 @@ class DatasetPrompts(Table):
     """So many of them, the first."""
 
 
-class AgentGroup(Table):
+class AgentGroup(Table, frozen=True):
     """Agents of one kind."""
 
     name: str
@@ -113,6 +113,8 @@ class AgentGroup(Table):
     leaves_at_s: Positive | None = None
     prompts: str | DatasetPrompts = "bundled"
     """For `bench`: `bundled`, a JSONL file (beside the scenario's), or a data set."""
+    chat: bool = False
+    """Whether each prompt is a user's message, for the model's chat template; for `bench`."""
     temperature: NonNegative = 0.7
     prompt_tokens: Annotated[int, Meta(ge=0)] | Spread = 0
     """For the simulator; `bench` has real prompts."""
@@ -130,7 +132,7 @@ class AgentGroup(Table):
             raise ValueError("think_s is a closed loop's: texts that arrive do not wait for each other")
 
 
-class Verification(Table):
+class Verification(Table, frozen=True):
     """How long a verification pass takes: `fixed_ms + row_ms * streams + token_ms * tokens`, or as was measured."""
 
     fixed_ms: NonNegative = 35.0
@@ -144,7 +146,7 @@ class Verification(Table):
     """For `bench`: whether passes are stretched to these times, or last as long as `model`'s do."""
 
 
-class Server(Table):
+class Server(Table, frozen=True):
     """The server, as far as contenders do not differ in it."""
 
     model: str = DEFAULT_TARGET
@@ -162,7 +164,7 @@ class Server(Table):
     verification: Verification = Verification()
 
 
-class Contender(Table):
+class Contender(Table, frozen=True):
     """One way to run the server; what is None is as the scenario's server has it."""
 
     scheduler: str
@@ -180,7 +182,7 @@ class Contender(Table):
         return self.name or self.scheduler
 
 
-class Scenario(Table):
+class Scenario(Table, frozen=True):
     """All of it."""
 
     name: str

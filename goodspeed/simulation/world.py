@@ -86,7 +86,7 @@ class _World:
         keep_records: bool,
     ) -> None:
         self._boxes = [
-            Box(number, agent, agent.texts and Asking(agent.texts, np.random.default_rng([seed, number])))
+            Box(number, agent, Asking(agent.texts, np.random.default_rng([seed, number])) if agent.texts else None)
             for number, agent in enumerate(agents)
         ]
         self._engine = engine
