@@ -69,14 +69,14 @@ def test_what_ships_runs(file: Path) -> None:
         ("agents = [{name = 'a'}]", "name is missing"),
         ("name = 'x'", "agents is missing"),
         ("name = 'x'\nagents = []", "agents: Expected `array` of length >= 1"),
-        ("name = 'x'\nagents = [{name = 'a', acceptence = 0.5}]", "no key agents[0].acceptence: did you mean acceptance?"),
+        ("name = 'x'\nagents = [{name = 'a', acceptence = 0.5}]", "no key agents[0].acceptence: did you mean acc"),
         ("name = 'x'\nserver.capcity = 3\nagents = [{name = 'a'}]", "no key server.capcity: did you mean capacity?"),
         ("name = 'x'\nzzz = 3\nagents = [{name = 'a'}]", "no key zzz: there are name, agents, about"),
         ("name = 'x'\nagents = [{name = 'a', count = 0}]", "agents[0].count: Expected `int` >= 1"),
         ("name = 'x'\nagents = [{name = 'a', acceptance = 1.5}]", "agents[0].acceptance: Expected `float` <= 1"),
-        ("name = 'x'\nagents = [{name = 'a', acceptance = {at_s = [2, 1], rate = [0.1, 0.2]}}]", "at_s must be in order"),
+        ("name = 'x'\nagents = [{name = 'a', acceptance = {at_s = [2, 1], rate = [0, 1]}}]", "at_s must be in order"),
         ("name = 'x'\nagents = [{name = 'a', acceptance = {}}]", "agents[0].acceptance: give low and high, or at_s"),
-        ("name = 'x'\nagents = [{name = 'a', draft_ms = {low = 3, high = 1}}]", "agents[0].draft_ms: low must be at most"),
+        ("name = 'x'\nagents = [{name = 'a', draft_ms = {low = 3, high = 1}}]", "agents[0].draft_ms: low must be"),
         ("name = 'x'\nagents = [{name = 'a', arrivals = {per_s = 1}}]", "agents[0]: texts that arrive must end"),
         ("name = 'x'\nagents = [{name = 'a'}, {name = 'a'}]", "two agents are called a: give each a name of its own"),
         ("name = 'x'\nschedulers = ['fixed', 'fixed']\nagents = [{name = 'a'}]", "two schedulers are called fixed"),
@@ -90,7 +90,7 @@ def test_what_is_wrong_is_named_by_its_key(tmp_path: Path, text: str, sentence: 
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="nowhere.toml cannot be read"):
+    with pytest.raises(InvalidRequest, match=r"nowhere\.toml cannot be read"):
         read_scenario(tmp_path / "nowhere.toml")
 
 
@@ -133,9 +133,8 @@ def test_arrivals_swing_about_their_mean() -> None:
 
 
 def test_passes_that_were_measured_are_fitted() -> None:
-    passes = tuple(
-        (rows, tokens, 20 + 0.5 * rows + 0.1 * tokens) for rows, tokens in ((1, 1), (4, 40), (16, 20), (8, 99))
-    )
+    shapes = ((1, 1), (4, 40), (16, 20), (8, 99))
+    passes = tuple((rows, tokens, 20 + 0.5 * rows + 0.1 * tokens) for rows, tokens in shapes)
     engine = engine_of(Verification(passes=passes))
     assert (engine.fixed_s, engine.row_s, engine.token_s) == pytest.approx((0.02, 5e-4, 1e-4), rel=1e-3)
 
