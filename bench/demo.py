@@ -26,8 +26,8 @@ from rich.table import Table
 from rich.text import Text
 
 from bench.processes import ENVIRONMENT, serving
-from bench.workloads import Prompt, load_prompts
 from goodspeed.errors import GoodSpeedError
+from goodspeed.scenarios.prompts import Prompt, bundled_prompts
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed_agent.report import Speculation
 from goodspeed_server.monitor import fetch_snapshot, snapshots, top
@@ -116,7 +116,7 @@ async def _beside(work: Coroutine[None, None, None]) -> AsyncIterator[None]:
 
 async def _run_agents(address: str, max_new_tokens: int) -> list[AgentRun]:
     """Start the agents, the light ones first, and wait for all their texts."""
-    common, *others = load_prompts()
+    common, *others = bundled_prompts()
     own = PROMPTS_PER_AGENT - 1
     agents: list[asyncio.Task[AgentRun]] = []
     with tempfile.TemporaryDirectory() as folder:

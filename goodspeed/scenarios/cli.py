@@ -1,4 +1,4 @@
-"""`goodspeed simulate`: compare schedulers in a scenario."""
+"""`goodspeed simulate` and `goodspeed bench`: compare schedulers in a scenario."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import msgspec
 import typer
 from rich.console import Console
 
-from goodspeed.errors import GoodSpeedError, InvalidRequest
+from goodspeed.errors import GoodSpeedError, InvalidRequest, ModelError
 from goodspeed.scenarios.reading import read_scenario
 from goodspeed.scenarios.results import Results
 from goodspeed.scenarios.scenario import Scenario
 from goodspeed.scenarios.showing import tables
 
-__all__ = ["chosen", "errors_named", "keep", "show", "simulate"]
+__all__ = ["bench", "chosen", "simulate"]
 
 ScenarioFile: TypeAlias = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A TOML file.")]
 Schedulers: TypeAlias = Annotated[
@@ -57,6 +57,36 @@ def simulate(
         console = Console(stderr=True)
         with console.status("") as status:
             results = simulate_scenario(what, lambda label, seed: status.update(f"{label}, seed {seed}"))
+        keep(results, out, plot)
+        show(results, as_json=as_json)
+
+
+def bench(
+    scenario: ScenarioFile,
+    scheduler: Schedulers = None,
+    seed: Seeds = None,
+    duration: Annotated[float | None, typer.Option(help="Seconds, instead of the scenario's.")] = None,
+    rehearse: Annotated[
+        int,
+        typer.Option(min=0, help="Compute drafts beforehand, so many tokens from each place in every text; 0: none."),
+    ] = 6,
+    device: Annotated[str, typer.Option(help="Of the target: auto, cpu, cuda, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of the target: auto, float32, bfloat16 or float16.")] = "auto",
+    out: Out = None,
+    plot: Plot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare schedulers in real processes on this machine: a server, agents, emulated links."""
+    with errors_named():
+        _check_plot(plot)
+        what = chosen(read_scenario(scenario), scheduler, seed, duration)
+        for library in ("torch", "transformers"):
+            if importlib.util.find_spec(library) is None:
+                raise ModelError(f"a bench needs {library}, which is missing: pip install 'goodspeed[models]'")
+        # Imported here: it is made of a server and agents, which the core knows nothing of.
+        from goodspeed_bench.cli import bench as run
+
+        results = run(what, scenario.parent, rehearse=rehearse, device=device, dtype=dtype)
         keep(results, out, plot)
         show(results, as_json=as_json)
 

@@ -106,6 +106,10 @@ class Run(Struct, frozen=True):
     """From one pass's end to the next one's."""
     busy: float
     """The share of the time in which the engine was at work."""
+    late_drafts: float = 0.0
+    """Real runs: the share of guesses that took longer than on the box that is emulated."""
+    late_passes: float = 0.0
+    """The same, of passes."""
 
     @property
     def goodputs(self) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -150,6 +154,10 @@ class Results(Struct, frozen=True):
     """Whole, as it was run: what the command line changed is changed in it."""
     runs: list[Run]
     took_s: float
+    texts: int = 0
+    """Real runs under the coupled rule: how many texts were compared, token for token, over all runs of a seed."""
+    differing_texts: int = 0
+    """How many of them were not the same in all."""
 
     def of(self, label: str) -> list[Run]:
         """One contender's, a seed each."""

@@ -106,7 +106,7 @@ class AgentGroup(Table, frozen=True):
     round_trip_ms: NonNegative | Spread = 20.0
     jitter_ms: NonNegative = 0.0
     """What is added to each way on average."""
-    kbytes_per_s: Positive | None = None
+    kbytes_per_s: Positive | None = 1250.0
     """Each way, in units of 1000 bytes; for `bench`."""
     weight: Positive = 1.0
     joins_at_s: NonNegative = 0.0
@@ -115,6 +115,8 @@ class AgentGroup(Table, frozen=True):
     """For `bench`: `bundled`, a JSONL file (beside the scenario's), or a data set."""
     chat: bool = False
     """Whether each prompt is a user's message, for the model's chat template; for `bench`."""
+    texts: Count = 4
+    """How many different ones a user asks for in a closed loop, before it begins again; for `bench`."""
     temperature: NonNegative = 0.7
     prompt_tokens: Annotated[int, Meta(ge=0)] | Spread = 0
     """For the simulator; `bench` has real prompts."""

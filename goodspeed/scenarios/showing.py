@@ -15,11 +15,13 @@ __all__ = ["tables"]
 
 _ROWS = 16
 """More agents than that are shown as groups."""
+_LATE = 0.05
+"""A share of drafts or passes that is worth a word."""
 
 
 def tables(results: Results) -> RenderableType:
     """Contenders side by side, then what each agent got; means over the seeds."""
-    return Group(_contenders(results), _agents(results))
+    return Group(_contenders(results), _agents(results), *_remarks(results))
 
 
 def _contenders(results: Results) -> Table:
@@ -77,6 +79,18 @@ def _rows(results: Results) -> Iterator[tuple[str, list[float]]]:
                 for label in results.labels
             ],
         )
+
+
+def _remarks(results: Results) -> Iterator[str]:
+    """What has to be known before the figures of a real run are believed."""
+    if results.kind == "simulated":
+        return
+    if results.texts:
+        yield f"{results.texts} texts, token for token under every scheduler: {results.differing_texts} differ"
+    for what, figure in (("drafts", "late_drafts"), ("passes", "late_passes")):
+        late = max(getattr(run, figure) for run in results.runs)
+        if late > _LATE:
+            yield f"up to {late:.0%} of {what} took longer than they should have: this machine is too slow, or too busy"
 
 
 def _mean(runs: Sequence[Run], figure: Callable[[Run], float], digits: int) -> str:

@@ -21,7 +21,7 @@ from goodspeed.simulation.texts import Length
 from goodspeed.timing import PassCost, PassSample
 from goodspeed.utility import AlphaFair
 
-__all__ = ["agents_of", "engine_of", "simulate_scenario"]
+__all__ = ["agents_of", "engine_of", "simulate_scenario", "texts_of"]
 
 
 def simulate_scenario(scenario: Scenario, watch: Callable[[str, int], None] = lambda _label, _seed: None) -> Results:
@@ -130,7 +130,7 @@ def agents_of(scenario: Scenario, everybody: list[Person]) -> list[Agent]:
             max_draft=person.group.max_draft,
             joins_at=person.group.joins_at_s,
             leaves_at=math.inf if person.group.leaves_at_s is None else person.group.leaves_at_s,
-            texts=_texts(person.group),
+            texts=texts_of(person.group),
         )
         for person in everybody
     ]
@@ -172,7 +172,8 @@ def _measured(group: AgentGroup, draft: str, rule: str) -> float:
     return float(np.interp(group.temperature, [float(each) for each in temperatures], [rates[t] for t in temperatures]))
 
 
-def _texts(group: AgentGroup) -> Texts | None:
+def texts_of(group: AgentGroup) -> Texts | None:
+    """What the user of one of its agents asks for; None: a text without an end."""
     if group.new_tokens is None:
         return None
     arrivals = group.arrivals

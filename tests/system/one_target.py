@@ -16,8 +16,8 @@ import msgspec
 import torch
 import uvloop
 
-from bench.edges.target import EmulatedEngine, PassTime
 from goodspeed.catalog import DEFAULT_TARGET, load_model, tokenizer_files
+from goodspeed_bench.target import EmulatedEngine, PassTime
 from goodspeed_server.engine import Engine
 from goodspeed_server.server import VerificationServer
 from goodspeed_server.settings import LayoutName, RoundSettings, RoundsName, RuleName, ServerSettings

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from bench.edges.host import Answer, Command, Rehearse, Start
+from goodspeed_bench.host import Answer, Command, Rehearse, Start
 
 __all__ = ["Ask", "hosts", "part"]
 
@@ -30,7 +30,7 @@ async def hosts(count: int) -> AsyncIterator[Ask]:
     """
     processes = [
         await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "bench.edges.host",
+            sys.executable, "-m", "goodspeed_bench.host",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_LINE_BYTES,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
