@@ -7,6 +7,7 @@ import functools
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from goodspeed.scenarios.scenario import AgentGroup
 from goodspeed.scenarios.simulating import engine_of
 from goodspeed_bench.errands import Prompts, busy_edges, read_prompts
 from goodspeed_bench.fleet import Edge
-from goodspeed_bench.host import Rehearse, Report, Start, Stop, Workload
+from goodspeed_bench.host import Load, Rehearse, Report, Start, Stop, Workload
 from goodspeed_bench.hosts import Ask, hosts
 from goodspeed_bench.recorder import Recorder
 from goodspeed_bench.target import EmulatedEngine, PassTime
@@ -35,7 +36,6 @@ from goodspeed_server.tokens import TokenStore
 
 __all__ = ["bench_scenario", "settings_of"]
 
-HOSTS = 2
 _PATIENCE_S = 10.0
 """How long the barrier waits: the paper's has no deadline, and this one is hardly reached."""
 _UNHURRIED = Contender("plain", rounds="rolling")
@@ -58,7 +58,14 @@ class _Contest:
 
 
 async def bench_scenario(
-    scenario: Scenario, folder: Path, *, rehearse: int, device: str, dtype: str, watch: Callable[[str], None]
+    scenario: Scenario,
+    folder: Path,
+    *,
+    rehearse: int,
+    device: str,
+    dtype: str,
+    watch: Callable[[str], None],
+    agents: Callable[[], AbstractAsyncContextManager[Ask]] = hosts,
 ) -> Results:
     """Run every contender with every seed.
 
@@ -70,6 +77,7 @@ async def bench_scenario(
         device: of the target.
         dtype: of the target.
         watch: is told what comes next.
+        agents: starts what agents live in; processes of their own.
 
     Raises:
         GoodSpeedError: something in it cannot be run, or failed.
@@ -84,13 +92,14 @@ async def bench_scenario(
     model = await asyncio.to_thread(load_model, scenario.server.model, device=device, dtype=dtype)
     runs, compared = [], TextsCompared()
     with tempfile.TemporaryDirectory() as scratch:
-        async with hosts(HOSTS) as ask:
+        async with agents() as ask:
+            await ask(Load(tuple({group.draft: None for group in scenario.agents})))
             contest = _Contest(scenario, model, prompts, ask, Path(scratch))
             for seed in scenario.seeds:
                 edges = _with_secrets(contest, busy_edges(scenario, prompts, seed), seed)
                 if rehearse and contest.coupled:
                     watch(f"rehearsing, seed {seed}")
-                    await _rehearse(contest, edges, seed, rehearse)
+                    await _rehearse(contest, edges, rehearse)
                 for contender in scenario.contenders:
                     watch(f"{contender.label}, seed {seed}")
                     run, reports = await _run(contest, contender, edges, seed)
@@ -187,8 +196,8 @@ def _leaves_s(scenario: Scenario, group: AgentGroup) -> float:
     return min(scenario.duration_s, scenario.duration_s if group.leaves_at_s is None else group.leaves_at_s)
 
 
-async def _rehearse(contest: _Contest, edges: Sequence[Edge], seed: int, depth: int) -> None:
-    settings = settings_of(contest.scenario, _UNHURRIED, streams=len(edges), tokens=_tokens(contest, seed))
+async def _rehearse(contest: _Contest, edges: Sequence[Edge], depth: int) -> None:
+    settings = settings_of(contest.scenario, _UNHURRIED, streams=len(edges), tokens=None)
     async with listening(settings, contest.model, Engine) as (_, _, address):
         await contest.ask(Rehearse(address, tuple(edges), Workload(), depth))
 

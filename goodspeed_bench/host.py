@@ -34,7 +34,7 @@ from goodspeed_bench.drafting import Pace, Paced, Remembering
 from goodspeed_bench.fleet import Edge
 from goodspeed_bench.proxy import proxied
 
-__all__ = ["Answer", "Command", "Host", "Rehearse", "Report", "Start", "Stop", "Swap", "Workload"]
+__all__ = ["Answer", "Command", "Host", "Load", "Rehearse", "Report", "Start", "Stop", "Swap", "Workload"]
 
 
 class Workload(Struct, frozen=True):
@@ -84,6 +84,12 @@ class Swap(Struct, frozen=True, tag=True):
     draft: str
 
 
+class Load(Struct, frozen=True, tag=True):
+    """Have these drafts in memory before anybody counts on them."""
+
+    drafts: tuple[str, ...]
+
+
 class Rehearse(Struct, frozen=True, tag=True):
     """Learn every text from a server that decodes plainly, and draft so many tokens from each place in it."""
 
@@ -93,7 +99,7 @@ class Rehearse(Struct, frozen=True, tag=True):
     depth: int
 
 
-Command: TypeAlias = Start | Stop | Swap | Rehearse
+Command: TypeAlias = Start | Stop | Swap | Load | Rehearse
 
 
 class Told(Struct, frozen=True):
@@ -174,6 +180,9 @@ class Host:
                 if name in self._at_work:
                     box, _ = self._at_work[name]
                     box.drafter.swap(self._drafter(draft))
+            case Load(drafts=drafts):
+                for draft in drafts:
+                    await asyncio.to_thread(self._drafter, draft)
             case Rehearse():
                 for edge in command.edges:
                     await self._rehearse(command, edge)

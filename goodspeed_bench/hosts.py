@@ -18,11 +18,13 @@ __all__ = ["Ask", "hosts", "part"]
 Ask: TypeAlias = Callable[[Command], Awaitable[Answer]]
 """Has a command carried out by whom it concerns."""
 
+HOSTS = 2
+"""Enough that one interpreter does not hold up everybody's agents."""
 _LINE_BYTES = 2**24
 
 
 @contextlib.asynccontextmanager
-async def hosts(count: int) -> AsyncIterator[Ask]:
+async def hosts(count: int = HOSTS) -> AsyncIterator[Ask]:
     """Start so many processes; each edge is at home in one of them, always the same.
 
     Raises:

@@ -83,15 +83,14 @@ def test_a_folder_of_files_is_a_data_set(tmp_path: Path) -> None:
         load_prompts(DatasetPrompts(str(folder), "question"), tmp_path)
 
 
-# The library pickles what it has read to name it, and its pickler complains of a class of pyarrow's.
-@pytest.mark.filterwarnings("ignore:Cannot locate reference")
 @pytest.mark.usefixtures("offline")
 def test_a_data_set_that_was_saved_to_disk(tmp_path: Path) -> None:
     import datasets
 
-    rows = datasets.Dataset.from_dict({"prompt": ["a", "b"]})
-    rows.save_to_disk(tmp_path / "rows")
-    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "splits")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    splits = datasets.load_dataset("json", data_files={"train": str(tmp_path / "rows.jsonl")})
+    splits.save_to_disk(tmp_path / "splits")
+    splits["train"].save_to_disk(tmp_path / "rows")
     for folder in ("rows", "splits"):
         prompts = load_prompts(DatasetPrompts(str(tmp_path / folder), "prompt"), tmp_path)
         assert [prompt.text for prompt in prompts] == ["a", "b"]
