@@ -65,7 +65,7 @@ async def bench_scenario(
     device: str,
     dtype: str,
     watch: Callable[[str], None],
-    agents: Callable[[], AbstractAsyncContextManager[Ask]] = hosts,
+    agents: Callable[[str], AbstractAsyncContextManager[Ask]] = hosts,
 ) -> Results:
     """Run every contender with every seed.
 
@@ -77,7 +77,7 @@ async def bench_scenario(
         device: of the target.
         dtype: of the target.
         watch: is told what comes next.
-        agents: starts what agents live in; processes of their own.
+        agents: starts what agents live in, which is told the rule: processes of their own.
 
     Raises:
         GoodSpeedError: something in it cannot be run, or failed.
@@ -92,7 +92,7 @@ async def bench_scenario(
     model = await asyncio.to_thread(load_model, scenario.server.model, device=device, dtype=dtype)
     runs, compared = [], TextsCompared()
     with tempfile.TemporaryDirectory() as scratch:
-        async with agents() as ask:
+        async with agents(scenario.server.rule) as ask:
             await ask(Load(tuple({group.draft: None for group in scenario.agents})))
             contest = _Contest(scenario, model, prompts, ask, Path(scratch))
             for seed in scenario.seeds:
@@ -131,7 +131,7 @@ def settings_of(scenario: Scenario, contender: Contender, *, streams: int, token
         port=0,
         scheduler=contender.scheduler,
         fairness=server.fairness,
-        rule=server.rule,  # type: ignore[arg-type]  # checked there
+        rule=server.rule,
         max_streams=streams,
         tokens=tokens,
         rounds=RoundSettings(

@@ -24,8 +24,12 @@ _LINE_BYTES = 2**24
 
 
 @contextlib.asynccontextmanager
-async def hosts(count: int = HOSTS) -> AsyncIterator[Ask]:
+async def hosts(rule: str = "coupled", count: int = HOSTS) -> AsyncIterator[Ask]:
     """Start so many processes; each edge is at home in one of them, always the same.
+
+    Args:
+        rule: of verification, as the server is given it.
+        count: of processes.
 
     Raises:
         RuntimeError: from `Ask`, when a host has ended; what it said is on standard error.
@@ -34,7 +38,7 @@ async def hosts(count: int = HOSTS) -> AsyncIterator[Ask]:
         await asyncio.create_subprocess_exec(
             sys.executable, "-m", "goodspeed_bench.host",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_LINE_BYTES,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "GOODSPEED_RULE": rule},
         )
         for _ in range(count)
     ]  # fmt: skip

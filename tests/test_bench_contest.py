@@ -39,7 +39,7 @@ async def test_a_scenario_runs_in_real_processes(tmp_path: Path) -> None:
     said: list[str] = []
 
     @contextlib.asynccontextmanager
-    async def here() -> AsyncIterator[Ask]:
+    async def here(_rule: str) -> AsyncIterator[Ask]:
         yield Host(tmp_path).obey
 
     results = await bench_scenario(

@@ -32,7 +32,6 @@ __all__ = ["main"]
 FOLDER = Path("bench/results/edges")
 SCENARIO = Path("bench/scenarios/edges.toml")
 """Of which this benchmark takes the edges; the policies are its own, since it sweeps their capacities."""
-HOSTS = 2
 FAST, SLOW = PassTime(35.0, 0.6), PassTime(100.0, 1.0)
 """A target whose pass takes what the simulations of the project assume, and one that is three times as slow."""
 
@@ -92,7 +91,7 @@ async def _measure(edges: Sequence[Edge], quick: bool, engine: str) -> Results:
     if engine == "emulated":
         targets = {"fast": FAST} if quick else {"fast": FAST, "slow": SLOW}
     main_target = next(iter(targets))
-    async with hosts(HOSTS) as ask:
+    async with hosts() as ask:
         setting = Setting(ask, edges, plan.workload, plan.window, targets[main_target])
         await rehearse(setting, depth=plan.depth, co_located_depth=plan.co_located_depth, say=say)
         comparisons = []

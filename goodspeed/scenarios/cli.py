@@ -1,4 +1,4 @@
-"""`goodspeed simulate` and `goodspeed bench`: compare schedulers in a scenario."""
+"""`goodspeed simulate` and `goodspeed bench`: compare schedulers in a scenario; `goodspeed check-rule`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import typer
 from rich.console import Console
 
 from goodspeed.errors import GoodSpeedError, InvalidRequest, ModelError
+from goodspeed.rules import rule_named, use_rule
 from goodspeed.scenarios.reading import read_scenario
 from goodspeed.scenarios.results import Results
 from goodspeed.scenarios.scenario import Scenario
 from goodspeed.scenarios.showing import tables
 
-__all__ = ["bench", "chosen", "simulate"]
+__all__ = ["bench", "check", "chosen", "simulate"]
 
 ScenarioFile: TypeAlias = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A TOML file.")]
 Schedulers: TypeAlias = Annotated[
@@ -89,6 +90,27 @@ def bench(
         results = run(what, scenario.parent, rehearse=rehearse, device=device, dtype=dtype)
         keep(results, out, plot)
         show(results, as_json=as_json)
+
+
+def check(
+    rule: Annotated[str, typer.Argument(help="coupled, ratio, or your own: module:Class or file.py:Class.")],
+    trials: Annotated[int, typer.Option(min=100, help="Texts for each way to draft.")] = 20_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of target and draft.")] = 0,
+) -> None:
+    """Try by brute force whether a verification rule is lossless."""
+    with errors_named():
+        if importlib.util.find_spec("torch") is None:
+            raise ModelError("judging needs torch, which is missing: pip install 'goodspeed[models]'")
+        from goodspeed.rule_checking import check_rule
+
+        findings = check_rule(rule_named(use_rule(rule)), trials=trials, seed=seed)
+        for finding in findings:
+            said = "as the target alone" if finding.lossless else "NOT as the target alone"
+            print(
+                f"drafts {finding.drafts + ':':9} {finding.accepted:6.1%} accepted, {said} ({finding.score:+.1f} sigma)"
+            )
+        if not all(finding.lossless for finding in findings):
+            raise typer.Exit(1)
 
 
 def chosen(

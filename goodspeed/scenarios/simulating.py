@@ -12,6 +12,7 @@ import numpy as np
 
 from goodspeed.catalog import bundled
 from goodspeed.errors import InvalidRequest
+from goodspeed.rules import use_rule
 from goodspeed.scenarios.people import Person, draw, people
 from goodspeed.scenarios.results import AgentOutcome, Machine, Quantiles, Results, Run, Versions, command_line
 from goodspeed.scenarios.scenario import AgentGroup, Arrivals, Contender, Scenario, Spread, Verification
@@ -56,14 +57,13 @@ def simulate_scenario(scenario: Scenario, watch: Callable[[str, int], None] = la
 
 def _run(scenario: Scenario, contender: Contender, everybody: list[Person], agents: list[Agent], seed: int) -> Run:
     server = scenario.server
-    if server.rule not in ("coupled", "ratio"):
-        raise InvalidRequest(f"server.rule: the simulator knows coupled and ratio, and no {server.rule!r}")
+    rule = use_rule(server.rule)
     scheduler = make_scheduler(contender.scheduler, AlphaFair(server.fairness))
     rounds: RoundsKind | str = contender.rounds or server.rounds
     if rounds == "auto":
         rounds = "rolling" if needs_no_capacity(scheduler) else "barrier"
     rolling = rounds == "rolling"
-    if rolling and server.rule == "ratio":
+    if rolling and rule != "coupled":
         raise InvalidRequest(
             f"{contender.label}: rolling rounds are simulated under the coupled rule only: "
             'give server.rule = "coupled", or rounds = "barrier"'
@@ -77,7 +77,7 @@ def _run(scenario: Scenario, contender: Contender, everybody: list[Person], agen
         engine_of(server.verification),
         scheduler,
         rounds="rolling" if rolling else "barrier",
-        rule="ratio" if server.rule == "ratio" else "coupled",
+        rule=rule,
         capacity=capacity,
         prefill_chunk=server.prefill_chunk,
         duration_s=scenario.duration_s,

@@ -13,8 +13,9 @@ import numpy as np
 from goodspeed.estimation import Goodput, HitOrMiss, RatioMean, smooth_goodput
 from goodspeed.leads import PROBE_TOKENS, overtaken
 from goodspeed.rounds import Barrier, Prospect, Rolling, Rounds, share_out
+from goodspeed.rules import rule_named
 from goodspeed.scheduling import Demand, Scheduler, Timing
-from goodspeed.simulation.acceptance import hits_in_a_row, judge_by_ratio
+from goodspeed.simulation.acceptance import hits_in_a_row, judge_by_ratio, judge_by_rule
 from goodspeed.simulation.outcome import Record, Result
 from goodspeed.simulation.scenery import Agent, Engine
 from goodspeed.simulation.streams import Box, Stream
@@ -54,7 +55,8 @@ def simulate(
         engine: the truth about passes.
         scheduler: chooses the budgets.
         rounds: `barrier`, without a deadline as the paper has it, or `rolling`, under the coupled rule.
-        rule: of verification; `ratio` shows what equation (3) averages, and nothing can be drafted ahead.
+        rule: of verification, by name; `ratio` shows what equation (3) averages, and nothing can be drafted ahead;
+            one's own judges by itself.
         capacity: draft tokens a pass may verify; None is without a limit.
         prefill_chunk: prompt tokens a pass may carry.
         beta: the step of equation (4).
@@ -91,6 +93,7 @@ class _World:
         ]
         self._engine = engine
         self._scheduler = scheduler
+        self._rule = rule_named(rule)
         self._coupled = rule == "coupled"
         self._capacity = _UNBOUNDED if capacity is None else capacity
         self._prefill_chunk = prefill_chunk
@@ -276,7 +279,9 @@ class _World:
             ]
         alpha = np.array([stream.agent.alpha_at(began_at) for stream in batch])
         if not self._coupled:
-            return judge_by_ratio(alpha, budgets, self._random)
+            if self._rule.name == "ratio":
+                return judge_by_ratio(alpha, budgets, self._random)
+            return judge_by_rule(self._rule, alpha, budgets, self._random)
         hits = hits_in_a_row(alpha, self._random).tolist()
         for stream, run in zip(batch, hits, strict=True):
             # One hit beyond the draft: the agent's own guess at the bonus token was right.

@@ -15,6 +15,7 @@ from goodspeed.catalog import DEFAULT_TARGET
 from goodspeed.credentials import Credentials
 from goodspeed.errors import InvalidRequest, ModelError
 from goodspeed.event_loop import loop_factory
+from goodspeed.rules import RULES
 from goodspeed.scheduling import SCHEDULERS
 from goodspeed_server import token_commands
 from goodspeed_server.configuration import ENVIRONMENT, lines_in_force, use_file
@@ -29,7 +30,6 @@ from goodspeed_server.settings import (
     LayoutName,
     RoundSettings,
     RoundsName,
-    RuleName,
     ServerSettings,
     TlsSettings,
 )
@@ -78,7 +78,9 @@ def run(
     early_stop: Annotated[
         bool, typer.Option(help="Tell agents the price of a drafted token, so that they may stop short.")
     ] = True,
-    rule: Annotated[RuleName, typer.Option(help="Verification rule.")] = "auto",
+    rule: Annotated[
+        str, typer.Option(help=f"Of verification: auto, {', '.join(RULES)}, or your own: module:Class.")
+    ] = "auto",
     layout: Annotated[LayoutName, typer.Option(help="Of the batch.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",

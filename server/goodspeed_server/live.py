@@ -6,7 +6,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from goodspeed.errors import InvalidRequest
 from goodspeed.estimation import AcceptanceEstimator, Goodput, HitOrMiss
@@ -15,7 +15,7 @@ from goodspeed.leads import Probing
 from goodspeed.messages import Draft, DraftEnd, Failure, ServerMessage, Verdict
 from goodspeed.stream import Commit, ServedStream, check_draft
 from goodspeed.timing import Pace
-from goodspeed.verification import DraftDistribution, Rule
+from goodspeed.verification import Rule
 from goodspeed_server.allowance import Allowance
 
 __all__ = ["AgentAccount", "LiveStream", "Outbox"]
@@ -112,7 +112,7 @@ class LiveStream:
     asked_at: float = 0.0
     """When a draft was asked for, where the server waits for it."""
     draft: Draft | None = None
-    q: list[DraftDistribution] = field(default_factory=list)
+    q: list[Any] = field(default_factory=list)
     logprobs: bytes = b""
     """Of what was committed last, where they are asked for."""
     in_pass: bool = False
@@ -130,7 +130,7 @@ class LiveStream:
         self.estimator, self.fresh = self.fresh, None
         self.matching, self.pace, self.probing = HitOrMiss(), Pace(), Probing()
 
-    def usable(self, message: Draft, most: int, vocab_size: int, rule: Rule) -> tuple[Draft, list[DraftDistribution]]:
+    def usable(self, message: Draft, most: int, vocab_size: int, rule: Rule) -> tuple[Draft, list[Any]]:
         """A draft of at most so many tokens and what they were drawn from; of one that cannot be, an empty one.
 
         The agent is told what is wrong, and its stream goes on.
@@ -156,7 +156,7 @@ class LiveStream:
         self.told.append((self.stream.length, now))
         self.outbox.post(Verdict(self.number, commit.base, accepted, appended, *asked, commit.finish, self.logprobs))
 
-    def to_verify(self) -> tuple[Sequence[int], Sequence[DraftDistribution]]:
+    def to_verify(self) -> tuple[Sequence[int], Sequence[Any]]:
         """What the next pass verifies, and what it was drawn from."""
         if self.draft is not None:
             return self.draft.tokens, self.q

@@ -10,6 +10,7 @@ from goodspeed.estimation import HitOrMiss, RatioMean, smooth_goodput
 from goodspeed.leads import PROBE_TOKENS, overtaken
 from goodspeed.messages import Draft, DraftEnd
 from goodspeed.rounds import Prospect
+from goodspeed.rules import rule_named
 from goodspeed.scheduling import Demand, PlainDecoding, Scheduler, Timing, checked_plan, needs_no_capacity
 from goodspeed.stream import Commit
 from goodspeed.timing import EngineMeter
@@ -34,7 +35,7 @@ class Planner:
         self.scheduler = scheduler
         self.meter = meter
         self._settings = settings
-        self._coupled = rule == "coupled"
+        self._coupled = rule_named(rule).shares_noise
         self._waits = settings.rounds == "barrier"
         # Plain decoding asks nobody for anything, and has no use for what a probe would tell.
         self._probes = not self._waits and not isinstance(scheduler, PlainDecoding)

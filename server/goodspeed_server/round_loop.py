@@ -42,7 +42,7 @@ class RoundLoop:
 
     Args:
         engine: the target.
-        rule: `coupled` or `ratio`.
+        rule: its name.
         planner: chooses the budgets.
         eos_tokens: any of them ends a stream.
         settings: the operator's choices.

@@ -23,11 +23,11 @@ import goodspeed
 from goodspeed.catalog import Files, digest, fingerprint, load_model, tokenizer_files, weights_digest
 from goodspeed.errors import GoodSpeedError, InvalidRequest
 from goodspeed.messages import MAX_AGENT_FRAME_BYTES, Snapshot, Tokenizer, encode
+from goodspeed.rules import use_rule
 from goodspeed.scheduling import make_scheduler, needs_no_capacity
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed.timing import EngineMeter, PassCost
 from goodspeed.utility import AlphaFair
-from goodspeed.verification import Rule
 from goodspeed_server.calibration import measure_passes
 from goodspeed_server.doorkeeper import Doorkeeper
 from goodspeed_server.engine import Engine, Layout
@@ -113,7 +113,7 @@ class VerificationServer:
             layout = "packed" if model.device.type == "cpu" else "padded"
         else:
             layout = settings.layout
-        rule: Rule = "coupled" if settings.rule == "auto" else settings.rule
+        rule = use_rule("coupled" if settings.rule == "auto" else settings.rule)
         utility = AlphaFair(settings.fairness)
         rounds = settings.rounds
         named = settings.scheduler

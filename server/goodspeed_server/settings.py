@@ -14,6 +14,7 @@ from goodspeed.catalog import DEFAULT_TARGET
 from goodspeed.credentials import server_tls
 from goodspeed.errors import InvalidRequest
 from goodspeed.plugins import find, unknown
+from goodspeed.rules import RULE, use_rule
 from goodspeed.scheduling import CAPACITY_PER_STREAM, SCHEDULER, make_scheduler
 from goodspeed.utility import AlphaFair
 
@@ -26,13 +27,11 @@ __all__ = [
     "LayoutName",
     "RoundSettings",
     "RoundsName",
-    "RuleName",
     "ServerSettings",
 ]
 
 LayoutName: TypeAlias = Literal["auto", "packed", "padded"]
 RoundsName: TypeAlias = Literal["auto", "barrier", "rolling"]
-RuleName: TypeAlias = Literal["auto", "coupled", "ratio"]
 
 MAX_PORT = 65_535
 OVERDUE = 10
@@ -118,8 +117,8 @@ class ServerSettings:
     """A name of `SCHEDULERS`, or a class of one's own (see `goodspeed.plugins`); `auto`: `seconds`, and the paper's
     where rounds are to have its barrier."""
     fairness: float = 1.0
-    rule: RuleName = "auto"
-    """`auto` is `coupled`, which needs no trust in agents."""
+    rule: str = "auto"
+    """A name of `RULES`, or a class of one's own; `auto` is `coupled`, which needs no trust in agents."""
     layout: LayoutName = "auto"
     device: str = "auto"
     dtype: str = "auto"
@@ -141,7 +140,10 @@ class ServerSettings:
     """Whether strangers may reach a server that asks for no token, or whose links can be listened to."""
 
     def __post_init__(self) -> None:
-        _choose("rule", self.rule, get_args(RuleName))
+        if self.rule != "auto":
+            if find(RULE, self.rule) is None:
+                raise unknown(RULE, self.rule, also=("auto",))
+            use_rule(self.rule)
         _choose("layout", self.layout, get_args(LayoutName))
         _check("port", 0 <= self.port <= MAX_PORT, f"0 to {MAX_PORT}")
         _check("max_streams", self.max_streams is None or self.max_streams >= 1, "1 or above")
