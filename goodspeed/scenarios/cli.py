@@ -106,9 +106,7 @@ def check(
         findings = check_rule(rule_named(use_rule(rule)), trials=trials, seed=seed)
         for finding in findings:
             said = "as the target alone" if finding.lossless else "NOT as the target alone"
-            print(
-                f"drafts {finding.drafts + ':':9} {finding.accepted:6.1%} accepted, {said} ({finding.score:+.1f} sigma)"
-            )
+            print(f"drafts {finding.drafts:8} {finding.accepted:6.1%} accepted, {said} ({finding.score:+.1f} sigma)")
         if not all(finding.lossless for finding in findings):
             raise typer.Exit(1)
 
