@@ -22,9 +22,10 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
-def test_the_example_is_the_file_and_about_thirty_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    (shown,) = blocks("python")
+def test_the_examples_are_the_files_and_about_thirty_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, rule = blocks("python")
     assert shown == (ROOT / "bench/examples/deficit.py").read_text()
+    assert rule == (ROOT / "bench/examples/match.py").read_text()
     assert len(shown.splitlines()) <= 32
     monkeypatch.chdir(ROOT)
     assert type(make_scheduler("bench/examples/deficit.py:Deficit(odds=0.4)", AlphaFair())).__name__ == "Deficit"

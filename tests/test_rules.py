@@ -158,9 +158,7 @@ def test_a_rule_that_cannot_be_used_is_refused(tmp_path: Path, text: str, senten
 
 
 def test_a_name_that_does_not_exist_is_named_with_the_nearest() -> None:
-    with pytest.raises(
-        InvalidRequest, match=r"rule 'coupld' does not exist: did you mean coupled\? choose auto, coupled"
-    ):
+    with pytest.raises(InvalidRequest, match=r"rule 'coupld' does not exist: did you mean coupled\? choose auto"):
         ServerSettings(rule="coupld")
 
 
@@ -168,7 +166,7 @@ def test_the_simulator_lets_a_rule_judge_by_itself() -> None:
     def goodput(rule: str) -> float:
         server = Server(capacity=4, rounds="barrier", rule=rule)
         group = AgentGroup("a", acceptance=0.8)
-        scenario = Scenario("x", (group,), duration_s=60.0, server=server, schedulers=(Contender("fixed"),))
+        scenario = Scenario("x", (group,), duration_s=30.0, server=server, schedulers=(Contender("fixed"),))
         return simulate_scenario(scenario).runs[0].total
 
     published, matching = goodput("ratio"), goodput(MATCH)
