@@ -144,4 +144,4 @@ def _score(counts: Floats, expected: Floats) -> float:
     """The chi-squared statistic as a standard normal one (Wilson and Hilferty, 1931)."""
     free = counts.size - 1
     statistic = float(((counts - expected) ** 2 / expected).sum())
-    return ((statistic / free) ** (1 / 3) - (1 - 2 / (9 * free))) / math.sqrt(2 / (9 * free))
+    return float(((statistic / free) ** (1 / 3) - (1 - 2 / (9 * free))) / math.sqrt(2 / (9 * free)))

@@ -22,6 +22,7 @@ from goodspeed.scenarios.people import Person, people
 from goodspeed.scenarios.results import command_line
 from goodspeed.scenarios.scenario import AgentGroup
 from goodspeed.scenarios.simulating import engine_of
+from goodspeed_agent.ahead import AheadMode
 from goodspeed_bench.errands import Prompts, busy_edges, read_prompts
 from goodspeed_bench.fleet import Edge
 from goodspeed_bench.host import Load, Rehearse, Report, Start, Stop, Workload
@@ -154,7 +155,7 @@ async def _run(
     async with listening(settings, contest.model, _engine_maker(scenario)) as (engine, recorder, address):
 
         async def come(some: Sequence[Edge]) -> None:
-            draft_ahead = "auto" if ahead else "off"
+            draft_ahead: AheadMode = "auto" if ahead else "off"
             await contest.ask(Start(address, tuple(some), Workload(), draft_ahead, remember=contest.coupled))
 
         async def go(some: Sequence[Edge]) -> None:
