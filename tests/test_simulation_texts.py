@@ -63,6 +63,12 @@ def test_arrivals_are_those_of_the_rate_whatever_becomes_of_them() -> None:
     assert sorted(text.asked_at for text in plain)[:1000] == sorted(text.asked_at for text in ours)[:1000]
 
 
+def test_who_leaves_as_it_comes_holds_nobody_up() -> None:
+    agents = [Agent(0.004, 0.01, 0.8), Agent(0.004, 0.01, 0.8, joins_at=2.0, leaves_at=2.0)]
+    run = simulate(agents, ENGINE, FixedS(4), rounds="barrier", capacity=12, duration_s=20, warm_up_s=3)
+    assert run.goodput[0] > 10
+
+
 def test_a_rate_of_nothing_asks_for_nothing() -> None:
 
     assert Asking(Texts(always(1), always(1), lambda _now: 0.0, 0.0), np.random.default_rng(0)).next_at(3.0) == np.inf

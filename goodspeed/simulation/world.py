@@ -132,9 +132,10 @@ class _World:
             while self._events and self._events[0][0] <= now:
                 _, _, kind, whose = heapq.heappop(self._events)
                 self._handle(kind, whose, now)
-            if self._joining:
-                self._schedule(self._joining, now)
-                self._joining = []
+            joining = [stream for stream in self._joining if not stream.box.gone]
+            self._joining = []
+            if joining:
+                self._schedule(joining, now)
             if self._running is None:
                 self._try_to_close(now)
         present = [
