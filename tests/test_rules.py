@@ -93,7 +93,7 @@ def test_a_rule_that_fails_on_what_a_peer_sends_is_told_of() -> None:
         check_rule(Fragile(), trials=1)
     rules._known["fragile"] = Fragile()
     with pytest.raises(InvalidRequest, match="what was sent with the draft cannot be read") as refused:
-        check_draft(Draft(1, 3, [1, 2], b"xx"), 4, 9, "fragile")
+        check_draft(Draft(1, 3, [1, 2], q=b"xx"), 4, 9, "fragile")
     assert refused.value.code == "invalid_q"
 
 
