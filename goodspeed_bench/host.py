@@ -24,6 +24,7 @@ import uvloop
 from msgspec import Struct
 
 from goodspeed.credentials import Credentials
+from goodspeed.errors import GoodSpeedError
 from goodspeed.sampling import SamplingParams
 from goodspeed.scenarios.prompts import bundled_prompts
 from goodspeed_agent.agent import Agent, Piece, TextRequest
@@ -126,6 +127,8 @@ class Answer(Struct, frozen=True):
     """What a host says when a command is done."""
 
     reports: tuple[Report, ...] = ()
+    error: str | None = None
+    """Why it is not done, where that is the user's to know."""
 
 
 @dataclass(slots=True)
@@ -308,7 +311,10 @@ async def _serve() -> None:
     with tempfile.TemporaryDirectory() as folder:
         host = Host(Path(folder))
         while line := await asyncio.to_thread(sys.stdin.buffer.readline):
-            answer = await host.obey(decoder.decode(line))
+            try:
+                answer = await host.obey(decoder.decode(line))
+            except GoodSpeedError as error:
+                answer = Answer(error=str(error))
             sys.stdout.buffer.write(msgspec.json.encode(answer) + b"\n")
             sys.stdout.buffer.flush()
         await host.obey(Stop())

@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from goodspeed.errors import GoodSpeedError
 from goodspeed_bench.host import Answer, Command, Rehearse, Start
 
 __all__ = ["Ask", "hosts", "part"]
@@ -32,6 +33,7 @@ async def hosts(rule: str = "coupled", count: int = HOSTS) -> AsyncIterator[Ask]
         count: of processes.
 
     Raises:
+        GoodSpeedError: from `Ask`, when a command cannot be carried out.
         RuntimeError: from `Ask`, when a host has ended; what it said is on standard error.
     """
     processes = [
@@ -64,7 +66,10 @@ async def _tell(process: asyncio.subprocess.Process, command: Command) -> Answer
     line = await process.stdout.readline()
     if not line:
         raise RuntimeError("a process with agents in it has ended")
-    return msgspec.json.decode(line, type=Answer)
+    answer = msgspec.json.decode(line, type=Answer)
+    if answer.error is not None:
+        raise GoodSpeedError(answer.error)
+    return answer
 
 
 def part(command: Command, place: int, count: int) -> Command:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from goodspeed.errors import InvalidRequest
+from goodspeed.errors import GoodSpeedError, InvalidRequest
 from goodspeed.scenarios import AgentGroup, Contender, Scenario, Server, read_scenario
 from goodspeed.scenarios.people import people
 from goodspeed.scenarios.results import Results
@@ -17,8 +17,8 @@ from goodspeed.scenarios.simulating import agents_of
 from goodspeed_bench.contest import bench_scenario, settings_of
 from goodspeed_bench.errands import busy_edges, read_prompts
 from goodspeed_bench.fleet import edges_of
-from goodspeed_bench.host import Host
-from goodspeed_bench.hosts import Ask
+from goodspeed_bench.host import Answer, Host, Load, Stop
+from goodspeed_bench.hosts import Ask, hosts
 from goodspeed_bench.toxics import Bandwidth, Latency
 
 SHIPPED = Path(__file__).parents[1] / "bench/scenarios"
@@ -96,3 +96,10 @@ def test_what_users_ask_for_depends_on_the_seed_alone(tmp_path: Path) -> None:
     times = [errand.at_s for errand in three.errands if errand.at_s is not None]
     assert times == sorted(times)
     assert len(times) == len(three.errands) == pytest.approx(100, abs=40)
+
+
+async def test_what_an_agent_process_cannot_do_is_a_sentence(tmp_path: Path) -> None:
+    async with hosts(count=1) as ask:
+        with pytest.raises(GoodSpeedError, match=r"nowhere\.py"):
+            await ask(Load((str(tmp_path / "nowhere.py") + ":Mine",)))
+        assert await ask(Stop()) == Answer(), "and it lives on"
