@@ -1,1 +1,1 @@
-"""Benchmarks, workloads and the recipe of the bundled models."""
+"""Benchmarks, scenarios and the recipe of the bundled models."""

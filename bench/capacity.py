@@ -22,11 +22,11 @@ import typer
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from bench.workloads import load_prompts
 from goodspeed.catalog import DEFAULT_DRAFT, DEFAULT_TARGET, load_model, tokenizer_files
 from goodspeed.engine import Engine, Segment
 from goodspeed.estimation import Goodput, HitOrMiss
 from goodspeed.sampling import SamplingParams
+from goodspeed.scenarios.prompts import bundled_prompts
 from goodspeed.scheduling import Demand, FixedS, PlainDecoding, Scheduler, SecondsSched, Timing
 from goodspeed.timing import EngineMeter, PassCost, PassSample
 from goodspeed_agent.lookahead import Calibration
@@ -211,7 +211,7 @@ def _policies() -> list[Policy]:
 def _prompts(count: int) -> list[list[int]]:
     """The bundled prompts, again and again, each time cut a token shorter: so the texts behind them differ."""
     tokenizer = Tokenizer.from_str(tokenizer_files(DEFAULT_TARGET)["tokenizer.json"].decode())
-    encoded = [tokenizer.encode(prompt.text).ids for prompt in load_prompts()]
+    encoded = [tokenizer.encode(prompt.text).ids for prompt in bundled_prompts()]
     return [_cut(encoded[number % len(encoded)], number // len(encoded)) for number in range(count)]
 
 

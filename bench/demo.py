@@ -26,13 +26,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from bench.edges.proxy import proxied
-from bench.edges.toxics import Latency
 from bench.processes import ENVIRONMENT, serving
-from bench.workloads import Prompt, load_prompts
 from goodspeed.errors import GoodSpeedError
+from goodspeed.scenarios.prompts import Prompt, bundled_prompts
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed_agent.report import Speculation
+from goodspeed_bench.proxy import proxied
+from goodspeed_bench.toxics import Latency
 from goodspeed_server.monitor import fetch_snapshot, snapshots, top
 
 __all__ = ["main"]
@@ -136,7 +136,7 @@ async def _slowed(address: str, delay_ms: float) -> AsyncIterator[str]:
 
 async def _run_agents(address: str, slow_address: str, max_new_tokens: int) -> list[AgentRun]:
     """Start the agents, the light ones first, and wait for all their texts."""
-    common, *others = load_prompts()
+    common, *others = bundled_prompts()
     own = PROMPTS_PER_AGENT - 1
     agents: list[asyncio.Task[AgentRun]] = []
     with tempfile.TemporaryDirectory() as folder:

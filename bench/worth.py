@@ -24,12 +24,12 @@ import typer
 import uvloop
 from tokenizers import Tokenizer
 
-from bench.edges.drafting import Remembering
-from bench.workloads import load_prompts
 from goodspeed.catalog import DEFAULT_DRAFT, DEFAULT_TARGET, load_model, tokenizer_files
+from goodspeed.scenarios.prompts import bundled_prompts
 from goodspeed_agent.agent import Agent, TextRequest
 from goodspeed_agent.drafters import Drafter, load_drafter
 from goodspeed_agent.tokenizer import TokenizerCache
+from goodspeed_bench.drafting import Remembering
 from goodspeed_server.server import VerificationServer
 from goodspeed_server.settings import RoundSettings, ServerSettings
 
@@ -50,7 +50,7 @@ def main(
 ) -> None:
     """Print goodput per second of server busy time, by policy."""
     torch.set_num_threads(threads)
-    prompts = [prompt.text for prompt in load_prompts()]
+    prompts = [prompt.text for prompt in bundled_prompts()]
     policies: dict[str, tuple[str, int | None]] = {PLAIN: ("plain", 0)}
     for budget in (2, 4, 6, 8):
         policies[f"GoodSpeed-Sched, C = {budget * STREAMS}"] = ("goodspeed", budget * STREAMS)

@@ -13,6 +13,7 @@ from rich.table import Table
 
 import goodspeed
 from goodspeed.catalog import BundledModel, bundled
+from goodspeed.scenarios.cli import bench, check, simulate
 from goodspeed.tuning.cli import tune
 
 app = typer.Typer(
@@ -21,6 +22,9 @@ app = typer.Typer(
 
 
 app.command()(tune)
+app.command()(simulate)
+app.command()(bench)
+app.command("check-rule")(check)
 
 _ROOM_FOR_DESCRIPTIONS = 120
 """Characters a line; on a narrower terminal names and figures need all of it."""

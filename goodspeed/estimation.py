@@ -185,7 +185,11 @@ class RatioMean:
         if budget == 0:
             self._idle += 1
             return
-        ratios = judgement.ratios or ()
+        ratios = judgement.ratios
+        if ratios is None:
+            # Of a rule that knows none, what stood and what did not, up to the first that did not.
+            ratios = (1.0,) * judgement.accepted + (0.0,) * (judgement.accepted < budget)
+            budget = len(ratios)
         mean = sum(ratios) / (len(ratios) + (len(ratios) < budget))
         step = self._eta + (1.0 - self._eta) * min(1.0, self._idle / self._patience)
         self._alpha += step * (mean - self._alpha)

@@ -13,9 +13,7 @@ held any more is recognised by these two numbers, and is stale.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
-
-from goodspeed.verification import DraftDistribution
+from typing import Any, NamedTuple
 
 __all__ = ["Guesses", "Overtaken"]
 
@@ -39,7 +37,7 @@ class Guesses:
         self._base = -1
         """The committed length that they began upon; -1: there are none."""
         self._tokens: list[int] = []
-        self._q: list[DraftDistribution] = []
+        self._q: list[Any] = []
         self._judged = 0
 
     def __len__(self) -> int:
@@ -59,7 +57,7 @@ class Guesses:
         base: int,
         offset: int,
         tokens: Sequence[int],
-        q: Sequence[DraftDistribution] = (),
+        q: Sequence[Any] = (),
         *,
         ended: bool = False,
     ) -> None:
@@ -88,7 +86,7 @@ class Guesses:
         right, self._judged = max(0, end - self._judged), max(self._judged, end)
         return Overtaken(right, missed=False)
 
-    def beyond(self, length: int, most: int) -> tuple[list[int], list[DraftDistribution]]:
+    def beyond(self, length: int, most: int) -> tuple[list[int], list[Any]]:
         """The draft upon a transcript of this length, which they were held against: at most so many tokens."""
         if self._base < 0:
             return [], []

@@ -47,7 +47,6 @@ from msgspec import Meta, Struct
 from goodspeed.control import Change
 from goodspeed.errors import MalformedMessage, VersionMismatch
 from goodspeed.sampling import SamplingParams
-from goodspeed.verification import Rule
 
 __all__ = [
     "MAX_AGENT_FRAME_BYTES",
@@ -207,7 +206,8 @@ class Welcome(_Message, tag=ord("W"), frozen=True):
     weights: ShortText
     """Names the target's configuration and weights (`catalog.weights_digest`): a stream may go on only on the same
     target."""
-    rule: Rule
+    rule: ShortText
+    """The name of the rule by which drafts are verified, and drawn."""
     vocab_size: Length
     max_length: Length
     """Prompt and generated tokens together, per stream."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from goodspeed.errors import InvalidRequest, ProtocolError
 from goodspeed.logprobs import MAX_ALTERNATIVES
 from goodspeed.messages import MAX_DRAFT_TOKENS, Draft, Open, Verdict
+from goodspeed.rules import rule_named
 from goodspeed.sampling import SamplingParams
-from goodspeed.verification import DraftDistribution, Judgement, Rule, unpack_q
+from goodspeed.verification import Judgement, Rule
 
 __all__ = ["Commit", "Finish", "ServedStream", "Transcript", "check_draft"]
 
@@ -221,11 +222,11 @@ class ServedStream:
         return Commit(base, accepted, tuple(new[accepted:]), finish)
 
 
-def check_draft(message: Draft, budget: int, vocab_size: int, rule: Rule) -> list[DraftDistribution]:
+def check_draft(message: Draft, budget: int, vocab_size: int, rule: Rule) -> list[Any]:
     """See whether a draft can be used.
 
     Returns:
-        What each of its tokens was drawn from, under the ratio rule; nothing under the coupled one.
+        What its rule reads out of what was sent with each token; nothing, where nothing is.
 
     Raises:
         InvalidRequest: it is longer than its budget, or a token or its distribution cannot be.
@@ -235,7 +236,16 @@ def check_draft(message: Draft, budget: int, vocab_size: int, rule: Rule) -> lis
             f"{len(message.tokens)} tokens were drafted and the budget is {budget}", code="draft_too_long"
         )
     _check_ids(message.tokens, vocab_size, "draft_out_of_range")
-    return [] if rule == "coupled" else unpack_q(message.q, message.tokens, vocab_size)
+    try:
+        evidence = list(rule_named(rule).read(message.q, message.tokens, vocab_size))
+    except (ValueError, IndexError, TypeError, KeyError) as error:
+        # A rule of somebody's own; whatever a peer sent, it is the peer who is told.
+        raise InvalidRequest(f"what was sent with the draft cannot be read: {error}", code="invalid_q") from error
+    if evidence and len(evidence) != len(message.tokens):
+        raise InvalidRequest(
+            f"something was sent with {len(evidence)} of {len(message.tokens)} drafted tokens", code="invalid_q"
+        )
+    return evidence
 
 
 def _check_ids(tokens: Sequence[int], vocab_size: int, code: str) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,8 @@ __all__ = [
     "unpack_q",
 ]
 
-Rule: TypeAlias = Literal["coupled", "ratio"]
+Rule: TypeAlias = str
+"""The name of a rule, as it crosses the wire: `coupled`, `ratio`, or that of one's own; see `rules`."""
 
 RATIO_TOP_K = 32
 """How many tokens of `q` cross the wire: six bytes each."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 import pytest
@@ -140,7 +141,7 @@ async def test_streams_that_are_waited_for_at_once_compute_together() -> None:
     recorder = Recorder(together=3)
     desk = Desk(recorder)
     works = [(Silent("a"), 3), (Silent("b"), 1), (Silent("c"), 2), (Silent("d"), 2)]
-    done = await asyncio.gather(*(desk.at_once(lambda work=work: several(*work)) for work in works))
+    done = await asyncio.gather(*(desk.at_once(partial(several, *work)) for work in works))
     assert done == [3, 1, 2, 2]
     assert recorder.batches == [["a", "b", "c"], ["a", "c", "d"], ["a", "d"]]
     desk.close()
@@ -160,7 +161,7 @@ async def test_a_newcomer_joins_with_the_next_step() -> None:
     second = asyncio.create_task(desk.at_once(lambda: several(Silent("b"), 2)))
     await asyncio.sleep(0)
     gate.set()
-    assert await asyncio.gather(first, second) == [3, 2]
+    assert (await first, await second) == (3, 2)
     assert recorder.batches == [["a"], ["a", "b"], ["a", "b"]]
     desk.close()
 
@@ -169,8 +170,8 @@ async def test_who_is_not_ready_holds_up_nobody() -> None:
     recorder = Recorder(together=2, slow=[("prompt", 2)])
     desk = Desk(recorder)
     order: list[str] = []
-    works = [several(Silent(name), 2, lambda name=name: order.append(name)) for name in ("prompt", "short")]
-    await asyncio.gather(*(desk.at_once(lambda work=work: work) for work in works))
+    works = [partial(several, Silent(name), 2, partial(order.append, name)) for name in ("prompt", "short")]
+    await asyncio.gather(*(desk.at_once(work) for work in works))
     assert order == ["short", "short", "prompt", "prompt"]
     desk.close()
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import get_args
-
 import numpy as np
 import pytest
 import torch
@@ -9,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from goodspeed.rules import RULES
 from goodspeed.sampling import SamplingParams, noise, position_keys
 from goodspeed.sampling.warping import RowParams, log_probs, sample
 from goodspeed.verification import Rule, draw_drafted, unpack_q
@@ -108,7 +107,7 @@ def test_of_a_large_vocabulary_the_noise_costs_an_agent_its_head_only() -> None:
     assert len(noise_drawn(SamplingParams(temperature=1.0, top_k=40), row, 7)) == 40
 
 
-@given(PARAMS, st.integers(0, 10**6), st.sampled_from(get_args(Rule)))
+@given(PARAMS, st.integers(0, 10**6), st.sampled_from(list(RULES)))
 def test_confidence_is_the_likeliest_tokens_probability_whatever_is_drawn(
     params: SamplingParams, seed: int, rule: Rule
 ) -> None:

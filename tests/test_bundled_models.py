@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import transformers
 
-from bench.workloads import load_prompts
 from goodspeed.catalog import DEFAULT_DRAFT, DEFAULT_TARGET, bundled, fingerprint, load_model, tokenizer_files
+from goodspeed.scenarios.prompts import bundled_prompts
 
 MODELS = bundled()
 DRAFTS = [model for model in MODELS if model.role == "draft"]
@@ -80,7 +80,7 @@ def test_greedy_text_does_not_loop_at_once() -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(MODELS[0].path)
     target: Any = load_model(DEFAULT_TARGET, device="cpu")
     at_once = []
-    for prompt in load_prompts():
+    for prompt in bundled_prompts():
         ids = tokenizer(prompt.text, return_tensors="pt")
         count = 64 if prompt.domain == "code" else 32
         written = target.generate(**ids, max_new_tokens=count, do_sample=False)[0, ids["input_ids"].shape[1] :].tolist()

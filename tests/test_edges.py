@@ -8,12 +8,8 @@ from pathlib import Path
 import pytest
 
 from bench.edges.figures import FIGURES, draw
-from bench.edges.fleet import FLEET, Edge
-from bench.edges.host import Host, Rehearse, Start, Stop, Workload
-from bench.edges.hosts import part
-from bench.edges.policies import OURS, PAPER, PLAIN, Policy
+from bench.edges.policies import OURS, PAPER, PLAIN
 from bench.edges.reading import write_reading
-from bench.edges.recorder import Seen, Times
 from bench.edges.results import (
     Comparison,
     Concurrency,
@@ -25,9 +21,16 @@ from bench.edges.results import (
     jain,
     ratios,
 )
-from bench.edges.trial import Setting, Trial, Window, run_trial, serving
+from goodspeed.scenarios import read_scenario
+from goodspeed_bench.fleet import Edge, edges_of
+from goodspeed_bench.host import Host, Rehearse, Start, Stop, Workload
+from goodspeed_bench.hosts import part
+from goodspeed_bench.policies import Policy
+from goodspeed_bench.recorder import Seen, Times
+from goodspeed_bench.trial import Setting, Trial, Window, run_trial, serving
 
 EDGES = (Edge("edge-1", "pico-draft-s", 2.0, 10.0), Edge("edge-2", "suffix", 1.0, 4.0))
+SCENARIO = Path(__file__).parents[1] / "bench/scenarios/edges.toml"
 FIXED = Policy("Fixed-S", "fixed", "barrier", 16)
 
 
@@ -53,10 +56,11 @@ async def test_two_agents_get_the_same_texts_under_every_policy(tmp_path: Path) 
 
 
 def test_every_edge_is_at_home_in_one_process_and_always_the_same() -> None:
-    start = Start("ws://nowhere:1", FLEET, Workload())
+    fleet = tuple(edges_of(read_scenario(SCENARIO), seed=0))
+    start = Start("ws://nowhere:1", fleet, Workload())
     parts = [part(start, place, 3) for place in range(3)]
     homes = [edge for mine in parts if isinstance(mine, Start) for edge in mine.edges]
-    assert sorted(homes, key=lambda edge: edge.name) == list(FLEET)
+    assert sorted(homes, key=lambda edge: edge.name) == list(fleet)
     for place, mine in enumerate(parts):
         assert isinstance(mine, Start)
         for edge in mine.edges:

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from bench.edges.drafting import Paced, Remembering
-from bench.edges.target import ColocatedEngine, DraftSteps, EmulatedEngine, PassTime
 from goodspeed.engine import Engine, Segment
 from goodspeed.sampling import SamplingParams
 from goodspeed.verification import Rule
 from goodspeed_agent.drafters import DraftSession, Guess
+from goodspeed_bench.drafting import Paced, Remembering
+from goodspeed_bench.target import ColocatedEngine, DraftSteps, EmulatedEngine, PassTime
 from tests.tiny_models import tiny_llama
 
 PARAMS = SamplingParams(temperature=0.7, seed=3)

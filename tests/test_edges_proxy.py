@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.edges.proxy import proxied
-from bench.edges.toxics import Bandwidth, Latency, Passage, Piece, ResetPeer, Slicer, Toxic, Toxics
+from goodspeed_bench.proxy import proxied
+from goodspeed_bench.toxics import Bandwidth, Latency, Passage, Piece, ResetPeer, Slicer, Toxic, Toxics
 
 TEXT = bytes(range(256)) * 300
 

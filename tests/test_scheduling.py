@@ -21,6 +21,7 @@ from goodspeed.scheduling import (
     ThroughputSched,
     Timing,
     checked_plan,
+    make_scheduler,
 )
 from goodspeed.timing import EngineLoad, PassCost, PassSample
 from goodspeed.utility import AlphaFair
@@ -247,7 +248,7 @@ def test_plain_decoding_drafts_nothing() -> None:
 def test_every_scheduler_on_offer_can_be_made(name: str) -> None:
     cost = PassCost([PassSample(1, 1, 0.02), PassSample(8, 8, 0.03), PassSample(8, 40, 0.05)])
     timing = Timing(np.full(2, 20.0), np.full(2, 0.01), np.full(2, 0.05), EngineLoad(cost, pass_s=0.03))
-    checked_plan(SCHEDULERS[name](AlphaFair()), replace(demand([0.5, 0.9]), timing=timing), 8)
+    checked_plan(make_scheduler(name, AlphaFair()), replace(demand([0.5, 0.9]), timing=timing), 8)
 
 
 class Answering:

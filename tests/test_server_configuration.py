@@ -64,7 +64,7 @@ def test_what_is_printed_is_a_file_to_start_with(tmp_path: Path) -> None:
         ("port =", "is no TOML"),
         ("[server]\nport = 1", "there is no option server"),
         ('config = "other.toml"', "there is no option config"),
-        ('rule = "maybe"', "rule = 'maybe'"),
+        ('rounds = "maybe"', "rounds = 'maybe'"),
     ],
 )
 def test_a_file_with_a_mistake_is_refused_by_key(content: str, sentence: str, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from goodspeed.estimation import PRIOR_ALPHA, Goodput, HitOrMiss
 from goodspeed.leads import PROBE_EVERY_S, PROBE_GIVE_UP_S, PROBE_TOKENS
 from goodspeed.messages import Draft, DraftEnd
+from goodspeed.rules import RULES
 from goodspeed.sampling import SamplingParams
 from goodspeed.scheduling import PlainDecoding
 from goodspeed.stream import Commit, ServedStream
@@ -118,7 +119,7 @@ def test_a_lead_is_what_will_be_overtaken_and_the_budget(turnaround: float, draf
     ("pace", "alpha"), [(Pace(PASS_S, 0.0), 0.97), (Pace(0.1 * PASS_S, 6 * PASS_S), 0.6), (QUICK, 0.2)]
 )
 def test_who_is_too_slow_or_hardly_ever_right_is_asked_only_to_be_known(pace: Pace, alpha: float) -> None:
-    for rule in get_args(Rule):
+    for rule in RULES:
         live, planner = stream(pace=pace), make_planner(Grants(3, worth_s=1.0), rule)
         live.estimator = live.matching = HitOrMiss(alpha, prior_weight=1000.0)
         planner.plan([live], 100, now=0.0)
@@ -143,7 +144,7 @@ def test_behind_the_barrier_a_draft_that_the_price_ended_shows_no_miss(told: int
 
 
 def test_the_schedule_is_given_the_highest_plausible_rate_where_no_probes_keep_the_estimate_fresh() -> None:
-    for rule in get_args(Rule):
+    for rule in RULES:
         for rounds in ("rolling", "barrier"):
             scheduler, live = Grants(), stream()
             planner = make_planner(scheduler, rule, rounds=rounds)
@@ -156,7 +157,7 @@ def test_the_schedule_is_given_the_highest_plausible_rate_where_no_probes_keep_t
             assert scheduler.asked[0].alpha.tolist() == [expected]
 
 
-@pytest.mark.parametrize("rule", get_args(Rule))
+@pytest.mark.parametrize("rule", RULES)
 def test_an_estimate_starts_from_the_agents_earlier_ones(rule: Rule) -> None:
     assert make_planner(Grants(), rule).estimator(0.85).alpha == pytest.approx(0.85)
 

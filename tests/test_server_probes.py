@@ -12,6 +12,7 @@ import pytest
 
 from goodspeed.leads import PROBE_TOKENS
 from goodspeed.messages import DraftEnd
+from goodspeed.rules import RULES
 from goodspeed.verification import DraftDistribution, Rule, pack_q
 from goodspeed_server.settings import RoundsName
 from tests.serving import linked, serving, tiny_settings
@@ -101,7 +102,7 @@ async def test_who_has_no_drafter_is_asked_for_none() -> None:
 
 
 @pytest.mark.parametrize("rounds", get_args(RoundsName))
-@pytest.mark.parametrize("rule", get_args(Rule))
+@pytest.mark.parametrize("rule", RULES)
 async def test_plain_decoding_asks_for_none(rule: Rule, rounds: RoundsName) -> None:
     settings = tiny_settings(scheduler="plain", rule=rule, rounds={"rounds": rounds})
     async with serving(settings) as (_, address), linked(address) as peer:

@@ -49,6 +49,7 @@ from goodspeed.messages import (
     decode_server,
     encode,
 )
+from goodspeed.rules import rule_named
 from goodspeed_agent.backoff import Backoff, Patience
 from goodspeed_agent.channel import Channel
 from goodspeed_agent.tokenizer import TokenizerCache
@@ -117,6 +118,7 @@ class Link:
         Raises:
             LinkLost: no connection could be made in time.
             Refused: the server said no.
+            InvalidRequest: the server's rule of verification is not here.
             TokenizerMismatch: the draft's tokenizer is not the target's.
             ProtocolError: the server does not speak this protocol.
         """
@@ -288,6 +290,7 @@ class Link:
             try:
                 await connection.send(encode(self._hello))
                 welcome = _expect(await _receive(connection), Welcome)
+                rule_named(welcome.rule)
                 return *await self._tokenizer(connection, welcome, limit), connection
             except BaseException:
                 await connection.close()

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from goodspeed.messages import DraftEnd
+from goodspeed.rules import rule_named
 from goodspeed.verification import Rule
 from goodspeed_agent.ahead import Ahead
 from goodspeed_agent.drafters.interface import DraftSession, Guess
@@ -85,7 +86,7 @@ class Lookahead:
 
     def __init__(self, session: DraftSession, rule: Rule, calibration: Calibration, ahead: Ahead) -> None:
         self._session = session
-        self._coupled = rule == "coupled"
+        self._coupled = rule_named(rule).shares_noise
         self._calibration = calibration
         self._ahead = ahead
         self._guesses: list[Guess] = []

@@ -41,8 +41,8 @@ Draft = Annotated[
     str | None,
     typer.Option(
         envvar="GOODSPEED_DRAFT",
-        help="none, suffix (needs no torch), a bundled draft, a folder, a Hugging Face name or a .gguf file; "
-        "by default the bundled draft, or suffix where torch is missing.",
+        help="none, suffix (needs no torch), a bundled draft, a folder, a Hugging Face name, a .gguf file, or your own "
+        "class, module:Class; by default the bundled draft, or suffix where torch is missing.",
     ),
 ]
 Name = Annotated[

@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,19 +17,21 @@ import uvloop
 
 from bench.edges.experiments import compare, over_concurrency, rehearse, respond
 from bench.edges.figures import draw
-from bench.edges.fleet import FLEET
-from bench.edges.host import Workload
-from bench.edges.hosts import hosts
 from bench.edges.policies import OURS, PAPER, PLAIN, SECONDS, candidates, swept
 from bench.edges.reading import write_reading
 from bench.edges.results import Results
-from bench.edges.target import PassTime
-from bench.edges.trial import Setting, Window
+from goodspeed.scenarios import read_scenario
+from goodspeed_bench.fleet import Edge, edges_of
+from goodspeed_bench.host import Workload
+from goodspeed_bench.hosts import hosts
+from goodspeed_bench.target import PassTime
+from goodspeed_bench.trial import Setting, Window
 
 __all__ = ["main"]
 
 FOLDER = Path("bench/results/edges")
-HOSTS = 2
+SCENARIO = Path("bench/scenarios/edges.toml")
+"""Of which this benchmark takes the edges; the policies are its own, since it sweeps their capacities."""
 FAST, SLOW = PassTime(35.0, 0.6), PassTime(100.0, 1.0)
 """A target whose pass takes what the simulations of the project assume, and one that is three times as slow."""
 
@@ -59,6 +62,7 @@ def main(
         str, typer.Option(help="`emulated`: passes last as long as larger targets'; `real`: as the bundled target's.")
     ] = "emulated",
     folder: Annotated[Path, typer.Option(help="Where figures, plots and reading go.")] = FOLDER,
+    scenario: Annotated[Path, typer.Option(help="Whose edges.")] = SCENARIO,
     redraw: Annotated[bool, typer.Option("--redraw", help="Only plots and reading, of what was measured.")] = False,
 ) -> None:
     """Compare policies on emulated edges."""
@@ -69,14 +73,14 @@ def main(
     if redraw:
         results = msgspec.json.decode(file.read_bytes(), type=Results)
     else:
-        results = uvloop.run(_measure(quick, engine))
+        results = uvloop.run(_measure(edges_of(read_scenario(scenario), seed=0), quick, engine))
         file.write_bytes(msgspec.json.encode(results) + b"\n")
     draw(results, folder)
     write_reading(results, folder / "README.md")
     print(f"figures, plots and their reading are in {folder}")
 
 
-async def _measure(quick: bool, engine: str) -> Results:
+async def _measure(edges: Sequence[Edge], quick: bool, engine: str) -> Results:
     plan = QUICK if quick else FULL
     began_s = time.monotonic()
 
@@ -87,8 +91,8 @@ async def _measure(quick: bool, engine: str) -> Results:
     if engine == "emulated":
         targets = {"fast": FAST} if quick else {"fast": FAST, "slow": SLOW}
     main_target = next(iter(targets))
-    async with hosts(HOSTS) as ask:
-        setting = Setting(ask, FLEET, plan.workload, plan.window, targets[main_target])
+    async with hosts() as ask:
+        setting = Setting(ask, edges, plan.workload, plan.window, targets[main_target])
         await rehearse(setting, depth=plan.depth, co_located_depth=plan.co_located_depth, say=say)
         comparisons = []
         for target, pass_time in targets.items():
@@ -114,7 +118,7 @@ async def _measure(quick: bool, engine: str) -> Results:
     return Results(
         command=" ".join(["python -m bench.edges", *sys.argv[1:]]),
         machine=f"{os.cpu_count()} CPU cores, {platform.machine()}",
-        edges=FLEET,
+        edges=tuple(edges),
         workload=plan.workload,
         window=plan.window,
         comparisons=tuple(comparisons),

@@ -7,12 +7,14 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
-from bench.edges.fleet import Edge, co_located
-from bench.edges.host import Rehearse, Report, Start, Stop, Swap
-from bench.edges.policies import OURS, PAPER, PLAIN, Policy
+from bench.edges.policies import OURS, PAPER, PLAIN
 from bench.edges.results import Comparison, Concurrency, Event, Response, geometric_mean
-from bench.edges.trial import Setting, Trial, Window, run_trial, serving
 from goodspeed.catalog import DEFAULT_DRAFT
+from goodspeed_bench.fleet import Edge, co_located
+from goodspeed_bench.host import Rehearse, Start, Stop, Swap
+from goodspeed_bench.policies import Policy
+from goodspeed_bench.texts import TextsCompared
+from goodspeed_bench.trial import Setting, Trial, Window, run_trial, serving
 
 __all__ = ["Say", "compare", "over_concurrency", "rehearse", "respond"]
 
@@ -21,32 +23,6 @@ Say = Callable[[str], None]
 
 TRACED = ("Fixed-S", "Random-S", PAPER.name, OURS.name)
 _WEAKER = "pico-draft-s"
-
-
-class _Texts:
-    """The longest version of every text, and how many were ever contradicted."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[str, int], list[int]] = {}
-        self._differing: set[tuple[str, int]] = set()
-
-    def note(self, reports: Sequence[Report]) -> None:
-        for report in reports:
-            for number, tokens in report.texts.items():
-                key = (report.name, number)
-                before = self._known.get(key, [])
-                longer, shorter = (tokens, before) if len(tokens) > len(before) else (before, tokens)
-                if longer[: len(shorter)] != shorter:
-                    self._differing.add(key)
-                self._known[key] = longer
-
-    @property
-    def count(self) -> int:
-        return len(self._known)
-
-    @property
-    def differing(self) -> int:
-        return len(self._differing)
 
 
 async def rehearse(setting: Setting, *, depth: int, co_located_depth: int, say: Say) -> None:
@@ -73,7 +49,7 @@ async def compare(
     say: Say,
 ) -> Comparison:
     """Find each swept policy's best capacity in short runs, then let all policies take turns in longer ones."""
-    texts = _Texts()
+    texts = TextsCompared()
     sweep = []
     if len(capacities) > 1:
         short = dataclasses.replace(setting, window=sweep_window)

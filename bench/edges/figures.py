@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from bench.edges.fleet import Edge
 from bench.edges.policies import OURS, PAPER
-from bench.edges.recorder import Seen
 from bench.edges.results import Comparison, Response, Results, Spread, described, geometric_mean
+from goodspeed_bench.fleet import Edge
+from goodspeed_bench.recorder import Seen
 
 __all__ = ["FIGURES", "draw"]
 

@@ -1,38 +1,12 @@
-"""What is compared: a scheduler, a way of closing rounds, and a capacity."""
+"""The policies of `make bench`, by name, and the capacities that those are tried at who have to be given one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import msgspec
-from msgspec import Struct
+from goodspeed_bench.policies import Policy
 
-from goodspeed.scheduling import SCHEDULERS
-from goodspeed_agent.ahead import AheadMode
-from goodspeed_server.settings import RoundsName
-
-__all__ = ["OURS", "PAPER", "PLAIN", "SECONDS", "Policy", "candidates", "swept"]
-
-
-class Policy(Struct, frozen=True):
-    """One way to run the server."""
-
-    name: str
-    scheduler: str
-    rounds: RoundsName
-    capacity: int | None = None
-    """Draft tokens a round, `C`, of eight streams; fewer streams get their share of it."""
-    co_located: bool = False
-    """Whether the server drafts by itself; see `target.ColocatedEngine`."""
-    draft_ahead: AheadMode = "off"
-    """Whether agents draft on while they wait."""
-    early_stop: bool = False
-    """Whether agents are told the price of a token."""
-
-    def with_capacity(self, capacity: int) -> Policy:
-        """The same with another `C`."""
-        return msgspec.structs.replace(self, capacity=capacity)
-
+__all__ = ["OURS", "PAPER", "PLAIN", "SECONDS", "candidates", "swept"]
 
 PLAIN = Policy("plain", "plain", "barrier", 0)
 OURS = Policy("ours", "seconds", "rolling", draft_ahead="auto", early_stop=True)
@@ -54,9 +28,10 @@ _SWEPT = (
 
 
 def swept(quick: bool) -> Sequence[Policy]:
-    """Policies whose capacity is to be found; those whose scheduler this server has."""
-    known = [policy for policy in _SWEPT if policy.scheduler in SCHEDULERS]
-    return [policy for policy in known if policy.rounds == "barrier" and not policy.co_located] if quick else known
+    """Policies whose capacity is to be found."""
+    if not quick:
+        return _SWEPT
+    return [policy for policy in _SWEPT if policy.rounds == "barrier" and not policy.co_located]
 
 
 def candidates(quick: bool) -> Sequence[int]:

@@ -29,7 +29,7 @@ def _reading(results: Results) -> Iterator[str]:
     workload, window = results.workload, results.window
     yield (
         f"Written by `{results.command}` in {results.took_s / 60:.0f} minutes on {results.machine}. A real server, "
-        "real agents and the bundled models; draft times and links are emulated, as `bench/edges/fleet.py` says. "
+        "real agents and the bundled models; draft times and links are emulated, as `bench/scenarios/edges.toml` says. "
         f"Every edge has one user, who asks for one text of {workload.new_tokens} tokens after the other, "
         f"T = {workload.temperature:g}. All policies get the same prompts and seeds and take turns; each run measures "
         f"{window.measured_s:g} s behind a warm-up of {window.warmup_s:g} s. Tables show medians and ranges of "

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 
 from msgspec import Struct
 
-from bench.edges.fleet import Edge
-from bench.edges.host import Workload
-from bench.edges.recorder import Seen
-from bench.edges.target import PassTime
-from bench.edges.trial import Trial, Window
+from goodspeed_bench.fleet import Edge
+from goodspeed_bench.host import Workload
+from goodspeed_bench.recorder import Seen
+from goodspeed_bench.target import PassTime
+from goodspeed_bench.trial import Trial, Window
 
 __all__ = [
     "Comparison",

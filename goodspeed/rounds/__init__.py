@@ -6,6 +6,7 @@ is 0); in rolling rounds everybody is ready, whatever their agents are doing.
 
 from goodspeed.rounds.barrier import Barrier
 from goodspeed.rounds.interface import Prospect, Rounds
+from goodspeed.rounds.prompts import share_out
 from goodspeed.rounds.rolling import Rolling
 
-__all__ = ["Barrier", "Prospect", "Rolling", "Rounds"]
+__all__ = ["Barrier", "Prospect", "Rolling", "Rounds", "share_out"]

@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 from goodspeed.errors import SchedulerFault
 from goodspeed.timing import EngineLoad
 
-__all__ = ["Demand", "Plan", "Scheduler", "Timing", "checked_plan", "needs_no_capacity"]
+__all__ = ["CAPACITY_PER_STREAM", "Demand", "Plan", "Scheduler", "Timing", "checked_plan", "needs_no_capacity"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+
+CAPACITY_PER_STREAM = 2
+"""Where nobody says otherwise: a verification a few tokens long costs little more than one decoding step on most
+hardware."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Which drafted tokens are accepted, by either rule, where a token is accepted with probability alpha."""
+"""Which drafted tokens are accepted, by any rule, where target and draft agree to the degree alpha."""
 
 from __future__ import annotations
 
@@ -7,13 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from goodspeed.rules import VerificationRule
 from goodspeed.verification import Judgement
 
-__all__ = ["hits_in_a_row", "judge_by_ratio"]
+__all__ = ["hits_in_a_row", "judge_by_ratio", "judge_by_rule"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+_TOKENS = 8
+"""Of a draft's distribution, where a rule of one's own judges; the target's has as many more."""
+_SEEDS = 2**31
 _BELOW_ONE = 1.0 - 1e-9
 _CONCENTRATION = 2.0
 """Of the beta distribution of `min(1, p/q)` about its mean: flat at a rate of a half."""
@@ -35,3 +39,29 @@ def judge_by_ratio(alpha: Floats, budgets: Sequence[int], random: np.random.Gene
         Judgement(int(accepted[row, :budget].sum()), 0, tuple(ratios[row, :budget].tolist()))
         for row, budget in enumerate(budgets)
     ]
+
+
+def judge_by_rule(
+    rule: VerificationRule, alpha: Floats, budgets: Sequence[int], random: np.random.Generator
+) -> list[Judgement]:
+    """Let a rule itself draw and judge, over distributions that overlap by alpha: `1 - TV(p, q)`.
+
+    The draft's is over a few tokens; the target gives each of them alpha times as much, and the rest to as many others.
+    Needs torch, since judging does.
+    """
+    import torch
+
+    judgements = []
+    vocab = 2 * _TOKENS
+    for rate, budget in zip(alpha.tolist(), budgets, strict=True):
+        seed, q = int(random.integers(_SEEDS)), -np.sort(-random.dirichlet(np.ones(_TOKENS), budget + 1))
+        drawn = [
+            rule.draw(np.arange(_TOKENS), (row / row[0]).astype(np.float32), seed, place)
+            for place, row in enumerate(q[:budget])
+        ]
+        p = np.concatenate([rate * q, (1.0 - rate) * q], axis=1)
+        log_p = torch.from_numpy(np.log(np.maximum(p, 1e-30))).float()
+        drafted = [token for token, _ in drawn]
+        evidence = rule.read(b"".join(sent for _, sent in drawn), drafted, vocab)
+        judgements.append(rule.judge(log_p, drafted, evidence, seed, 0))
+    return judgements

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from goodspeed.simulation.texts import Written
+
 __all__ = ["Record", "Result"]
 
 Floats = NDArray[np.float64]
@@ -39,6 +41,8 @@ class Result:
     passes: int
     busy_s: float
     records: Sequence[Record]
+    written: Sequence[Written] = ()
+    """What was asked for behind the warm-up and is complete."""
 
     @property
     def goodput(self) -> Floats:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from goodspeed.simulation.texts import Texts
 from goodspeed.timing import PassSample
 
 __all__ = ["Agent", "Engine"]
@@ -30,6 +31,8 @@ class Agent:
     joins_at: float = 0.0
     leaves_at: float = math.inf
     drafts_ahead: bool = False
+    texts: Texts | None = None
+    """None: one text without an end, and without a prompt."""
 
     def alpha_at(self, now: float) -> float:
         """At a time."""

@@ -6,46 +6,31 @@ import heapq
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from goodspeed.estimation import Goodput, HitOrMiss, RatioMean, smooth_goodput
-from goodspeed.leads import PROBE_TOKENS, Probing, overtaken
-from goodspeed.rounds import Barrier, Prospect, Rolling, Rounds
+from goodspeed.leads import PROBE_TOKENS, overtaken
+from goodspeed.rounds import Barrier, Prospect, Rolling, Rounds, share_out
+from goodspeed.rules import rule_named
 from goodspeed.scheduling import Demand, Scheduler, Timing
-from goodspeed.simulation.acceptance import hits_in_a_row, judge_by_ratio
-from goodspeed.simulation.guessing import Guessing
+from goodspeed.simulation.acceptance import hits_in_a_row, judge_by_ratio, judge_by_rule
 from goodspeed.simulation.outcome import Record, Result
 from goodspeed.simulation.scenery import Agent, Engine
-from goodspeed.timing import EngineMeter, Pace, PassCost, PassSample
+from goodspeed.simulation.streams import Box, Stream
+from goodspeed.simulation.texts import Asking, Written
+from goodspeed.timing import EngineMeter, PassCost, PassSample
 from goodspeed.verification import Judgement, Rule
 
 __all__ = ["RoundsKind", "simulate"]
 
 RoundsKind: TypeAlias = Literal["barrier", "rolling"]
-_Kind: TypeAlias = Literal["join", "leave", "draft", "verified", "alarm"]
+_Kind: TypeAlias = Literal["ask", "join", "leave", "draft", "verified", "alarm"]
 
 _UNBOUNDED = 2**31
-
-
-@dataclass(slots=True, eq=False)
-class _Stream:
-    number: int
-    agent: Agent
-    estimator: HitOrMiss | RatioMean
-    pace: Pace
-    rate: Goodput
-    per_round: float = 1.0
-    budget: int = 0
-    arrived_at: float = 0.0
-    head_start_s: float = 0.0
-    """For how long its agent has drafted ahead on a guess that came true; behind the barrier."""
-    computed_s: float = 0.0
-    guessing: Guessing = field(default_factory=Guessing)
-    """In rolling rounds."""
-    probing: Probing = field(default_factory=Probing)
+_PRIOR_STEP = 0.3
+"""How far one text moves what is believed of its agent's next; the server's own."""
 
 
 def simulate(
@@ -56,6 +41,7 @@ def simulate(
     rounds: RoundsKind,
     rule: Rule = "coupled",
     capacity: int | None = None,
+    prefill_chunk: int = 512,
     beta: float = 0.5,
     duration_s: float = 60.0,
     warm_up_s: float = 5.0,
@@ -65,12 +51,14 @@ def simulate(
     """Run a world.
 
     Args:
-        agents: one stream each.
+        agents: one stream each, at a time.
         engine: the truth about passes.
         scheduler: chooses the budgets.
         rounds: `barrier`, without a deadline as the paper has it, or `rolling`, under the coupled rule.
-        rule: of verification; `ratio` shows what equation (3) averages, and nothing can be drafted ahead.
+        rule: of verification, by name; `ratio` shows what equation (3) averages, and nothing can be drafted ahead;
+            one's own judges by itself.
         capacity: draft tokens a pass may verify; None is without a limit.
+        prefill_chunk: prompt tokens a pass may carry.
         beta: the step of equation (4).
         duration_s: virtual seconds.
         warm_up_s: tokens before this do not count.
@@ -78,7 +66,9 @@ def simulate(
         keep_records: whether to keep a record of every pass.
     """
     assert rounds == "barrier" or rule == "coupled"
-    world = _World(agents, engine, scheduler, rounds, rule, capacity, beta, warm_up_s, seed, keep_records)
+    world = _World(
+        agents, engine, scheduler, rounds, rule, capacity, prefill_chunk, beta, warm_up_s, seed, keep_records
+    )
     return world.run(duration_s)
 
 
@@ -91,84 +81,140 @@ class _World:
         rounds: RoundsKind,
         rule: Rule,
         capacity: int | None,
+        prefill_chunk: int,
         beta: float,
         warm_up_s: float,
         seed: int,
         keep_records: bool,
     ) -> None:
-        self._agents = agents
+        self._boxes = [
+            Box(number, agent, Asking(agent.texts, np.random.default_rng([seed, number])) if agent.texts else None)
+            for number, agent in enumerate(agents)
+        ]
         self._engine = engine
         self._scheduler = scheduler
+        self._rule = rule_named(rule)
         self._coupled = rule == "coupled"
         self._capacity = _UNBOUNDED if capacity is None else capacity
+        self._prefill_chunk = prefill_chunk
         self._beta = beta
         self._warm_up_s = warm_up_s
         self._random = np.random.default_rng(seed)
         self._keep_records = keep_records
         self._rolling = rounds == "rolling"
         self._meter = EngineMeter(PassCost(engine.samples()))
-        self._rounds: Rounds[_Stream] = (
+        self._rounds: Rounds[Stream] = (
             Rolling(load=lambda: self._meter.load) if self._rolling else Barrier(timeout_s=math.inf)
         )
-        self._events: list[tuple[float, int, _Kind, _Stream | None]] = []
+        self._events: list[tuple[float, int, _Kind, Stream | Box | None]] = []
         self._numbers = itertools.count()
-        self._joining: list[_Stream] = []
-        self._running: list[_Stream] | None = None
+        self._joining: list[Stream] = []
+        self._prefilling: list[Stream] = []
+        self._chunks: list[tuple[Stream, int]] = []
+        """Of prompts, in the pass that runs."""
+        self._running: list[Stream] | None = None
         self._carried: list[int] = []
         """What the pass that runs verifies of each of its streams."""
         self._began_at = 0.0
         self._alarm_at = math.inf
-        self._gone: set[int] = set()
         self._counted = np.zeros(len(agents))
         self._passes = 0
         self._busy_s = 0.0
         self._records: list[Record] = []
+        self._written: list[Written] = []
 
     def run(self, duration_s: float) -> Result:
-        for number, agent in enumerate(self._agents):
-            if agent.joins_at < duration_s:
-                self._at(agent.joins_at, "join", self._stream(number, agent))
+        for box in self._boxes:
+            if box.agent.joins_at < duration_s:
+                self._arrive(box)
         while self._events and self._events[0][0] < duration_s:
             now = self._events[0][0]
             while self._events and self._events[0][0] <= now:
-                _, _, kind, stream = heapq.heappop(self._events)
-                self._handle(kind, stream, now)
-            if self._joining:
-                self._schedule(self._joining, now)
-                self._joining = []
+                _, _, kind, whose = heapq.heappop(self._events)
+                self._handle(kind, whose, now)
+            joining = [stream for stream in self._joining if not stream.box.gone]
+            self._joining = []
+            if joining:
+                self._schedule(joining, now)
             if self._running is None:
                 self._try_to_close(now)
         present = [
-            max(0.0, min(agent.leaves_at, duration_s) - max(agent.joins_at, self._warm_up_s)) for agent in self._agents
+            max(0.0, min(agent.leaves_at, duration_s) - max(agent.joins_at, self._warm_up_s))
+            for agent in (box.agent for box in self._boxes)
         ]
-        return Result(self._counted, np.array(present), self._passes, self._busy_s, self._records)
+        return Result(self._counted, np.array(present), self._passes, self._busy_s, self._records, self._written)
 
-    def _stream(self, number: int, agent: Agent) -> _Stream:
-        estimator = HitOrMiss() if self._coupled else RatioMean()
-        return _Stream(number, agent, estimator, Pace(), Goodput(agent.joins_at, 1.0 / self._engine.seconds(1, 1)))
+    def _arrive(self, box: Box) -> None:
+        """An agent is there, and its user asks for something, or for a text without an end."""
+        joins_at = box.agent.joins_at
+        if box.agent.leaves_at < math.inf:
+            self._at(box.agent.leaves_at, "leave", box)
+        if box.asking is not None:
+            self._at(box.asking.first_at(joins_at), "ask", box)
+        else:
+            box.stream = self._stream(box, joins_at)
+            self._at(joins_at, "join", box.stream)
 
-    def _at(self, when: float, kind: _Kind, stream: _Stream | None = None) -> None:
-        heapq.heappush(self._events, (when, next(self._numbers), kind, stream))
+    def _stream(self, box: Box, now: float) -> Stream:
+        """The server knows of its agent what the texts before have shown."""
+        estimator = HitOrMiss(box.prior_alpha) if self._coupled else RatioMean(box.prior_alpha)
+        return Stream(box, box.agent, estimator, box.pace.copy(), Goodput(now, 1.0 / self._engine.seconds(1, 1)))
 
-    def _handle(self, kind: _Kind, stream: _Stream | None, now: float) -> None:
+    def _at(self, when: float, kind: _Kind, whose: Stream | Box | None = None) -> None:
+        heapq.heappush(self._events, (when, next(self._numbers), kind, whose))
+
+    def _handle(self, kind: _Kind, whose: Stream | Box | None, now: float) -> None:
         if kind == "verified":
             self._commit(now)
         elif kind == "alarm":
             self._alarm_at = math.inf
-        else:
-            assert stream is not None
-            self._hear(kind, stream, now)
+        elif isinstance(whose, Box):
+            self._hear_of(kind, whose, now)
+        elif whose is not None and not whose.box.gone:
+            self._hear(kind, whose, now)
 
-    def _hear(self, kind: _Kind, stream: _Stream, now: float) -> None:
+    def _hear_of(self, kind: _Kind, box: Box, now: float) -> None:
+        """Something of one agent."""
+        if kind == "leave":
+            box.gone = True
+            if box.stream is not None:
+                self._rounds.leave(box.stream)
+                self._prefilling = [stream for stream in self._prefilling if stream is not box.stream]
+        elif not box.gone and box.asking is not None:
+            box.asked.append(now)
+            if box.stream is None:
+                self._open(box, now)
+            if not box.asking.waits:
+                self._at(box.asking.next_at(now), "ask", box)
+
+    def _open(self, box: Box, now: float) -> None:
+        """Send the next prompt to the server."""
+        assert box.asking is not None
+        there_at = now + box.agent.latency_s
+        box.stream = self._stream(box, there_at)
+        box.stream.prompt_left, box.stream.left = box.asking.lengths()
+        self._at(there_at, "join", box.stream)
+
+    def _close(self, stream: Stream, now: float) -> None:
+        """A text is complete; its agent hears so, and goes on with the next."""
+        box = stream.box
+        assert box.asking is not None
+        heard_at, asked_at = now + box.agent.latency_s, box.asked.popleft()
+        if asked_at >= self._warm_up_s:
+            self._written.append(Written(box.number, asked_at, stream.first_at, heard_at, stream.written))
+        box.prior_alpha += _PRIOR_STEP * (stream.estimator.alpha - box.prior_alpha)
+        box.pace, box.stream = stream.pace, None
+        self._rounds.leave(stream)
+        if box.asked:
+            self._open(box, heard_at)
+        elif box.asking.waits:
+            self._at(box.asking.next_at(heard_at), "ask", box)
+
+    def _hear(self, kind: _Kind, stream: Stream, now: float) -> None:
         """Something of one stream."""
         match kind:
             case "join":
-                self._joining.append(stream)
-                if stream.agent.leaves_at < math.inf:
-                    self._at(stream.agent.leaves_at, "leave", stream)
-            case "leave":
-                self._gone.add(stream.number)
-                self._rounds.leave(stream)
+                (self._prefilling if stream.prompt_left else self._joining).append(stream)
             case "draft" if self._rolling:
                 here = stream.guessing.beyond(stream.budget, now)
                 waiting = self._rounds.arrive(stream, now, here, more=True)
@@ -179,8 +225,8 @@ class _World:
                 stream.pace.observe(stream.budget, elapsed_s, stream.computed_s)
 
     def _try_to_close(self, now: float) -> None:
-        batch = self._rounds.close(now)
-        if batch:
+        batch = self._rounds.close(now, prompts=bool(self._prefilling))
+        if batch or self._prefilling:
             self._verify(batch, now)
             return
         closes_at = self._rounds.closes_at()
@@ -188,15 +234,18 @@ class _World:
             self._alarm_at = closes_at
             self._at(max(closes_at, now), "alarm")
 
-    def _verify(self, batch: list[_Stream], now: float) -> None:
+    def _verify(self, batch: list[Stream], now: float) -> None:
         self._carried = [
             stream.guessing.beyond(stream.budget, now) if self._rolling else stream.budget for stream in batch
         ]
-        tokens = sum(self._carried) + len(batch)
-        seconds = self._engine.seconds(len(batch), tokens) + self._engine.drafting_s(self._carried)
+        sizes = share_out([stream.prompt_left for stream in self._prefilling], self._prefill_chunk)
+        self._chunks = [pair for pair in zip(self._prefilling, sizes, strict=True) if pair[1]]
+        tokens = sum(self._carried) + len(batch) + sum(sizes)
+        rows = len(batch) + len(self._chunks)
+        seconds = self._engine.seconds(rows, tokens) + self._engine.drafting_s(self._carried)
         if self._engine.noise:
             seconds *= math.exp(self._engine.noise * self._random.standard_normal())
-        self._meter.observe(PassSample(len(batch), tokens, seconds))
+        self._meter.observe(PassSample(rows, tokens, seconds))
         self._running, self._began_at = batch, now
         self._passes += 1
         self._busy_s += seconds
@@ -204,30 +253,36 @@ class _World:
 
     def _commit(self, now: float) -> None:
         assert self._running is not None
-        going_on = [pair for pair in zip(self._running, self._carried, strict=True) if pair[0].number not in self._gone]
+        going_on = [pair for pair in zip(self._running, self._carried, strict=True) if not pair[0].box.gone]
         began_at, self._running = self._began_at, None
+        self._advance_prefill()
         if not going_on:
             return
         batch = [stream for stream, _ in going_on]
         budgets = [carried for _, carried in going_on]
         committed = []
         for stream, budget, judgement in zip(batch, budgets, self._judge(batch, budgets, began_at, now), strict=True):
-            self._learn(stream, budget, judgement, now)
-            committed.append(judgement.accepted + 1)
+            committed.append(self._learn(stream, budget, judgement, now))
         smoothed = [stream.per_round for stream in batch] if self._keep_records else []
-        price = self._schedule(batch, now)
+        numbers = [stream.box.number for stream in batch]
+        for stream in batch:
+            if not stream.left:
+                self._close(stream, now)
+        unfinished = [stream for stream in batch if stream.left]
+        price = self._schedule(unfinished, now) if unfinished else 0.0
         if self._keep_records:
-            numbers = [stream.number for stream in batch]
             self._records.append(Record(now, now - began_at, numbers, budgets, committed, smoothed, price))
 
-    def _judge(self, batch: list[_Stream], budgets: list[int], began_at: float, now: float) -> list[Judgement]:
+    def _judge(self, batch: list[Stream], budgets: list[int], began_at: float, now: float) -> list[Judgement]:
         if self._rolling:
             return [
                 Judgement(stream.guessing.accepted(budget), 0) for stream, budget in zip(batch, budgets, strict=True)
             ]
         alpha = np.array([stream.agent.alpha_at(began_at) for stream in batch])
         if not self._coupled:
-            return judge_by_ratio(alpha, budgets, self._random)
+            if self._rule.name == "ratio":
+                return judge_by_ratio(alpha, budgets, self._random)
+            return judge_by_rule(self._rule, alpha, budgets, self._random)
         hits = hits_in_a_row(alpha, self._random).tolist()
         for stream, run in zip(batch, hits, strict=True):
             # One hit beyond the draft: the agent's own guess at the bonus token was right.
@@ -235,8 +290,15 @@ class _World:
             stream.head_start_s = now - stream.arrived_at + 2 * stream.agent.latency_s if ahead else 0.0
         return [Judgement(min(run, budget), 0) for run, budget in zip(hits, budgets, strict=True)]
 
-    def _learn(self, stream: _Stream, budget: int, judgement: Judgement, now: float) -> None:
-        size = judgement.accepted + 1
+    def _advance_prefill(self) -> None:
+        for stream, size in self._chunks:
+            stream.prompt_left -= size
+            if not stream.prompt_left and stream in self._prefilling:
+                self._prefilling.remove(stream)
+                self._joining.append(stream)
+
+    def _learn(self, stream: Stream, budget: int, judgement: Judgement, now: float) -> int:
+        size = int(min(judgement.accepted + 1, stream.left))
         if self._rolling:
             self._learn_from_guesses(stream, size, now)
         else:
@@ -244,9 +306,14 @@ class _World:
         stream.rate.observe(size, now)
         stream.per_round = smooth_goodput(stream.per_round, size, self._beta)
         if now >= self._warm_up_s:
-            self._counted[stream.number] += size
+            self._counted[stream.box.number] += size
+        if not stream.written:
+            stream.first_at = now + stream.agent.latency_s
+        stream.written += size
+        stream.left -= size
+        return size
 
-    def _learn_from_guesses(self, stream: _Stream, size: int, now: float) -> None:
+    def _learn_from_guesses(self, stream: Stream, size: int, now: float) -> None:
         agent = stream.agent
         first_s = stream.guessing.first_here(now)
         if first_s is not None:
@@ -256,7 +323,7 @@ class _World:
             stream.estimator.observe(right + missed, Judgement(right, 0))
             stream.probing.answered(now)
 
-    def _schedule(self, streams: Sequence[_Stream], now: float) -> float:
+    def _schedule(self, streams: Sequence[Stream], now: float) -> float:
         outstanding = self._rounds.outstanding if self._capacity < _UNBOUNDED else 0
         plan = self._scheduler.plan(self._demand(streams), max(0, self._capacity - outstanding))
         jitter_s = (self._random.standard_exponential((len(streams), 2)).sum(-1)).tolist()
@@ -270,14 +337,14 @@ class _World:
                 self._let_draft(stream, away_s, now)
         return plan.price
 
-    def _let_draft(self, stream: _Stream, away_s: float, now: float) -> None:
+    def _let_draft(self, stream: Stream, away_s: float, now: float) -> None:
         self._rounds.expect(stream, stream.budget, now)
         if stream.budget:
             stream.computed_s = max(0.0, stream.budget * stream.agent.draft_s - stream.head_start_s)
             stream.arrived_at = now
             self._at(now + away_s + stream.computed_s, "draft", stream)
 
-    def _let_guess(self, stream: _Stream, away_s: float, worth_s: float, now: float) -> None:
+    def _let_guess(self, stream: Stream, away_s: float, worth_s: float, now: float) -> None:
         agent, chance, pass_s = stream.agent, stream.estimator.alpha, self._meter.load.pass_s
         behind = overtaken(stream.pace, pass_s, chance) if stream.budget else None
         if behind is not None:
@@ -301,12 +368,12 @@ class _World:
             self._rounds.expect(stream, stream.budget, now, prospect)
             self._at(due_at, "draft", stream)
 
-    def _demand(self, streams: Sequence[_Stream]) -> Demand:
+    def _demand(self, streams: Sequence[Stream]) -> Demand:
         return Demand(
             alpha=np.array([s.estimator.alpha if self._rolling else s.estimator.optimistic for s in streams]),
             goodput=np.array([stream.per_round for stream in streams]),
             weight=np.array([stream.agent.weight for stream in streams]),
-            limit=np.array([stream.agent.max_draft for stream in streams]),
+            limit=np.array([min(stream.agent.max_draft, stream.left - 1) for stream in streams], dtype=np.int64),
             timing=Timing(
                 rate=np.array([stream.rate.rate for stream in streams]),
                 draft_s=np.array([stream.pace.draft_s for stream in streams]),

@@ -18,6 +18,7 @@ from goodspeed.credentials import Credentials
 from goodspeed.errors import InvalidRequest, ModelError
 from goodspeed.event_loop import loop_factory
 from goodspeed.logs import JsonLines, Readable, log_to
+from goodspeed.rules import RULES
 from goodspeed.scheduling import SCHEDULERS
 from goodspeed_server import ctl_commands, token_commands
 from goodspeed_server.configuration import ENVIRONMENT, lines_in_force, use_file
@@ -33,7 +34,6 @@ from goodspeed_server.settings import (
     LayoutName,
     RoundSettings,
     RoundsName,
-    RuleName,
     ServerSettings,
     TlsSettings,
 )
@@ -73,14 +73,19 @@ def run(
         ),
     ] = None,
     scheduler: Annotated[
-        str, typer.Option(help=f"auto (seconds; goodspeed behind a barrier), {', '.join(SCHEDULERS)}.")
+        str,
+        typer.Option(
+            help=f"auto (seconds; goodspeed behind a barrier), {', '.join(SCHEDULERS)}, or your own: module:Class."
+        ),
     ] = "auto",
     rounds: Annotated[RoundsName, typer.Option(help="auto: rolling for the scheduler `seconds`.")] = "auto",
     fairness: Annotated[float, typer.Option(help="Of the utility: 0 throughput, 1 proportional, 2 and up.")] = 1.0,
     early_stop: Annotated[
         bool, typer.Option(help="Tell agents the price of a drafted token, so that they may stop short.")
     ] = True,
-    rule: Annotated[RuleName, typer.Option(help="Verification rule.")] = "auto",
+    rule: Annotated[
+        str, typer.Option(help=f"Of verification: auto, {', '.join(RULES)}, or your own: module:Class.")
+    ] = "auto",
     layout: Annotated[LayoutName, typer.Option(help="Of the batch.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",

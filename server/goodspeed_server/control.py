@@ -6,7 +6,6 @@ agents are kept by the agents' names, so that who comes back is what it was; nam
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Callable, Container
 from dataclasses import replace
@@ -25,7 +24,8 @@ from goodspeed.control import (
     SteeredAgent,
 )
 from goodspeed.errors import InvalidRequest
-from goodspeed.scheduling import SCHEDULERS
+from goodspeed.plugins import installed, unknown
+from goodspeed.scheduling import SCHEDULER
 from goodspeed.utility import AlphaFair
 from goodspeed_server.live import AgentAccount
 from goodspeed_server.round_loop import RoundLoop
@@ -36,6 +36,7 @@ __all__ = ["LiveControl"]
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_NAME = 60
 _MOST_NAMES = 12
 """So many agents are named to who asks for one that is not there."""
 
@@ -122,19 +123,15 @@ class LiveControl:
         return changed
 
     def _set_scheduler(self, change: SetScheduler) -> tuple[Changed, ...]:
-        names = ("auto", *SCHEDULERS)
-        if change.name not in names:
-            near = difflib.get_close_matches(change.name, names, 1)
-            hint = f"did you mean {near[0]}? There are" if near else "choose"
-            raise InvalidRequest(f"scheduler {change.name[:60]!r} does not exist: {hint} {', '.join(names)}")
+        # Whoever may steer the server may not have it run whatever lies on its disk.
+        if change.name not in ("auto", self._at_start.scheduler) and not installed(SCHEDULER, change.name):
+            raise unknown(SCHEDULER, change.name[:_LONGEST_NAME], also=("auto",), places=False)
         utility = AlphaFair(self._fairness if change.fairness is None else change.fairness)
+        chosen = what_auto_means(change.name, self._kind, utility)
         before = self._policy()
-        self._scheduler, kind = what_auto_means(change.name, self._kind)
-        self._fairness = utility.fairness
+        self._scheduler, self._fairness = chosen.name, utility.fairness
         self._telemetry.planned_by(self._scheduler, utility)
-        self._rounds.adopt(
-            SCHEDULERS[self._scheduler](utility), replace(self._rounds.settings, rounds=kind), self._announce
-        )
+        self._rounds.adopt(chosen.scheduler, replace(self._rounds.settings, rounds=chosen.rounds), self._announce)
         return self._since(before, "scheduler")
 
     def _adopt(self, about: str, settings: RoundSettings) -> tuple[Changed, ...]:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from goodspeed.control import Service
 from goodspeed.errors import InvalidRequest, Overloaded
@@ -19,7 +19,7 @@ from goodspeed.logs import about
 from goodspeed.messages import Draft, DraftEnd, Failure, ServerMessage, Verdict
 from goodspeed.stream import Commit, ServedStream, check_draft
 from goodspeed.timing import Pace
-from goodspeed.verification import DraftDistribution, Rule
+from goodspeed.verification import Rule
 from goodspeed_server.allowance import Allowance
 
 __all__ = ["AgentAccount", "DraftWay", "LiveStream", "Outbox"]
@@ -156,7 +156,7 @@ class LiveStream:
     asked_at: float = 0.0
     """When a draft was asked for, where the server waits for it."""
     draft: Draft | None = None
-    q: list[DraftDistribution] = field(default_factory=list)
+    q: list[Any] = field(default_factory=list)
     logprobs: bytes = b""
     """Of what was committed last, where they are asked for."""
     in_pass: bool = False
@@ -186,7 +186,7 @@ class LiveStream:
         self.estimator, self.fresh = self.fresh, None
         self.matching, self.pace, self.probing = HitOrMiss(), Pace(), Probing()
 
-    def usable(self, message: Draft, most: int, vocab_size: int, rule: Rule) -> tuple[Draft, list[DraftDistribution]]:
+    def usable(self, message: Draft, most: int, vocab_size: int, rule: Rule) -> tuple[Draft, list[Any]]:
         """A draft of at most so many tokens and what they were drawn from; of one that cannot be, an empty one.
 
         The agent is told what is wrong, and its stream goes on.
@@ -233,7 +233,7 @@ class LiveStream:
             self.heard_at = now
             self.draft, self.q = None, []
 
-    def to_verify(self) -> tuple[Sequence[int], Sequence[DraftDistribution]]:
+    def to_verify(self) -> tuple[Sequence[int], Sequence[Any]]:
         """What the next pass verifies, and what it was drawn from."""
         if self.draft is not None:
             # It may have been granted more.

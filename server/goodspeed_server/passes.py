@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from goodspeed.rounds import share_out
 from goodspeed_server.live import LiveStream
 from goodspeed_server.verifier import Chunk, Pass, Turn
 
@@ -39,17 +40,13 @@ def plan_pass(batch: Sequence[LiveStream], prefilling: Collection[LiveStream], p
             Turn(live.row, stream.length, stream.tokens[-1], drafted, stream.params, q, generated, stream.logprobs)
         )
     chunks, prefilled = [], []
-    room = prefill_chunk
-    # Equal shares, the shortest first so that what they leave goes to the others: a short prompt is never stuck behind
-    # long ones.
-    waiting = sorted(prefilling, key=lambda live: live.stream.length - live.stream.cached)
-    for place, live in enumerate(waiting):
+    waiting = list(prefilling)
+    sizes = share_out([live.stream.length - 1 - live.stream.cached for live in waiting], prefill_chunk)
+    for live, size in zip(waiting, sizes, strict=True):
         stream = live.stream
-        size = min(-(-room // (len(waiting) - place)), stream.length - 1 - stream.cached)
         if size <= 0:
-            break
+            continue
         live.in_pass = True
         chunks.append(Chunk(live.row, stream.cached, stream.tokens[stream.cached : stream.cached + size]))
         prefilled.append((live, stream.cached + size))
-        room -= size
     return PlannedPass(Pass(turns, chunks), batch, prefilled)

@@ -10,6 +10,7 @@ from goodspeed.estimation import HitOrMiss, RatioMean, smooth_goodput
 from goodspeed.leads import PROBE_TOKENS, overtaken
 from goodspeed.messages import Draft, DraftEnd
 from goodspeed.rounds import Prospect
+from goodspeed.rules import rule_named
 from goodspeed.scheduling import Demand, PlainDecoding, Scheduler, Timing, checked_plan, needs_no_capacity
 from goodspeed.stream import Commit
 from goodspeed.timing import EngineMeter
@@ -32,7 +33,7 @@ class Planner:
 
     def __init__(self, scheduler: Scheduler, rule: Rule, settings: RoundSettings, meter: EngineMeter) -> None:
         self.meter = meter
-        self._coupled = rule == "coupled"
+        self._coupled = rule_named(rule).shares_noise
         self.adopt(scheduler, settings)
 
     def adopt(self, scheduler: Scheduler, settings: RoundSettings) -> None:

@@ -51,7 +51,7 @@ class RoundLoop:
 
     Args:
         engine: the target.
-        rule: `coupled` or `ratio`.
+        rule: its name.
         planner: chooses the budgets.
         eos_tokens: any of them ends a stream.
         settings: the operator's choices.
@@ -342,7 +342,7 @@ class RoundLoop:
         turns = zip(planned.verified, planned.work.turns, strict=True)
         drafts = [live for live, turn in turns if turn.drafted or live.draft is not None]
         # A draft that is later than that was not waited for any more.
-        since = opened_at - self._settings.round_timeout_s
+        since = opened_at - self.settings.round_timeout_s
         return look_back(
             drafts, [live for live in self._rounds.drafting if live.asked_at > since], opened_at, closed_at
         )

@@ -26,11 +26,10 @@ from goodspeed.engine import Engine, Layout
 from goodspeed.errors import GoodSpeedError, InvalidRequest
 from goodspeed.logs import about
 from goodspeed.messages import MAX_AGENT_FRAME_BYTES, Snapshot, Tokenizer, encode
-from goodspeed.scheduling import SCHEDULERS
+from goodspeed.rules import use_rule
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed.timing import EngineMeter, PassCost
 from goodspeed.utility import AlphaFair
-from goodspeed.verification import Rule
 from goodspeed_server.calibration import measure_passes
 from goodspeed_server.control import LiveControl
 from goodspeed_server.doorkeeper import Doorkeeper
@@ -116,11 +115,11 @@ class VerificationServer:
             layout = "packed" if model.device.type == "cpu" else "padded"
         else:
             layout = settings.layout
-        rule: Rule = "coupled" if settings.rule == "auto" else settings.rule
+        rule = use_rule("coupled" if settings.rule == "auto" else settings.rule)
         utility = AlphaFair(settings.fairness)
         rounds = settings.rounds
-        scheduler, kind = what_auto_means(settings.scheduler, rounds.rounds)
-        rounds = replace(rounds, rounds=kind)
+        chosen = what_auto_means(settings.scheduler, rounds.rounds, utility)
+        rounds = replace(rounds, rounds=chosen.rounds)
         limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or AUTO_MAX_LENGTH
         if settings.max_length is not None and settings.max_length > limit:
             raise InvalidRequest(f"max-length is {settings.max_length} and {settings.model} was made for {limit}")
@@ -142,7 +141,7 @@ class VerificationServer:
         self._telemetry = Telemetry(
             ServerFacts(
                 model=settings.model,
-                scheduler=scheduler,
+                scheduler=chosen.name,
                 rule=rule,
                 layout=layout,
                 rows=engine.rows,
@@ -173,7 +172,7 @@ class VerificationServer:
         self._rounds = RoundLoop(
             engine,
             rule=rule,
-            planner=Planner(SCHEDULERS[scheduler](utility), rule, rounds, EngineMeter(PassCost(measured))),
+            planner=Planner(chosen.scheduler, rule, rounds, EngineMeter(PassCost(measured))),
             eos_tokens=eos_tokens,
             settings=rounds,
             telemetry=self._telemetry,
@@ -182,7 +181,7 @@ class VerificationServer:
         self._control = LiveControl(
             self._rounds,
             self._telemetry,
-            scheduler=scheduler,
+            scheduler=chosen.name,
             fairness=settings.fairness,
             kind=settings.rounds.rounds,
             announce=self._announce_rounds,

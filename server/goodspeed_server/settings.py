@@ -7,13 +7,15 @@ import ssl
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from goodspeed.addresses import is_loopback_host
 from goodspeed.catalog import DEFAULT_TARGET
 from goodspeed.credentials import server_tls
 from goodspeed.errors import InvalidRequest
-from goodspeed.scheduling import SCHEDULERS
+from goodspeed.plugins import find, unknown
+from goodspeed.rules import RULE, use_rule
+from goodspeed.scheduling import CAPACITY_PER_STREAM, SCHEDULER, Scheduler, make_scheduler, needs_no_capacity
 from goodspeed.utility import AlphaFair
 
 __all__ = [
@@ -25,14 +27,12 @@ __all__ = [
     "LayoutName",
     "RoundSettings",
     "RoundsName",
-    "RuleName",
     "ServerSettings",
     "what_auto_means",
 ]
 
 LayoutName: TypeAlias = Literal["auto", "packed", "padded"]
 RoundsName: TypeAlias = Literal["auto", "barrier", "rolling"]
-RuleName: TypeAlias = Literal["auto", "coupled", "ratio"]
 
 MAX_PORT = 65_535
 OVERDUE = 10
@@ -40,8 +40,6 @@ OVERDUE = 10
 AUTO_MAX_STREAMS = 64
 AUTO_MAX_LENGTH = 4096
 """The most tokens a stream gets unless the operator asks for more."""
-CAPACITY_PER_STREAM = 2
-"""A verification a few tokens long costs little more than one decoding step on most hardware."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,8 @@ class RoundSettings:
     """
 
     rounds: RoundsName = "auto"
-    """How rounds close; `auto`: rolling under the scheduler `seconds`, behind the paper's barrier under all others."""
+    """How rounds close; `auto`: rolling under a scheduler that counts seconds (`needs_no_capacity`), behind the paper's
+    barrier under all others."""
     capacity: int | None = None
     """Draft tokens one pass may verify, `C`; None: what the engine's time is worth decides, behind a barrier
     `CAPACITY_PER_STREAM` for each stream that can draft."""
@@ -116,10 +115,11 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8765
     scheduler: str = "auto"
-    """A name of `SCHEDULERS`; `auto`: `seconds`, and the paper's where rounds are to have its barrier."""
+    """A name of `SCHEDULERS`, or a class of one's own (see `goodspeed.plugins`); `auto`: `seconds`, and the paper's
+    where rounds are to have its barrier."""
     fairness: float = 1.0
-    rule: RuleName = "auto"
-    """`auto` is `coupled`, which needs no trust in agents."""
+    rule: str = "auto"
+    """A name of `RULES`, or a class of one's own; `auto` is `coupled`, which needs no trust in agents."""
     layout: LayoutName = "auto"
     device: str = "auto"
     dtype: str = "auto"
@@ -141,8 +141,10 @@ class ServerSettings:
     """Whether strangers may reach a server that asks for no token, or whose links can be listened to."""
 
     def __post_init__(self) -> None:
-        _choose("scheduler", self.scheduler, ("auto", *SCHEDULERS))
-        _choose("rule", self.rule, get_args(RuleName))
+        if self.rule != "auto":
+            if find(RULE, self.rule) is None:
+                raise unknown(RULE, self.rule, also=("auto",))
+            use_rule(self.rule)
         _choose("layout", self.layout, get_args(LayoutName))
         _check("port", 0 <= self.port <= MAX_PORT, f"0 to {MAX_PORT}")
         _check("max_streams", self.max_streams is None or self.max_streams >= 1, "1 or above")
@@ -150,7 +152,11 @@ class ServerSettings:
             "max_length", self.max_length is None or self.max_length >= 2, "2 or above: a prompt token, and one more"
         )
         _check("threads", self.threads is None or self.threads >= 1, "1 or above")
-        AlphaFair(self.fairness)
+        utility = AlphaFair(self.fairness)
+        if self.scheduler != "auto":
+            if find(SCHEDULER, self.scheduler) is None:
+                raise unknown(SCHEDULER, self.scheduler, also=("auto",))
+            make_scheduler(self.scheduler, utility)
         if not (is_loopback_host(self.host) or self.insecure or (self.tokens and self.tls.certificate)):
             raise InvalidRequest(
                 f"on {self.host} others can reach this server: give it --tokens and --tls-cert, or --insecure if your "
@@ -158,13 +164,26 @@ class ServerSettings:
             )
 
 
-def what_auto_means(scheduler: str, rounds: RoundsName) -> tuple[str, RoundsName]:
-    """The scheduler and the kind of rounds that two settings, either of which may be `auto`, stand for."""
+class Chosen(NamedTuple):
+    """What plans, and how rounds close."""
+
+    name: str
+    scheduler: Scheduler
+    rounds: RoundsName
+
+
+def what_auto_means(scheduler: str, rounds: RoundsName, utility: AlphaFair) -> Chosen:
+    """The scheduler and the kind of rounds that two settings, either of which may be `auto`, stand for.
+
+    Raises:
+        InvalidRequest: there is no such scheduler.
+    """
     if scheduler == "auto":
         scheduler = "goodspeed" if rounds == "barrier" else "seconds"
+    made = make_scheduler(scheduler, utility)
     if rounds == "auto":
-        rounds = "rolling" if scheduler == "seconds" else "barrier"
-    return scheduler, rounds
+        rounds = "rolling" if needs_no_capacity(made) else "barrier"
+    return Chosen(scheduler, made, rounds)
 
 
 def _check(what: str, good: bool, range_: str) -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from goodspeed.engine import Engine, Segment
 from goodspeed.logprobs import pack_logprobs
+from goodspeed.rules import Coupled, rule_named
 from goodspeed.sampling import Domain, SamplingParams, position_keys
 from goodspeed.sampling.bending import bend
 from goodspeed.sampling.warping import RowParams, log_probs, sample
-from goodspeed.verification import DraftDistribution, Judgement, Rule, judge_coupled, judge_ratio
+from goodspeed.verification import Judgement, Rule, judge_coupled
 
 __all__ = ["Chunk", "Outcome", "Pass", "Turn", "Verifier"]
 
@@ -37,8 +39,8 @@ class Turn:
     last_token: int
     drafted: Sequence[int]
     params: SamplingParams
-    q: Sequence[DraftDistribution] = ()
-    """Ratio rule only: what each drafted token was drawn from."""
+    q: Sequence[Any] = ()
+    """What was sent with each drafted token, as the rule reads it; empty where it wants nothing."""
     generated: Sequence[int] = ()
     """The tokens behind the prompt, where the parameters penalise them."""
     logprobs: int = -1
@@ -73,7 +75,7 @@ class Verifier:
 
     Args:
         engine: holds the target and its KV slab.
-        rule: `coupled` or `ratio`.
+        rule: its name.
         keep_logits: whether outcomes hold them; a pass of many rows and a large vocabulary has a lot.
     """
 
@@ -81,7 +83,9 @@ class Verifier:
         self._keep_logits = keep_logits
         self._engine = engine
         self._clock = engine.busy_clock
-        self._judge = {"coupled": self._judge_coupled, "ratio": self._judge_ratio}[rule]
+        self._rule = rule_named(rule)
+        # Only where every row is drawn in the same way can all be drawn at once.
+        self._judge = self._judge_coupled if type(self._rule) is Coupled else self._judge_each
 
     @torch.inference_mode()
     def run(self, work: Pass) -> Outcome:
@@ -128,14 +132,14 @@ class Verifier:
         keys = torch.from_numpy(position_keys(seeds, positions, Domain.SHARED)).to(logits.device)
         return sample(logits, RowParams.of(params, logits.device), keys)
 
-    def _judge_ratio(self, turns: Sequence[Turn], logits: Tensor) -> list[Judgement]:
+    def _judge_each(self, turns: Sequence[Turn], logits: Tensor) -> list[Judgement]:
         params = [turn.params for turn in turns for _ in range(len(turn.drafted) + 1)]
         log_p = log_probs(logits, RowParams.of(params, logits.device))
         judgements = []
         offset = 0
         for turn in turns:
             end = offset + len(turn.drafted) + 1
-            judgements.append(judge_ratio(log_p[offset:end], turn.drafted, turn.q, turn.params.seed, turn.base))
+            judgements.append(self._rule.judge(log_p[offset:end], turn.drafted, turn.q, turn.params.seed, turn.base))
             offset = end
         return judgements
 

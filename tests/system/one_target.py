@@ -16,11 +16,11 @@ import msgspec
 import torch
 import uvloop
 
-from bench.edges.target import EmulatedEngine, PassTime
 from goodspeed.catalog import DEFAULT_TARGET, load_model, tokenizer_files
 from goodspeed.engine import Engine
+from goodspeed_bench.target import EmulatedEngine, PassTime
 from goodspeed_server.server import VerificationServer
-from goodspeed_server.settings import LayoutName, RoundSettings, RoundsName, RuleName, ServerSettings
+from goodspeed_server.settings import LayoutName, RoundSettings, RoundsName, ServerSettings
 
 __all__ = ["Policy"]
 
@@ -31,7 +31,7 @@ class Policy(msgspec.Struct, frozen=True):
     scheduler: str
     rounds: RoundsName = "auto"
     layout: LayoutName = "auto"
-    rule: RuleName = "auto"
+    rule: str = "auto"
     capacity: int | None = None
     streams: int = 1
     pass_time: PassTime | None = None

@@ -18,21 +18,21 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from bench.edges.target import PassTime
-from bench.workloads import load_prompts
 from goodspeed.catalog import DEFAULT_TARGET, bundled, load_model, tokenizer_files
 from goodspeed.sampling import SamplingParams, gumbel, position_keys
+from goodspeed.scenarios.prompts import bundled_prompts
 from goodspeed.scheduling import SCHEDULERS
 from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.drafters import Drafter, load_drafter
 from goodspeed_agent.report import Completion
 from goodspeed_agent.tokenizer import TargetTokenizer, TokenizerCache
+from goodspeed_bench.target import PassTime
 from goodspeed_server.settings import LayoutName, RoundsName
 from tests.system.one_target import Policy
 from tests.system.processes import address_of, one_target, reaped, server, start_server
 
-PROMPTS = [prompt.text for prompt in load_prompts()]
+PROMPTS = [prompt.text for prompt in bundled_prompts()]
 DRAFTERS = ["none", "suffix", *(model.name for model in bundled() if model.role == "draft")]
 COLD = SamplingParams()
 WARM = SamplingParams(temperature=0.8, top_p=0.95, seed=11)

@@ -1,32 +1,40 @@
-"""What an agent can draft with: nothing, its own text's repetitions, or a small model, by transformers or llama.cpp."""
+"""What an agent can draft with: nothing, its own text's repetitions, a small model, or anybody's own class."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Mapping
 
 from goodspeed import catalog
 from goodspeed.errors import ModelError
+from goodspeed.plugins import Kind, find, make
 from goodspeed_agent.drafters.interface import Drafter, DraftSession, Guess
 from goodspeed_agent.drafters.none import NoDrafter
 from goodspeed_agent.drafters.suffix import SuffixDrafter
 
-__all__ = ["DraftSession", "Drafter", "Guess", "NoDrafter", "SuffixDrafter", "default_draft", "load_drafter"]
+__all__ = ["DRAFTER", "DraftSession", "Drafter", "Guess", "NoDrafter", "SuffixDrafter", "default_draft", "load_drafter"]
+
+_BUILT_IN: Mapping[str, Callable[..., Drafter]] = {"none": NoDrafter, "suffix": SuffixDrafter}
+
+# mypy has no type for "a protocol's own class".
+DRAFTER: Kind[Drafter] = Kind("drafter", "goodspeed.drafters", Drafter, _BUILT_IN)  # type: ignore[type-abstract]
 
 
 def load_drafter(name: str, *, threads: int | None = None) -> Drafter:
     """Make a drafter.
 
     Args:
-        name: `none`, `suffix`, a GGUF file, a bundled model, a local folder or a Hugging Face name.
-        threads: how many a model may use; None for as many as suit it.
+        name: `none`, `suffix`, a class of one's own (see `goodspeed.plugins`), a GGUF file, a bundled model, a local
+            folder or a Hugging Face name.
+        threads: how many a model may use, None for as many as suit it; told to a constructor that has a parameter
+            `threads`.
 
     Raises:
         ModelError: the model cannot be used, or what runs it is not installed.
+        InvalidRequest: a class of one's own cannot be used.
     """
-    if name == "none":
-        return NoDrafter()
-    if name == "suffix":
-        return SuffixDrafter()
+    if find(DRAFTER, name) is not None:
+        return make(DRAFTER, name, threads=threads)
     if name.lower().endswith(".gguf"):
         from goodspeed_agent.drafters.gguf import GgufDrafter
 

@@ -14,8 +14,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from goodspeed.sampling import SamplingParams, gumbel, position_keys
-from goodspeed.verification import RATIO_TOP_K, Rule, draw_drafted, pack_q, quantise
+from goodspeed.rules import Coupled, rule_named
+from goodspeed.sampling import SamplingParams
+from goodspeed.verification import Rule
 from goodspeed_agent.drafters.interface import Guess
 
 __all__ = ["Draw", "likeliest", "make_draw"]
@@ -25,8 +26,6 @@ Logits: TypeAlias = NDArray[np.float32]
 Draw: TypeAlias = Callable[[Logits, int], Guess]
 """Draws the token of a position from float32 [vocab] logits."""
 
-_CANDIDATES = 1024
-"""Without top-k or top-p a token further back can be drawn by the target, but hardly ever is."""
 _SAMPLED = 16
 """One in so many logits tells about where the likeliest begin."""
 _TINY = float(np.finfo(np.float32).tiny)
@@ -44,20 +43,14 @@ def make_draw(params: SamplingParams, rule: Rule) -> Draw:
         token = int(logits.argmax())
         return Guess(token, _probability(logits, token))
 
-    def coupled(logits: Logits, position: int) -> Guess:
-        tokens, p = likeliest(logits, params, _CANDIDATES)
-        noisy = np.log(p) + gumbel(position_keys([params.seed], [position]), tokens.astype(np.int32))
-        return Guess(int(tokens[int(noisy.argmax())]), float(1.0 / p.sum()))
-
-    def ratio(logits: Logits, position: int) -> Guess:
-        tokens, p = likeliest(logits, params, RATIO_TOP_K)
-        q = quantise(tokens, p)
+    def drawn(logits: Logits, position: int) -> Guess:
+        tokens, p = likeliest(logits, params, known.candidates)
+        token, evidence = known.draw(tokens, p, params.seed, position)
         confidence = _probability(logits, int(tokens[0])) if params.greedy else float(1.0 / p.sum())
-        return Guess(draw_drafted(q, params.seed, position), confidence, pack_q([q]))
+        return Guess(token, confidence, evidence)
 
-    if rule == "ratio":
-        return ratio
-    return greedy if params.greedy else coupled
+    known = rule_named(rule)
+    return greedy if params.greedy and type(known) is Coupled else drawn
 
 
 def _probability(logits: Logits, likeliest: int) -> float:

@@ -23,7 +23,7 @@ class Guess:
     confidence: float
     """How sure the drafter is, in [0, 1]: what it knew before it drew the token, and so no news of the draw."""
     q: bytes = b""
-    """Ratio rule: the distribution the token was drawn from (`verification.pack_q`)."""
+    """What the server's rule wants sent with the token: see `rules`."""
 
 
 class DraftSession(Protocol):
@@ -63,7 +63,7 @@ class Drafter(Protocol):
 
         Args:
             params: how the target draws; the drafter draws the same way, with the same noise.
-            rule: the server's; the ratio rule needs `q`.
+            rule: the server's, by name; `rules.rule_named` has what it wants drawn, and sent with each token.
             vocab_size: of the target: no token at or beyond it is drafted.
             prompt_tokens: how many tokens of the transcript are the prompt: penalties are for those behind it.
         """

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from goodspeed.rules import rule_named
 from goodspeed.sampling import SamplingParams, gumbel, position_keys
-from goodspeed.verification import DraftDistribution, Rule, pack_q
+from goodspeed.verification import Rule
 from goodspeed_agent.drafters.interface import DraftSession, Guess, common_prefix
 
 __all__ = ["SuffixDrafter"]
@@ -48,7 +49,7 @@ class SuffixSession:
 
     def __init__(self, params: SamplingParams, rule: Rule) -> None:
         self._params = params
-        self._rule = rule
+        self._rule = rule_named(rule)
         self._tokens: list[int] = []
         self._places: dict[tuple[int, ...], list[int]] = {}
 
@@ -63,7 +64,7 @@ class SuffixSession:
             token = self._choose(counts, len(text))
             places = [place + 1 for place in places if text[place] == token]
             confidence = max(counts.values()) / counts.total() * matched / (matched + 1)
-            yield Guess(token, confidence, _point_mass(token) if self._rule == "ratio" else b"")
+            yield Guess(token, confidence, self._rule.settled(token))
             text.append(token)
 
     def _index(self, tokens: Sequence[int]) -> None:
@@ -97,8 +98,3 @@ class SuffixSession:
         log_q = np.log(np.fromiter(counts.values(), dtype=np.float32))
         noisy = log_q + gumbel(position_keys([self._params.seed], [position]), tokens)
         return int(tokens[int(noisy.argmax())])
-
-
-def _point_mass(token: int) -> bytes:
-    """The token was settled without the server's coins, so it is its own distribution."""
-    return pack_q([DraftDistribution(np.array([token], dtype=np.int64), np.array([1], dtype=np.int64))])

@@ -14,7 +14,7 @@ import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 
-from bench.edges.toxics import Direction, Passage, Piece, Toxics
+from goodspeed_bench.toxics import Direction, Passage, Piece, Toxics
 
 __all__ = ["proxied"]
 

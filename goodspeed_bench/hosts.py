@@ -11,28 +11,36 @@ from typing import TypeAlias
 
 import msgspec
 
-from bench.edges.host import Answer, Command, Rehearse, Start
+from goodspeed.errors import GoodSpeedError
+from goodspeed_bench.host import Answer, Command, Rehearse, Start
 
 __all__ = ["Ask", "hosts", "part"]
 
 Ask: TypeAlias = Callable[[Command], Awaitable[Answer]]
 """Has a command carried out by whom it concerns."""
 
+HOSTS = 2
+"""Enough that one interpreter does not hold up everybody's agents."""
 _LINE_BYTES = 2**24
 
 
 @contextlib.asynccontextmanager
-async def hosts(count: int) -> AsyncIterator[Ask]:
+async def hosts(rule: str = "coupled", count: int = HOSTS) -> AsyncIterator[Ask]:
     """Start so many processes; each edge is at home in one of them, always the same.
 
+    Args:
+        rule: of verification, as the server is given it.
+        count: of processes.
+
     Raises:
+        GoodSpeedError: from `Ask`, when a command cannot be carried out.
         RuntimeError: from `Ask`, when a host has ended; what it said is on standard error.
     """
     processes = [
         await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "bench.edges.host",
+            sys.executable, "-m", "goodspeed_bench.host",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_LINE_BYTES,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            env=os.environ | {"OMP_NUM_THREADS": "1", "GOODSPEED_RULE": rule},
         )
         for _ in range(count)
     ]  # fmt: skip
@@ -58,7 +66,10 @@ async def _tell(process: asyncio.subprocess.Process, command: Command) -> Answer
     line = await process.stdout.readline()
     if not line:
         raise RuntimeError("a process with agents in it has ended")
-    return msgspec.json.decode(line, type=Answer)
+    answer = msgspec.json.decode(line, type=Answer)
+    if answer.error is not None:
+        raise GoodSpeedError(answer.error)
+    return answer
 
 
 def part(command: Command, place: int, count: int) -> Command:

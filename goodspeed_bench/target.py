@@ -16,14 +16,15 @@ __all__ = ["ColocatedEngine", "DraftSteps", "EmulatedEngine", "PassTime"]
 
 
 class PassTime(Struct, frozen=True):
-    """How long a pass of the emulated target takes: `fixed_ms + token_ms * tokens`."""
+    """How long a pass of the emulated target takes: `fixed_ms + row_ms * rows + token_ms * tokens`."""
 
     fixed_ms: float = 35.0
     token_ms: float = 0.6
+    row_ms: float = 0.0
 
-    def seconds(self, tokens: int) -> float:
+    def seconds(self, tokens: int, rows: int = 0) -> float:
         """Of a pass over so many new tokens, all rows together."""
-        return (self.fixed_ms + self.token_ms * tokens) / 1e3
+        return (self.fixed_ms + self.row_ms * rows + self.token_ms * tokens) / 1e3
 
 
 class DraftSteps(Struct, frozen=True):
@@ -76,7 +77,8 @@ class EmulatedEngine(Engine):
         """As `Engine.forward`, in the emulated target's time."""
         began_s = self._clock()
         logits = super().forward(segments)
-        self._wait_until(began_s + self._pass_time.seconds(sum(len(segment.tokens) for segment in segments)))
+        tokens = sum(len(segment.tokens) for segment in segments)
+        self._wait_until(began_s + self._pass_time.seconds(tokens, len(segments)))
         return logits
 
     def _wait_until(self, due_s: float) -> None:
@@ -110,7 +112,7 @@ class ColocatedEngine(EmulatedEngine):
         logits = Engine.forward(self, segments)
         tokens = sum(len(segment.tokens) for segment in segments)
         steps = max((segment.logits for segment in segments), default=1) - 1
-        steps_s, pass_s = self._draft_steps.seconds(max(steps, 0)), self._pass_time.seconds(tokens)
+        steps_s, pass_s = self._draft_steps.seconds(max(steps, 0)), self._pass_time.seconds(tokens, len(segments))
         # Only where there was nothing to do for longer than all of it does the round begin later.
         idle = began_s - self._ended_s > steps_s + pass_s
         self._wait_until((began_s - steps_s if idle else self._ended_s) + steps_s + pass_s)

@@ -12,20 +12,21 @@ from typing import Any
 
 import torch
 from msgspec import Struct
+from transformers import PreTrainedModel
 
-from bench.edges.drafting import Pace
-from bench.edges.fleet import Edge, co_located
-from bench.edges.host import Report, Start, Stop, Workload
-from bench.edges.hosts import Ask
-from bench.edges.policies import Policy
-from bench.edges.recorder import Recorder, Times
-from bench.edges.target import ColocatedEngine, DraftSteps, EmulatedEngine, PassTime
 from goodspeed.catalog import DEFAULT_DRAFT, DEFAULT_TARGET, load_model, tokenizer_files
 from goodspeed.engine import Engine
+from goodspeed_bench.drafting import Pace
+from goodspeed_bench.fleet import Edge, co_located
+from goodspeed_bench.host import Report, Start, Stop, Workload
+from goodspeed_bench.hosts import Ask
+from goodspeed_bench.policies import Policy
+from goodspeed_bench.recorder import Recorder, Times
+from goodspeed_bench.target import ColocatedEngine, DraftSteps, EmulatedEngine, PassTime
 from goodspeed_server.server import VerificationServer
 from goodspeed_server.settings import RoundSettings, ServerSettings
 
-__all__ = ["Setting", "Trial", "Window", "run_trial", "serving"]
+__all__ = ["Setting", "Trial", "Window", "listening", "run_trial", "serving"]
 
 _PATIENCE_S = 10.0
 """The paper's barrier has no deadline; this one is never reached."""
@@ -110,18 +111,26 @@ async def serving(policy: Policy, setting: Setting) -> AsyncIterator[tuple[Engin
             rounds=policy.rounds, capacity=capacity, round_timeout_s=_PATIENCE_S, early_stop=policy.early_stop
         ),
     )
+    torch.set_num_threads(1)
+    model = load_model(DEFAULT_TARGET, device="cpu", dtype="float32")
+    async with listening(settings, model, _engine_maker(policy, setting.pass_time)) as at_work:
+        yield at_work
+
+
+@contextlib.asynccontextmanager
+async def listening(
+    settings: ServerSettings, model: PreTrainedModel, make: Callable[..., Engine]
+) -> AsyncIterator[tuple[Engine, Recorder, str]]:
+    """A server around a target and an engine of one's own making: its engine, its observer, and its address."""
     engines: list[Engine] = []
-    make = _engine_maker(policy, setting.pass_time)
 
     def make_engine(*what: Any, **how: Any) -> Engine:
         engines.append(make(*what, **how))
         return engines[0]
 
-    torch.set_num_threads(1)
-    model = load_model(DEFAULT_TARGET, device="cpu", dtype="float32")
     recorder = Recorder(time.monotonic())
     server = VerificationServer(
-        settings, model, tokenizer_files(DEFAULT_TARGET), make_engine=make_engine, observer=recorder
+        settings, model, tokenizer_files(settings.model), make_engine=make_engine, observer=recorder
     )
     async with server.listen() as address:
         recorder.began_at = time.monotonic()

@@ -1,0 +1,212 @@
+"""Verification rules: what an agent draws and sends for every drafted token, and what the server makes of it.
+
+A rule is one class, on both sides of the link. The agent draws its tokens by it, and sends with each whatever bytes the
+rule wants (`Draft.q`); the server reads those bytes, and judges. It is lossless if what is committed is distributed as
+if the target had drawn it alone, whatever the drafts: `goodspeed check-rule` tries that by brute force.
+
+The two that are built in, `verification` has the mathematics of. One of one's own is named to the server, `--rule
+my_module:Mine`; its name, the attribute, is what crosses the wire. An agent looks for that name among what is built in
+and among the entry points of what is installed: never for a module that a server names. `GOODSPEED_RULE=my_module:Mine`
+gives it one that is not installed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from goodspeed.errors import InvalidRequest
+from goodspeed.plugins import Kind, make
+from goodspeed.sampling.noise import gumbel, position_keys
+from goodspeed.verification import (
+    RATIO_TOP_K,
+    DraftDistribution,
+    Judgement,
+    draw_drafted,
+    judge_coupled,
+    judge_ratio,
+    pack_q,
+    quantise,
+    unpack_q,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["RULE", "RULES", "Coupled", "Drawn", "Ratio", "VerificationRule", "rule_named", "use_rule"]
+
+_PLACE_VARIABLE = "GOODSPEED_RULE"
+_LONGEST_NAME = 64
+_CANDIDATES = 1024
+"""Without top-k or top-p a token further back can be drawn by the target, but hardly ever is."""
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+
+class Drawn(NamedTuple):
+    """A drafted token, and what is sent with it."""
+
+    token: int
+    evidence: bytes = b""
+
+
+class VerificationRule(Protocol):
+    """One instance serves all streams, and from several threads: it keeps nothing of any."""
+
+    @property
+    def name(self) -> str:
+        """What crosses the wire."""
+
+    @property
+    def shares_noise(self) -> bool:
+        """Whether a guess is right if and only if it is the token that is committed there, whoever drafted it.
+
+        Then guesses that were never sent teach as much as those that were, and texts depend on no draft.
+        """
+
+    @property
+    def candidates(self) -> int:
+        """Of how many of the likeliest tokens an agent draws."""
+
+    def draw(self, tokens: Ints, weights: Floats, seed: int, position: int) -> Drawn:
+        """The agent: draw a token.
+
+        Args:
+            tokens: [n], those that may be drawn, the likeliest first.
+            weights: [n], how likely each is, relative to the first.
+            seed: of the stream.
+            position: where the token will stand.
+        """
+
+    def settled(self, token: int) -> bytes:
+        """The agent: what to send with a token that was settled rather than drawn, by a drafter without a model."""
+
+    def read(self, evidence: bytes, drafted: Sequence[int], vocab_size: int) -> Sequence[Any]:
+        """The server: what was sent with a draft, one thing for each token; or nothing, where nothing is.
+
+        Raises:
+            InvalidRequest: it cannot be; the draft then counts as none.
+        """
+
+    def judge(self, log_p: Tensor, drafted: Sequence[int], evidence: Sequence[Any], seed: int, base: int) -> Judgement:
+        """The server: accept the draft's beginning, and draw the token behind it.
+
+        Args:
+            log_p: float32 [S + 1, vocab], the target's log-probabilities at each drafted position and one past.
+            drafted: the agent's tokens, S of them.
+            evidence: as `read` gave it.
+            seed: of the stream; an agent knows it, so coins that it must not foresee need domains of their own.
+            base: the committed length the draft builds on.
+        """
+
+
+class Coupled:
+    """Agent and server draw with the same noise, and a draft stands as far as they agree: nothing has to be sent.
+
+    The server has a faster way than `judge` for a whole batch (`Verifier`), which draws the same.
+    """
+
+    name = "coupled"
+    shares_noise = True
+    candidates = _CANDIDATES
+
+    def draw(self, tokens: Ints, weights: Floats, seed: int, position: int) -> Drawn:
+        """With the noise of the position."""
+        noisy = np.log(weights) + gumbel(position_keys([seed], [position]), tokens.astype(np.int32))
+        return Drawn(int(tokens[int(noisy.argmax())]))
+
+    def settled(self, token: int) -> bytes:
+        """Nothing."""
+        return b""
+
+    def read(self, evidence: bytes, drafted: Sequence[int], vocab_size: int) -> Sequence[Any]:
+        """Nothing."""
+        return []
+
+    def judge(self, log_p: Tensor, drafted: Sequence[int], evidence: Sequence[Any], seed: int, base: int) -> Judgement:
+        """Draw at every position."""
+        positions = range(base, base + len(log_p))
+        keys = position_keys([seed] * len(log_p), positions)
+        noise = gumbel(keys[:, None, :], np.arange(log_p.shape[-1], dtype=np.int32))
+        return judge_coupled(drafted, (log_p.cpu().numpy() + noise).argmax(-1).tolist())
+
+
+class Ratio:
+    """The published rule: a token stands with the ratio of what target and draft thought of it; `q` is sent."""
+
+    name = "ratio"
+    shares_noise = False
+    candidates = RATIO_TOP_K
+
+    def draw(self, tokens: Ints, weights: Floats, seed: int, position: int) -> Drawn:
+        """From the very distribution that is sent."""
+        q = quantise(tokens, weights)
+        return Drawn(draw_drafted(q, seed, position), pack_q([q]))
+
+    def settled(self, token: int) -> bytes:
+        """It was settled without the server's coins, so it is its own distribution."""
+        return pack_q([DraftDistribution(np.array([token], dtype=np.int64), np.array([1], dtype=np.int64))])
+
+    def read(self, evidence: bytes, drafted: Sequence[int], vocab_size: int) -> Sequence[Any]:
+        """Its distributions."""
+        return unpack_q(evidence, drafted, vocab_size)
+
+    def judge(self, log_p: Tensor, drafted: Sequence[int], evidence: Sequence[Any], seed: int, base: int) -> Judgement:
+        """By coins that no agent foresees the use of."""
+        return judge_ratio(log_p, drafted, evidence, seed, base)
+
+
+RULES: Mapping[str, Callable[..., VerificationRule]] = {"coupled": Coupled, "ratio": Ratio}
+"""What `--rule` chooses among, beside one's own; see `plugins`."""
+
+# mypy has no type for "a protocol's own class".
+RULE: Kind[VerificationRule] = Kind("rule", "goodspeed.rules", VerificationRule, RULES)  # type: ignore[type-abstract]
+
+_known: dict[str, VerificationRule] = {name: rule() for name, rule in RULES.items()}
+
+
+def use_rule(given: str) -> str:
+    """Make a rule, one's own included, and have it found by its name in this process.
+
+    Returns:
+        The name.
+
+    Raises:
+        InvalidRequest: there is none, it is none, or its name cannot be.
+    """
+    if given in _known:
+        return given
+    rule = make(RULE, given)
+    name = rule.name
+    if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= _LONGEST_NAME:
+        raise InvalidRequest(f"the rule {given} has the name {name!r}: it must be 1 to {_LONGEST_NAME} characters")
+    if name in RULES:
+        raise InvalidRequest(f"the rule {given} has the name {name!r}, which is a built-in one's: give it another")
+    _known[name] = rule
+    return name
+
+
+def rule_named(name: str) -> VerificationRule:
+    """The rule that a peer means.
+
+    Raises:
+        InvalidRequest: it is not here.
+    """
+    if name not in _known:
+        # A peer may name what is installed, and nothing else: whatever else is imported here, its user has named.
+        if entry_points(group=RULE.group, name=name):
+            use_rule(name)
+        elif _PLACE_VARIABLE in os.environ:
+            use_rule(os.environ[_PLACE_VARIABLE])
+    if name not in _known:
+        raise InvalidRequest(
+            f"drafts are verified by the rule {name!r} there, which is not here: install the package that has it, "
+            f"or name its class: {_PLACE_VARIABLE}=module:Class"
+        )
+    return _known[name]

@@ -1,0 +1,181 @@
+"""`goodspeed simulate` and `goodspeed bench`: compare schedulers in a scenario; `goodspeed check-rule`."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import msgspec
+import typer
+from rich.console import Console
+
+from goodspeed.errors import GoodSpeedError, InvalidRequest, ModelError
+from goodspeed.rules import rule_named, use_rule
+from goodspeed.scenarios.reading import read_scenario
+from goodspeed.scenarios.results import Results
+from goodspeed.scenarios.scenario import Scenario
+from goodspeed.scenarios.showing import tables
+
+__all__ = ["bench", "check", "chosen", "simulate"]
+
+ScenarioFile: TypeAlias = Annotated[Path, typer.Argument(metavar="SCENARIO", help="A TOML file.")]
+Schedulers: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--scheduler", help="Instead of the scenario's: a name, or your own, module:Class. May be repeated."),
+]
+Seeds: TypeAlias = Annotated[
+    list[int] | None, typer.Option("--seed", min=0, help="Instead of the scenario's. May be repeated.")
+]
+Out: TypeAlias = Annotated[Path | None, typer.Option(help="Folder for the results, results.json.")]
+Plot: TypeAlias = Annotated[
+    Path | None, typer.Option(help="Draw the comparison: a .png or .svg file. Needs matplotlib.")
+]
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the results' JSON instead of tables.")]
+
+_PLOTS = (".png", ".svg", ".pdf")
+
+
+def simulate(
+    scenario: ScenarioFile,
+    scheduler: Schedulers = None,
+    seed: Seeds = None,
+    duration: Annotated[float | None, typer.Option(help="Virtual seconds, instead of the scenario's.")] = None,
+    out: Out = None,
+    plot: Plot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare schedulers on a virtual clock: seconds, for minutes of many agents."""
+    with errors_named():
+        from goodspeed.scenarios.simulating import simulate_scenario
+
+        _check_plot(plot)
+        what = chosen(read_scenario(scenario), scheduler, seed, duration)
+        console = Console(stderr=True)
+        with console.status("") as status:
+            results = simulate_scenario(what, lambda label, seed: status.update(f"{label}, seed {seed}"))
+        keep(results, out, plot)
+        show(results, as_json=as_json)
+
+
+def bench(
+    scenario: ScenarioFile,
+    scheduler: Schedulers = None,
+    seed: Seeds = None,
+    duration: Annotated[float | None, typer.Option(help="Seconds, instead of the scenario's.")] = None,
+    rehearse: Annotated[
+        int,
+        typer.Option(min=0, help="Compute drafts beforehand, so many tokens from each place in every text; 0: none."),
+    ] = 6,
+    device: Annotated[str, typer.Option(help="Of the target: auto, cpu, cuda, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of the target: auto, float32, bfloat16 or float16.")] = "auto",
+    out: Out = None,
+    plot: Plot = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare schedulers in real processes on this machine: a server, agents, emulated links."""
+    with errors_named():
+        _check_plot(plot)
+        what = chosen(read_scenario(scenario), scheduler, seed, duration)
+        for library in ("torch", "transformers"):
+            if importlib.util.find_spec(library) is None:
+                raise ModelError(f"a bench needs {library}, which is missing: pip install 'goodspeed[models]'")
+        # Imported here: it is made of a server and agents, which the core knows nothing of.
+        from goodspeed_bench.cli import bench as run
+
+        results = run(what, scenario.parent, rehearse=rehearse, device=device, dtype=dtype)
+        keep(results, out, plot)
+        show(results, as_json=as_json)
+
+
+def check(
+    rule: Annotated[str, typer.Argument(help="coupled, ratio, or your own: module:Class or file.py:Class.")],
+    trials: Annotated[int, typer.Option(min=100, help="Texts for each way to draft.")] = 20_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of target and draft.")] = 0,
+) -> None:
+    """Try by brute force whether a verification rule is lossless."""
+    with errors_named():
+        if importlib.util.find_spec("torch") is None:
+            raise ModelError("judging needs torch, which is missing: pip install 'goodspeed[models]'")
+        from goodspeed.rule_checking import check_rule
+
+        findings = check_rule(rule_named(use_rule(rule)), trials=trials, seed=seed)
+        for finding in findings:
+            said = "as the target alone" if finding.lossless else "NOT as the target alone"
+            print(f"drafts {finding.drafts:8} {finding.accepted:6.1%} accepted, {said} ({finding.score:+.1f} sigma)")
+        if not all(finding.lossless for finding in findings):
+            raise typer.Exit(1)
+
+
+def chosen(
+    scenario: Scenario, schedulers: list[str] | None, seeds: list[int] | None, duration_s: float | None
+) -> Scenario:
+    """A scenario with what the command line changes in it.
+
+    Raises:
+        InvalidRequest: it cannot be that way.
+    """
+    changes: dict[str, object] = {}
+    if schedulers:
+        # One that is in the scenario keeps what it says of rounds and capacity.
+        known = {contender.label: msgspec.to_builtins(contender) for contender in scenario.contenders}
+        changes["schedulers"] = [known.get(name, name) for name in schedulers]
+    if seeds:
+        changes["seeds"] = seeds
+    if duration_s is not None:
+        changes["duration_s"] = duration_s
+    try:
+        return msgspec.convert(msgspec.to_builtins(scenario) | changes, Scenario)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(re.sub(r" - at `\$\.?.*", "", str(error))) from None
+
+
+def keep(results: Results, out: Path | None, picture: Path | None) -> None:
+    """Write what was asked for.
+
+    Raises:
+        InvalidRequest: a file cannot be written.
+    """
+    try:
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            (out / "results.json").write_bytes(results.to_json())
+        if picture is not None:
+            from goodspeed.scenarios.plotting import plot as draw
+
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            draw(results, picture)
+    except OSError as error:
+        raise InvalidRequest(f"the results cannot be written: {error}") from None
+
+
+def show(results: Results, *, as_json: bool) -> None:
+    """Print them."""
+    if as_json:
+        print(results.to_json().decode(), end="")
+    else:
+        Console().print(tables(results))
+
+
+@contextlib.contextmanager
+def errors_named() -> Iterator[None]:
+    """Exit with a sentence; a traceback always means a defect."""
+    try:
+        yield
+    except GoodSpeedError as error:
+        print(f"goodspeed: {error}", file=sys.stderr)
+        raise typer.Exit(2 if isinstance(error, InvalidRequest) else 1) from None
+
+
+def _check_plot(file: Path | None) -> None:
+    """Before anything is run, rather than behind it."""
+    if file is None:
+        return
+    if file.suffix not in _PLOTS:
+        raise InvalidRequest(f"a plot is a {', '.join(_PLOTS)} file, and {file} is none")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise InvalidRequest("plots need matplotlib, which is missing: pip install 'goodspeed[bench]'")

@@ -1,0 +1,215 @@
+"""What a scenario file may say; every key is a field here, and every field has the default that the file leaves out."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from goodspeed.catalog import DEFAULT_DRAFT, DEFAULT_TARGET
+
+__all__ = [
+    "Acceptance",
+    "AgentGroup",
+    "Arrivals",
+    "Contender",
+    "DatasetPrompts",
+    "Scenario",
+    "Server",
+    "Spread",
+    "Verification",
+]
+
+Positive = Annotated[float, Meta(gt=0)]
+NonNegative = Annotated[float, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class Table(Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of the file."""
+
+
+class Spread(Table, frozen=True):
+    """Numbers between two others: uniform, or uniform in their logarithms."""
+
+    low: NonNegative
+    high: NonNegative
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if self.low > self.high or (self.log and not self.low):
+            raise ValueError("low must be at most high, and above 0 where log is true")
+
+
+class Acceptance(Table, frozen=True):
+    """How often a drafted token is accepted: spread over a group's agents, changing with time, or as was measured."""
+
+    low: Share | None = None
+    high: Share | None = None
+    """Uniform, an agent each."""
+    at_s: tuple[NonNegative, ...] = ()
+    rate: tuple[Share, ...] = ()
+    """At those times; straight lines between them, and level before the first and behind the last."""
+    measured: str | None = None
+    """The name of a bundled draft: what its card says for the group's temperature."""
+
+    def __post_init__(self) -> None:
+        ways = [self.low is not None and self.high is not None, bool(self.at_s), self.measured is not None]
+        if sum(ways) != 1 or (self.low is None) != (self.high is None):
+            raise ValueError("give low and high, or at_s and rate, or measured")
+        if ways[0] and (self.low or 0) > (self.high or 0):
+            raise ValueError("low must be at most high")
+        if len(self.at_s) != len(self.rate) or list(self.at_s) != sorted(self.at_s):
+            raise ValueError("at_s must be in order, with a rate for each time")
+
+
+class Arrivals(Table, frozen=True):
+    """Texts are asked for at random, whatever has become of the last ones: a Poisson process."""
+
+    per_s: NonNegative
+    """Texts a second of each agent, on average."""
+    swing: Share = 0.0
+    """How far the rate goes up and down with the hours, as a share of it: a sine that begins on its way up."""
+    period_s: Positive = 86_400.0
+
+    def at(self, now: float) -> float:
+        """Texts a second, at a time."""
+        return self.per_s * (1.0 + self.swing * math.sin(2 * math.pi * now / self.period_s))
+
+
+class DatasetPrompts(Table, frozen=True):
+    """Prompts out of a Hugging Face data set, or of a folder that the `datasets` library can read."""
+
+    dataset: str
+    column: str
+    """Of text, or of a conversation's messages: then what its user said first."""
+    subset: str | None = None
+    split: str = "train"
+    limit: Count = 100
+    """So many of them, the first."""
+
+
+class AgentGroup(Table, frozen=True):
+    """Agents of one kind."""
+
+    name: str
+    count: Count = 1
+    draft: str = DEFAULT_DRAFT
+    """What they draft with, as `goodspeed-agent --draft` takes it."""
+    draft_ms: NonNegative | Spread = 10.0
+    """For a drafted token."""
+    acceptance: Share | Acceptance | None = None
+    """For the simulator; None: as the card of `draft` says."""
+    max_draft: Count = 16
+    round_trip_ms: NonNegative | Spread = 20.0
+    jitter_ms: NonNegative = 0.0
+    """What is added to each way on average."""
+    kbytes_per_s: Positive | None = 1250.0
+    """Each way, in units of 1000 bytes; for `bench`."""
+    weight: Positive = 1.0
+    joins_at_s: NonNegative = 0.0
+    leaves_at_s: Positive | None = None
+    prompts: str | DatasetPrompts = "bundled"
+    """For `bench`: `bundled`, a JSONL file (beside the scenario's), or a data set."""
+    chat: bool = False
+    """Whether each prompt is a user's message, for the model's chat template; for `bench`."""
+    texts: Count = 4
+    """How many different ones a user asks for in a closed loop, before it begins again; for `bench`."""
+    temperature: NonNegative = 0.7
+    prompt_tokens: Annotated[int, Meta(ge=0)] | Spread = 0
+    """For the simulator; `bench` has real prompts."""
+    new_tokens: Count | Spread | None = None
+    """Of each text; None: `bench` asks for as many as a stream may have, and the simulator's texts have no end."""
+    arrivals: Arrivals | None = None
+    """None is a closed loop: the next text is asked for when the last is there."""
+    think_s: NonNegative = 0.0
+    """In a closed loop: the mean pause between texts."""
+
+    def __post_init__(self) -> None:
+        if self.arrivals is not None and self.new_tokens is None:
+            raise ValueError("texts that arrive must end: give new_tokens")
+        if self.arrivals is not None and self.think_s:
+            raise ValueError("think_s is a closed loop's: texts that arrive do not wait for each other")
+
+
+class Verification(Table, frozen=True):
+    """How long a verification pass takes: `fixed_ms + row_ms * streams + token_ms * tokens`, or as was measured."""
+
+    fixed_ms: NonNegative = 35.0
+    row_ms: NonNegative = 0.0
+    token_ms: NonNegative = 0.6
+    noise: NonNegative = 0.0
+    """Standard deviation of the logarithm; for the simulator."""
+    passes: tuple[tuple[Count, Count, Positive], ...] = ()
+    """Streams, tokens and milliseconds of passes that were measured: the three numbers above are fitted to them."""
+    emulated: bool = True
+    """For `bench`: whether passes are stretched to these times, or last as long as `model`'s do."""
+
+
+class Server(Table, frozen=True):
+    """The server, as far as contenders do not differ in it."""
+
+    model: str = DEFAULT_TARGET
+    """For `bench`."""
+    capacity: Annotated[int, Meta(ge=0)] | None = None
+    """Draft tokens a pass, as `goodspeed-server run --capacity`."""
+    rounds: Literal["auto", "barrier", "rolling"] = "auto"
+    rule: str = "coupled"
+    fairness: NonNegative = 1.0
+    prefill_chunk: Count = 512
+    drafts_ahead: bool = False
+    """Whether agents draft on while they wait."""
+    early_stop: bool = False
+    """Whether agents are told the price of a token; for `bench`."""
+    verification: Verification = Verification()
+
+
+class Contender(Table, frozen=True):
+    """One way to run the server; what is None is as the scenario's server has it."""
+
+    scheduler: str
+    """A name, an entry point or a place, with options if it has any; see `goodspeed.plugins`."""
+    name: str = ""
+    """In tables and plots; the scheduler's by default."""
+    capacity: Annotated[int, Meta(ge=0)] | None = None
+    rounds: Literal["auto", "barrier", "rolling"] | None = None
+    drafts_ahead: bool | None = None
+    early_stop: bool | None = None
+
+    @property
+    def label(self) -> str:
+        """What tables and plots call it."""
+        return self.name or self.scheduler
+
+
+class Scenario(Table, frozen=True):
+    """All of it."""
+
+    name: str
+    agents: Annotated[tuple[AgentGroup, ...], Meta(min_length=1)]
+    about: str = ""
+    seeds: Annotated[tuple[int, ...], Meta(min_length=1)] = (0,)
+    duration_s: Positive = 60.0
+    """Virtual seconds in the simulator, real ones in a bench; for each contender and seed."""
+    warm_up_s: NonNegative = 5.0
+    """What comes before this does not count."""
+    server: Server = Server()
+    schedulers: Annotated[tuple[str | Contender, ...], Meta(min_length=1)] = ("seconds", "goodspeed", "fixed", "plain")
+
+    def __post_init__(self) -> None:
+        if self.warm_up_s >= self.duration_s:
+            raise ValueError("warm_up_s must be less than duration_s")
+        for what, names in (
+            ("agents", [group.name for group in self.agents]),
+            ("schedulers", [contender.label for contender in self.contenders]),
+        ):
+            twice = next((name for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise ValueError(f"two {what} are called {twice}: give each a name of its own")
+
+    @property
+    def contenders(self) -> list[Contender]:
+        """The schedulers, those too that are given by name alone."""
+        return [Contender(scheduler=each) if isinstance(each, str) else each for each in self.schedulers]
