@@ -20,7 +20,7 @@ from goodspeed.errors import InvalidRequest, Overloaded
 from goodspeed.estimation import PRIOR_ALPHA, Goodput
 from goodspeed.logprobs import entry_bytes
 from goodspeed.logs import about
-from goodspeed.messages import Draft, DraftEnd, Open, Opened, Verdict
+from goodspeed.messages import Draft, Open, Opened, Verdict
 from goodspeed.rounds import Barrier, Rolling, Rounds
 from goodspeed.scheduling import Scheduler
 from goodspeed.stream import Commit, ServedStream
@@ -29,6 +29,7 @@ from goodspeed.verification import Rule
 from goodspeed_server.admission import Admission
 from goodspeed_server.arrivals import Arrivals, look_back
 from goodspeed_server.boundary import Boundary
+from goodspeed_server.intake import Intake
 from goodspeed_server.live import AgentAccount, LiveStream, Outbox
 from goodspeed_server.passes import PlannedPass, plan_pass
 from goodspeed_server.planner import Planner
@@ -74,7 +75,7 @@ class RoundLoop:
     ) -> None:
         self._engine = engine
         self._verifier = Verifier(engine, rule, keep_logits=recorder is not None)
-        self._rule = rule
+        self._intake = Intake(planner, rule, engine.vocab_size, clock)
         self.planner = planner
         self._eos_tokens = eos_tokens
         self.settings = settings
@@ -181,36 +182,16 @@ class RoundLoop:
         if live is None:
             raise InvalidRequest(f"stream {message.stream} is not open on this link", code="unknown_stream")
         missing = live.stream.missing(message.base)
+        moved = False
         if not self.waits:
-            self._take_guesses(live, message, len(missing))
+            moved = self._intake.guesses(live, message, self._rounds, len(missing))
         elif message.offset:
-            return  # it was sent while nobody waited, and what it continues is no draft of these rounds
+            pass  # it was sent while nobody waited, and what it continues is no draft of these rounds
         elif missing:
             outbox.post(Verdict(message.stream, message.base, 0, missing, live.lead, live.price_percent))
         elif live.draft is None:
-            self._take_draft(live, message)
-
-    def _take_draft(self, live: LiveStream, message: Draft) -> None:
-        # Who was asked for something else a moment ago is not to blame; what is too much is not verified.
-        most = live.stream.max_draft if live.spelled_out else live.budget
-        draft, q = live.usable(message, most, self._engine.vocab_size, self._rule)
-        # One that is overdue is stale: the stream is on its way without it.
-        if live.budget == 0 or (live not in self._prefilling and live not in self._rounds.drafting):
-            return
-        live.draft, live.q = draft, q
-        if live not in self._prefilling:
-            self._arrive(live)
-
-    def _take_guesses(self, live: LiveStream, message: Draft, behind: int) -> None:
-        guesses, now = live.guesses, self._clock()
-        if not guesses.continues(message.base, message.offset):
-            return
-        most = max(0, live.stream.max_draft + behind - message.offset)
-        draft, q = live.usable(message, most, self._engine.vocab_size, self._rule)
-        guesses.take(draft.base, draft.offset, draft.tokens, q, ended=draft.end is DraftEnd.NOTHING_TO_SAY)
-        self.planner.guessed(live, draft, now)
-        here, more = len(live.to_verify()[0]), draft.end is DraftEnd.FAR_ENOUGH
-        if (here or not more) and self._rounds.arrive(live, now, here, more=more):
+            moved = self._intake.draft(live, message, self._rounds, prefilling=live in self._prefilling)
+        if moved:
             self._changed.set()
 
     def redraft(self, outbox: Outbox, account: AgentAccount, drafter: str) -> None:
@@ -466,13 +447,6 @@ class RoundLoop:
     def _expect(self, live: LiveStream, now: float) -> None:
         live.asked_at = now
         self._rounds.expect(live, live.budget, now, None if self.waits else self.planner.prospect(live, now))
-
-    def _arrive(self, live: LiveStream) -> None:
-        assert live.draft is not None
-        now = self._clock()
-        if self._rounds.arrive(live, now, len(live.draft.tokens)):
-            self.planner.drafted(live, live.draft, now - live.asked_at)
-            self._changed.set()
 
     def _end(self, live: LiveStream) -> None:
         """Forget a stream; its row is free at once, or when the pass it is in is over."""

@@ -1,0 +1,60 @@
+"""What agents send for streams that have a row: drafts behind a barrier, guesses where nobody waits for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from goodspeed.messages import Draft, DraftEnd
+from goodspeed.rounds import Rounds
+from goodspeed.verification import Rule
+from goodspeed_server.live import LiveStream
+from goodspeed_server.planner import Planner
+
+__all__ = ["Intake"]
+
+
+class Intake:
+    """Takes what can be used, and tells rounds and planner of it.
+
+    Each method says whether a round may close now that did not before.
+
+    Args:
+        planner: learns how agents draft.
+        rule: reads what is sent with a draft.
+        vocab_size: of the target.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, planner: Planner, rule: Rule, vocab_size: int, clock: Callable[[], float]) -> None:
+        self._planner = planner
+        self._rule = rule
+        self._vocab_size = vocab_size
+        self._clock = clock
+
+    def draft(self, live: LiveStream, message: Draft, rounds: Rounds[LiveStream], *, prefilling: bool) -> bool:
+        """Take a draft that its stream is waited for with; one that is overdue is stale, and the stream on its way."""
+        # Who was asked for something else a moment ago is not to blame; what is too much is not verified.
+        most = live.stream.max_draft if live.spelled_out else live.budget
+        draft, q = live.usable(message, most, self._vocab_size, self._rule)
+        if live.budget == 0 or not (prefilling or live in rounds.drafting):
+            return False
+        live.draft, live.q = draft, q
+        if prefilling:
+            return False
+        now = self._clock()
+        if not rounds.arrive(live, now, len(draft.tokens)):
+            return False
+        self._planner.drafted(live, draft, now - live.asked_at)
+        return True
+
+    def guesses(self, live: LiveStream, message: Draft, rounds: Rounds[LiveStream], behind: int) -> bool:
+        """Take guesses that continue those that are here; `behind` tokens were committed since they were begun."""
+        guesses, now = live.guesses, self._clock()
+        if not guesses.continues(message.base, message.offset):
+            return False
+        most = max(0, live.stream.max_draft + behind - message.offset)
+        draft, q = live.usable(message, most, self._vocab_size, self._rule)
+        guesses.take(draft.base, draft.offset, draft.tokens, q, ended=draft.end is DraftEnd.NOTHING_TO_SAY)
+        self._planner.guessed(live, draft, now)
+        here, more = len(live.to_verify()[0]), draft.end is DraftEnd.FAR_ENOUGH
+        return bool(here or not more) and rounds.arrive(live, now, here, more=more)
