@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 MAX_WEIGHT = 1e6
+_LONGEST_SCHEDULER = 200
 
 Service: TypeAlias = Literal["served", "drained", "drained undrafted"]
 """How an agent is served. *drained*: its texts are finished, and it begins no new ones; *undrafted*: the server decodes
@@ -54,6 +55,11 @@ class SetScheduler(_Change, tag="scheduler", frozen=True):
     """`auto` and a server's names."""
     fairness: float | None = None
     """Of the utility; None for the one that is in force."""
+
+    def validate(self) -> None:
+        """As `_Change.validate`."""
+        if len(self.name) > _LONGEST_SCHEDULER:
+            raise InvalidRequest(f"a scheduler's name has {_LONGEST_SCHEDULER} characters at most")
 
 
 class SetCapacity(_Change, tag="capacity", frozen=True):

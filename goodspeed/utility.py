@@ -7,7 +7,6 @@ The field calls the exponent alpha; here alpha is the acceptance rate, so the ex
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +14,14 @@ from numpy.typing import NDArray
 
 from goodspeed.errors import InvalidRequest
 
-__all__ = ["MIN_GOODPUT", "AlphaFair", "jain_index"]
+__all__ = ["MAX_FAIRNESS", "MIN_GOODPUT", "AlphaFair", "jain_index"]
 
 Floats = NDArray[np.float64]
 
 MIN_GOODPUT = 1e-6
 """Goodputs are held above this, so that logarithms stay finite."""
+MAX_FAIRNESS = 1e6
+_HUGE = 1e200
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +29,26 @@ class AlphaFair:
     """The family `U`, with its exponent.
 
     Raises:
-        InvalidRequest: the exponent is negative or not finite.
+        InvalidRequest: the exponent is negative or beyond `MAX_FAIRNESS`.
     """
 
     fairness: float = 1.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.fairness) and self.fairness >= 0):
-            raise InvalidRequest(f"fairness is {self.fairness}: it must be 0 (throughput) or above; 1 is proportional")
+        if not 0 <= self.fairness <= MAX_FAIRNESS:
+            raise InvalidRequest(
+                f"fairness is {self.fairness}: it must be 0 (throughput) to {MAX_FAIRNESS:g} (max-min, in effect); "
+                "1 is proportional"
+            )
 
     def value(self, goodput: Floats, weight: Floats | float = 1.0) -> Floats:
-        """`omega U(x)` of each stream, [streams]."""
+        """`omega U(x)` of each stream, [streams]; finite, so that it can be summed and shown."""
         x = np.maximum(goodput, MIN_GOODPUT)
         if self.fairness == 1.0:
             return np.asarray(weight * np.log(x))
-        return np.asarray(weight * x ** (1.0 - self.fairness) / (1.0 - self.fairness))
+        with np.errstate(over="ignore"):
+            value = weight * x ** (1.0 - self.fairness) / (1.0 - self.fairness)
+        return np.clip(value, -_HUGE, _HUGE)
 
     def log_gradient(self, goodput: Floats) -> Floats:
         """`log U'(x) = -gamma log x` of each stream, [streams]; no exponent is too large for it."""

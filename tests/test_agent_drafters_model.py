@@ -138,31 +138,73 @@ def test_sessions_that_compute_together_guess_what_each_guesses_alone(make: Call
             text += [*guess[:accepted], int(torch.randint(0, VOCAB, (), generator=generator))]
 
 
-def test_a_long_prompt_stalls_nobody_for_longer_than_a_piece_of_it() -> None:
-    drafter = ModelDrafter(tiny_llama(max_position_embeddings=2048), "tiny", None)
+def test_a_prompt_beside_guesses_goes_through_in_small_pieces_and_alone_in_large_ones() -> None:
+    model = tiny_llama(max_position_embeddings=2048)
+    fed: list[int] = []
+    model.register_forward_pre_hook(lambda _, args, kwargs: fed.append(kwargs["input_ids"].shape[-1]), with_kwargs=True)
+    drafter = ModelDrafter(model, "tiny", None)
     long, short = (drafter.open(SamplingParams(), rule="coupled", vocab_size=VOCAB) for _ in range(2))
-    waiting, going = long.guesses([(7 * i * i + 3) % VOCAB for i in range(1300)]), short.guesses(PROMPT)
-    readiness = []
-    while True:
-        readiness.append(drafter.prepare([long, short]))
-        next(going)
-        if readiness[-1][0]:
-            break
-    assert readiness == [[False, True], [False, True], [True, True]]
     prompt = [(7 * i * i + 3) % VOCAB for i in range(1300)]
+    waiting, going = long.guesses(prompt), short.guesses(PROMPT)
+    fed.clear()
+    for _ in range(3):
+        assert drafter.prepare([long, short]) == [False, True]
+        next(going)
+    assert fed == [len(PROMPT) + 32, 1 + 32, 1 + 32]
+    fed.clear()
+    readiness = [False]
+    while not all(readiness):
+        readiness = drafter.prepare([long])
+    assert fed == [512, 512, 1300 - 3 * 32 - 2 * 512]
     assert next(waiting).token == plain(tiny_llama(max_position_embeddings=2048), prompt, 1, SamplingParams())[-1]
 
 
-def test_more_sessions_than_rows_lose_their_rows_in_turn_and_guess_the_same() -> None:
+def test_of_two_prompts_the_first_is_done_first() -> None:
+    drafter = ModelDrafter(tiny_llama(max_position_embeddings=2048), "tiny", None)
+    sessions = [drafter.open(SamplingParams(), rule="coupled", vocab_size=VOCAB) for _ in range(2)]
+    for length, session in zip((900, 700), sessions, strict=True):
+        session.guesses([(7 * i * i + 3) % VOCAB for i in range(length)])
+    assert [drafter.prepare(sessions) for _ in range(4)] == [[False, False], [True, False], [True, False], [True, True]]
+
+
+def test_who_finds_no_row_has_nothing_to_say_until_others_are_idle() -> None:
     drafter = ModelDrafter(tiny_llama(), "tiny", None, together=2)
-    sessions = [drafter.open(WARM, rule="coupled", vocab_size=VOCAB) for _ in range(5)]
-    texts = [[*PROMPT, n] for n in range(5)]
-    for _ in range(3):
-        for one, text in zip(sessions, texts, strict=True):
-            guess = guessed(one, text, 2)
-            assert guess == guessed(session(tiny_llama(), WARM), text, 2)
-            text += guess
-    assert drafter._engine.rows == 2
+    first, second, third = (drafter.open(WARM, rule="coupled", vocab_size=VOCAB) for _ in range(3))
+    expected = guessed(session(tiny_llama(), WARM), PROMPT, 3)
+    assert [guessed(one, PROMPT, 3) for one in (first, second, third)] == [expected, expected, []]
+    for n in range(300):
+        assert guessed(first, [*PROMPT, n % VOCAB], 1)
+    assert guessed(third, PROMPT, 3) == expected, "it has the row of the one that was idle"
+    assert guessed(second, PROMPT, 3) == []
+    del first
+    assert guessed(second, PROMPT, 3) == expected
+
+
+@pytest.mark.parametrize(("kv_tokens", "rows"), [(512, 1), (1024, 2)])
+def test_keys_and_values_keep_to_their_memory(kv_tokens: int, rows: int) -> None:
+    model = tiny_llama(max_position_embeddings=2048)
+    token_bytes = ModelDrafter(deepcopy(model), "tiny", None)._engine.kv_bytes_per_token
+    drafter = ModelDrafter(model, "tiny", None, kv_bytes=kv_tokens * token_bytes)
+    long = [(7 * i * i + 3) % VOCAB for i in range(400)]
+    sessions = [drafter.open(WARM, rule="coupled", vocab_size=VOCAB) for _ in range(3)]
+    spoke = [bool(guessed(one, long, 2)) for one in sessions]
+    assert spoke == [number < rows for number in range(3)]
+    assert drafter._engine.kv_bytes <= kv_tokens * token_bytes
+    assert drafter.context == kv_tokens
+
+
+def test_room_that_a_long_text_took_is_given_to_others_once_it_is_gone() -> None:
+    model = tiny_llama(max_position_embeddings=2048)
+    token_bytes = ModelDrafter(deepcopy(model), "tiny", None)._engine.kv_bytes_per_token
+    drafter = ModelDrafter(model, "tiny", None, kv_bytes=1024 * token_bytes)
+    one = drafter.open(WARM, rule="coupled", vocab_size=VOCAB)
+    assert guessed(one, [(7 * i * i + 3) % VOCAB for i in range(900)], 2)
+    del one
+    sessions = [drafter.open(WARM, rule="coupled", vocab_size=VOCAB) for _ in range(3)]
+    expected = guessed(session(model=tiny_llama(max_position_embeddings=2048), params=WARM), PROMPT, 2)
+    found = [guessed(each, PROMPT, 2) for each in (*sessions, *sessions)]
+    assert found[3:] == [expected] * 3
+    assert drafter._engine.kv_bytes <= 1024 * token_bytes
 
 
 def test_rows_of_sessions_that_are_gone_are_lent_again() -> None:
@@ -177,8 +219,8 @@ def test_rows_of_sessions_that_are_gone_are_lent_again() -> None:
 
 def test_a_token_that_the_draft_does_not_know_is_named() -> None:
     one = ModelDrafter(tiny_llama(vocab_size=10), "narrow", None).open(WARM, rule="coupled", vocab_size=VOCAB)
-    with pytest.raises(ModelError, match="token 12 is beyond the 10 that 'narrow' knows"):
-        next(one.guesses([3, 12, 4]))
+    with pytest.raises(ModelError, match="token 12 is beyond the 10 that it knows"):
+        one.guesses([3, 12, 4])
 
 
 def test_where_the_models_context_ends_the_draft_ends() -> None:

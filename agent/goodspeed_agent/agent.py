@@ -241,7 +241,7 @@ class Agent:
             ModelError: it cannot guess; nothing has changed.
         """
         await self._check(drafter)
-        self._drafter.current = drafter
+        self._drafter.exchange(drafter)
         for calibration in self._calibrations.values():
             calibration.restart()
         await self.link.redraft(drafter.name, drafter.fingerprint)

@@ -69,7 +69,7 @@ class Desk:
     async def in_between(self, brief: Callable[[], Callable[[], Steps[T]]]) -> T:
         """Run a short piece of work when nothing urgent is to be done; whoever waits longest is next.
 
-        Once begun it cannot be stopped: a cancelled caller waits for its end, and hears of its failure.
+        A cancelled caller waits for the end of the step that its work is in, and hears of its failure.
 
         Args:
             brief: asked for the work when its turn has come, on the event loop.
@@ -81,6 +81,7 @@ class Desk:
             if job in self._patient:
                 self._patient.remove(job)
                 raise
+            job.wanted = False
             while not job.done.done():
                 with contextlib.suppress(asyncio.CancelledError):  # once more; it still runs
                     await asyncio.wait([job.done])
@@ -144,11 +145,12 @@ class Desk:
                 self._at_work.append(job)
 
     def _step_on(self) -> None:
-        """Let everybody at work go on, a guess each a step, until one is through or a newcomer finds room.
+        """Let everybody at work go on, a guess each a step, until one is through or a newcomer may join.
 
         On the drafting thread, and nobody but it touches the work meanwhile.
         """
-        jobs, room = self._at_work, len(self._at_work) < self._batching.together
+        jobs = self._at_work
+        room, urgent = len(jobs) < self._batching.together, any(job.urgent for job in jobs)
         for job in jobs:
             if job.session is None:
                 job.advance()
@@ -162,7 +164,7 @@ class Desk:
             for job, good in zip(jobs, ready, strict=True):
                 if good:
                     job.advance()
-            if room and self._urgent:
+            if room and (self._urgent or (self._patient and not urgent)):
                 return
 
 
@@ -171,6 +173,7 @@ class _Job:
 
     def __init__(self, work: Callable[[], Any], *, urgent: bool) -> None:
         self.urgent = urgent
+        self.wanted = True
         self.done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.session: DraftSession | None = None
         """Which it will ask for a guess next; None before its first step."""
@@ -185,7 +188,7 @@ class _Job:
     @property
     def over(self) -> bool:
         """Whether it has ended, or nobody wants it any more."""
-        return self._through or self.done.cancelled()
+        return self._through or not self.wanted or self.done.cancelled()
 
     def begin(self) -> bool:
         """On the event loop: its turn has come; says whether there is something to do."""
@@ -217,3 +220,6 @@ class _Job:
             self.done.set_exception(self._error)
         elif self._through:
             self.done.set_result(self._result)
+        elif not self.wanted:
+            self._steps.close()
+            self.done.cancel()

@@ -98,9 +98,9 @@ class Drafting:
             Exception: whatever the drafter raised, now or ahead.
         """
         self._stop()
-        drafted = await self._desk.at_once(lambda: self._timed(tokens, budget, price))
+        # What is still under way ends with its step; two at work on one stream would be in each other's way.
         await self._settle()
-        return drafted
+        return await self._desk.at_once(lambda: self._timed(tokens, budget, price))
 
     def along(self, generation: Generation, channel: Channel, wanted: Wanted) -> None:
         """Guess on, upon what is committed now, and send every guess: the server decodes on meanwhile.
@@ -118,14 +118,15 @@ class Drafting:
         lead = min(wanted.lead + ahead, useful, generation.request.max_draft)
         self._news = News(list(generation.transcript.tokens), wanted.lead, wanted._replace(lead=lead))
         if wanted.lead and (self._guessing is None or self._guessing.done()):
-            self._start(self._send_along(generation, channel))
+            self._start(lambda: self._send_along(generation, channel))
 
     def sent(self, budget: int, room: int) -> None:
         """A draft is on its way: go on guessing, as far as that pays; see `Ahead.tokens`."""
         self._sent_s = time.perf_counter()
         count = self._ahead.tokens(budget, room) - self._lookahead.spare
         if count > 0:
-            self._start(self._guess_on(count, self._sent_s))
+            since_s = self._sent_s
+            self._start(lambda: self._guess_on(count, since_s))
 
     def answered(self) -> None:
         """The verdict is here, and what is guessed ahead has to make way."""
@@ -146,10 +147,15 @@ class Drafting:
         except Exception:
             _log.exception("the drafter failed beside a text that did not need it any more")
 
-    def _start(self, guessing: Coroutine[Any, Any, None]) -> None:
-        self._guessing = asyncio.create_task(guessing)
+    def _start(self, guessing: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._guessing = asyncio.create_task(self._after(set(self._under_way), guessing))
         self._under_way.add(self._guessing)
         self._guessing.add_done_callback(self._over)
+
+    async def _after(self, before: set[asyncio.Task[None]], guessing: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        if before:
+            await asyncio.wait(before)
+        await guessing()
 
     def _stop(self) -> None:
         if self._guessing is not None:

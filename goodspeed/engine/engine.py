@@ -116,6 +116,15 @@ class Engine:
         check_positions(self._model, max_length)
         self._slab.resize(rows, max_length)
 
+    def begin_anew(self, rows: int, max_length: int) -> None:
+        """Hold nothing any more, in so many rows of that length.
+
+        Raises:
+            UnsupportedModel: the model's positions do not reach so far.
+        """
+        check_positions(self._model, max_length)
+        self._slab = Slab(rows, max_length)
+
     def forward(self, segments: Sequence[Segment]) -> Tensor:
         """Run every segment's tokens over what its row has cached, and cache them too.
 

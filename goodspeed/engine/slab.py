@@ -72,15 +72,14 @@ class Slab:
         """Hold more rows, or longer ones; what is stored stays where it is."""
         assert rows >= self.rows
         assert max_length >= self.max_length
+        # Whoever has no memory for it has lost nothing.
+        larger = {
+            layer: (self._grown(k, rows, max_length), self._grown(v, rows, max_length))
+            for layer, (k, v) in self._layers.items()
+        }
         for row in range(self.rows, rows):
             heapq.heappush(self._free, row)
-        stored, length = self.rows, self.max_length
-        self.rows, self.max_length = rows, max_length
-        for layer, pair in self._layers.items():
-            keys, values = (self._zeros(slots) for slots in pair)
-            for larger, slots in zip((keys, values), pair, strict=True):
-                larger[:stored, :, :length] = slots
-            self._layers[layer] = (keys, values)
+        self.rows, self.max_length, self._layers = rows, max_length, larger
 
     def store(self, layer: int, rows: Tensor, slots: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Write the keys and values of new tokens, each at its own row and slot.
@@ -99,13 +98,20 @@ class Slab:
             All the layer's keys and all its values, each [rows, kv_heads, max_length, head_dim].
         """
         if layer not in self._layers:
-            self._layers[layer] = (self._zeros(keys), self._zeros(values))
+            size = (self.rows, self.max_length)
+            self._layers[layer] = (_zeros(keys, *size), _zeros(values, *size))
         all_keys, all_values = self._layers[layer]
         all_keys[rows, :, slots] = keys.transpose(1, 2).flatten(0, 1)
         all_values[rows, :, slots] = values.transpose(1, 2).flatten(0, 1)
         return all_keys, all_values
 
-    def _zeros(self, like: Tensor) -> Tensor:
-        # Zeros and not whatever was there: a masked slot still takes part with weight 0, and 0 * NaN is NaN.
-        _, kv_heads, _, head_dim = like.shape
-        return torch.zeros(self.rows, kv_heads, self.max_length, head_dim, dtype=like.dtype, device=like.device)
+    def _grown(self, slots: Tensor, rows: int, max_length: int) -> Tensor:
+        grown = _zeros(slots, rows, max_length)
+        grown[: self.rows, :, : self.max_length] = slots
+        return grown
+
+
+def _zeros(like: Tensor, rows: int, max_length: int) -> Tensor:
+    # Zeros and not whatever was there: a masked slot still takes part with weight 0, and 0 * NaN is NaN.
+    _, kv_heads, _, head_dim = like.shape
+    return torch.zeros(rows, kv_heads, max_length, head_dim, dtype=like.dtype, device=like.device)

@@ -129,9 +129,9 @@ class LiveControl:
         utility = AlphaFair(self._fairness if change.fairness is None else change.fairness)
         chosen = what_auto_means(change.name, self._kind, utility)
         before = self._policy()
+        self._rounds.adopt(chosen.scheduler, replace(self._rounds.settings, rounds=chosen.rounds), self._announce)
         self._scheduler, self._fairness = chosen.name, utility.fairness
         self._telemetry.planned_by(self._scheduler, utility)
-        self._rounds.adopt(chosen.scheduler, replace(self._rounds.settings, rounds=chosen.rounds), self._announce)
         return self._since(before, "scheduler")
 
     def _adopt(self, about: str, settings: RoundSettings) -> tuple[Changed, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from goodspeed.errors import InvalidRequest
 from goodspeed.estimation import HitOrMiss, RatioMean, smooth_goodput
 from goodspeed.leads import PROBE_TOKENS, overtaken
 from goodspeed.messages import Draft, DraftEnd
@@ -43,6 +44,21 @@ class Planner:
         self._waits = settings.rounds == "barrier"
         # Plain decoding asks nobody for anything, and has no use for what a probe would tell.
         self._probes = not self._waits and not isinstance(scheduler, PlainDecoding)
+
+    def try_out(self, scheduler: Scheduler, streams: Sequence[LiveStream], capacity: int) -> None:
+        """See that a scheduler can plan for these streams, and change nothing.
+
+        Raises:
+            InvalidRequest: it cannot.
+        """
+        try:
+            for some in (streams, streams[:1]):
+                if some:
+                    checked_plan(scheduler, self._demand(some), capacity)
+        # Whatever a class of the user's raises, the rounds have to go on without it.
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            raise InvalidRequest(f"that scheduler cannot plan for the streams that are open ({why})") from error
 
     @property
     def limited_by_price(self) -> bool:

@@ -236,13 +236,17 @@ class RoundLoop:
             scheduler: chooses the budgets.
             settings: how rounds close, and what they may hold.
             announce: tells all agents whether they are waited for, where that is no longer as it was.
+
+        Raises:
+            InvalidRequest: the scheduler cannot plan for the streams that are open; nothing has changed.
         """
+        self.planner.try_out(scheduler, self.live, self.capacity)
         before, waited = self.settings, self.waits
         self.settings = settings
         self.planner.adopt(scheduler, settings)
         if (before.rounds, before.round_timeout_s) == (settings.rounds, settings.round_timeout_s):
             return
-        now, rounds = self._clock(), self._rounds
+        now, ready = self._clock(), set(self._rounds.ready)
         self._rounds = self._make_rounds()
         if self.waits != waited:
             announce()
@@ -253,14 +257,22 @@ class RoundLoop:
                 self.planner.plan(self.live, self.capacity, now)
             for live in self._live.values():
                 live.ask(now)
-        for live in (*rounds.ready, *rounds.drafting):
+        for live in self._live.values():
+            if live in self._prefilling:
+                continue
+            asked_at = live.asked_at
             self._join(live)
+            if self.waits and waited:
+                live.asked_at = asked_at
+                if live.budget and live in ready and live.draft is None:
+                    self._rounds.arrive(live, now, 0)  # it was not waited for any more
 
     def ask_no_more(self, account: AgentAccount) -> None:
         """Decode a link's streams without its drafts, whatever it was granted. Only at the `boundary`."""
         now = self._clock()
         for live in self._live.values():
             if live.account is account:
+                live.spelled_out = True  # a draft that is on its way is as it was granted
                 live.budget = live.lead = live.price_percent = live.overtaken = 0
                 if live in self._rounds:
                     self._expect(live, now)

@@ -25,10 +25,15 @@ if TYPE_CHECKING:
 __all__ = ["ModelDrafter", "ModelSession"]
 
 _CHUNK = 512
-"""How many tokens go through the model at once, so that a long prompt stalls no other stream for long."""
+"""How many tokens of prompts go through the model at once."""
+_BESIDE = 32
+"""How many of them beside others' guesses, which they slow down."""
+_FEW = 16
+"""Who lacks no more than that is about to guess."""
 _TOGETHER = 64
-_FIRST_LENGTH = 256
-"""Of a row; rows are doubled when they are full."""
+_KV_BYTES = 2 * 2**30
+_ROUNDED = 256
+"""Rows grow by so many tokens at least."""
 
 
 class ModelDrafter:
@@ -40,6 +45,7 @@ class ModelDrafter:
         fingerprint: of its tokenizer's vocabulary.
         max_draft: the longest draft worth asking for.
         together: for how many sessions it computes at once, and keeps what it has computed.
+        kv_bytes: what the keys and values of all sessions may take together.
 
     Raises:
         UnsupportedModel: it is no model whose guesses can be rolled back.
@@ -53,22 +59,28 @@ class ModelDrafter:
         max_draft: int = 16,
         *,
         together: int = _TOGETHER,
+        kv_bytes: int = _KV_BYTES,
     ) -> None:
         self.name = name
         self.fingerprint = fingerprint
         self.max_draft = max_draft
         self.together = together
-        self.context = reach(model) or 2**31
-        """How long a text it can guess in."""
+        limit = reach(model) or 2**31
         self._engine = Engine(
             model,
             rows=1,
-            max_length=min(_FIRST_LENGTH, self.context),
+            max_length=min(_ROUNDED, limit),
             layout="packed" if model.device.type == "cpu" else "padded",
             device=model.device,
             dtype=model.dtype,
         )
+        self._tokens = max(_ROUNDED, kv_bytes // self._engine.kv_bytes_per_token)
+        """That all rows together may hold."""
+        self.context = min(limit, self._tokens)
+        """How long a text it can guess in."""
         self._rows = Rows[ModelSession](together)
+        self._cramped = False
+        """Whether somebody found no room."""
 
     @classmethod
     def load(cls, name: str, *, threads: int = 1) -> ModelDrafter:
@@ -85,6 +97,11 @@ class ModelDrafter:
         model = catalog.load_model(name)
         return cls(model, name, catalog.fingerprint(catalog.tokenizer_files(name)))
 
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens it knows."""
+        return self._engine.vocab_size
+
     def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int, prompt_tokens: int = 0) -> DraftSession:
         """Begin a stream."""
         return ModelSession(self, params, rule, vocab_size, prompt_tokens)
@@ -92,14 +109,17 @@ class ModelDrafter:
     def prepare(self, sessions: Sequence[DraftSession]) -> list[bool]:
         """Run one forward pass over what these sessions have not cached; a long prompt takes several."""
         own = [session for session in sessions if isinstance(session, ModelSession)]
-        left = _CHUNK
+        if self._cramped:
+            self._make_room(own)
+        guessing = [session for session in own if 0 < session.lacks <= _FEW]
+        left = _BESIDE if guessing else _CHUNK
         running: list[tuple[ModelSession, Segment]] = []
-        # The shortest first: whoever wants one more guess never waits for somebody's prompt.
-        for session in sorted(own, key=lambda one: one.lacks):
-            share = min(session.lacks, left)
-            if share:
-                left -= share
-                running.append((session, self._segment(session, share, own)))
+        for session in guessing:
+            self._take_part(session, session.lacks, own, running)
+        # One prompt after another: whoever came first guesses first.
+        for session in own:
+            if left and session.lacks > _FEW:
+                left -= self._take_part(session, min(session.lacks, left), own, running)
         if running:
             running.sort(key=lambda one: one[1].row)
             logits = iter(self._engine.forward([segment for _, segment in running]).numpy(force=True))
@@ -107,27 +127,58 @@ class ModelDrafter:
                 session.computed(segment.new, next(logits) if segment.logits else None)
         return [session.lacks == 0 for session in own]
 
-    def _segment(self, session: ModelSession, share: int, beside: Sequence[ModelSession]) -> Segment:
-        """The next so many tokens that a session lacks, in a row that is long enough."""
+    def _take_part(
+        self,
+        session: ModelSession,
+        count: int,
+        beside: Sequence[ModelSession],
+        running: list[tuple[ModelSession, Segment]],
+    ) -> int:
+        """Have the next so many tokens that a session lacks run; says how many do."""
+        if not self._seat(session, session.cached + count, beside):
+            session.unseated = self._cramped = True
+            return 0
+        assert session.row is not None
+        self._rows.used(session.row)
+        count = min(count, session.lacks)  # less was cached, if it has another row than before
+        tokens = session.text[session.cached : session.cached + count]
+        running.append((session, Segment(session.row, session.cached, tokens, int(count == session.lacks))))
+        return count
+
+    def _seat(self, session: ModelSession, length: int, beside: Sequence[ModelSession]) -> bool:
+        """See that a session has a row of that length; False if there is no room while others are at work."""
         if session.row is None:
-            session.row, loser = self._rows.take(session, beside)
+            taken = self._rows.take(session, beside, self._tokens // self._engine.max_length)
+            if taken is None:
+                return False
+            session.row, loser = taken
             if loser is not None:
                 loser.row, loser.cached = None, 0
-        self._rows.used(session.row)
-        start = session.cached
-        tokens = session.text[start : start + share]
-        if max(tokens) >= self._engine.vocab_size:
-            raise ModelError(f"token {max(tokens)} is beyond the {self._engine.vocab_size} that {self.name!r} knows")
-        self._reserve(session.row, start + share)
-        return Segment(session.row, start, tokens, int(share == session.lacks))
-
-    def _reserve(self, row: int, length: int) -> None:
         rows, longest = self._engine.rows, self._engine.max_length
-        if row >= rows or length > longest:
-            self._engine.resize(
-                min(max(row + 1, 2 * rows), self.together) if row >= rows else rows,
-                min(max(length, 2 * longest), self.context) if length > longest else longest,
-            )
+        if session.row < rows and length <= longest:
+            return True
+        wanted_rows, wanted_length = max(rows, session.row + 1), max(longest, self._rounded(length))
+        doubled = min(max(wanted_rows, 2 * rows * (session.row >= rows)), self.together)
+        longer = min(max(wanted_length, 2 * longest * (length > longest)), self.context)
+        for size in ((doubled, longer), (wanted_rows, wanted_length)):
+            if size[0] * size[1] <= self._tokens:
+                self._engine.resize(*size)
+                return True
+        return False
+
+    def _make_room(self, sessions: Sequence[ModelSession]) -> None:
+        """Begin with an empty slab if those at work would fit into one: it has the shape of what was there before."""
+        self._cramped = False
+        at_work = {*sessions, *self._rows.at_work()}
+        rows, length = len(at_work), self._rounded(max(len(session.text) for session in at_work) + 1)
+        if rows > self.together or rows * length > self._tokens:
+            return
+        for holder in self._rows.call_in():
+            holder.row, holder.cached = None, 0
+        self._engine.begin_anew(rows, length)
+
+    def _rounded(self, length: int) -> int:
+        return min(-(-length // _ROUNDED) * _ROUNDED, self.context)
 
 
 class ModelSession:
@@ -151,6 +202,8 @@ class ModelSession:
         self._vocab_size = vocab_size
         self.cached = 0
         """How many of these tokens its row holds."""
+        self.unseated = False
+        """Whether there is no row for it at the moment: then it has nothing to say."""
         self._logits: NDArray[np.float32] | None = None  # float32 [vocab], behind the text
         self._draw = make_draw(params, rule)
         self._params = params
@@ -159,8 +212,12 @@ class ModelSession:
     @property
     def lacks(self) -> int:
         """How many tokens are still to go through the model before the next guess."""
-        full = len(self.text) >= self._drafter.context
-        return 0 if full or self._logits is not None else len(self.text) - self.cached
+        done = self._logits is not None or self._silent
+        return 0 if done else len(self.text) - self.cached
+
+    @property
+    def _silent(self) -> bool:
+        return self.unseated or len(self.text) >= self._drafter.context
 
     def computed(self, count: int, logits: NDArray[np.float32] | None) -> None:
         """So many more tokens went through the model; `logits`, float32 [vocab], if they were the last it lacked."""
@@ -168,16 +225,26 @@ class ModelSession:
         self._logits = logits
 
     def guesses(self, tokens: Sequence[int]) -> Iterator[Guess]:
-        """Guess the next tokens, until the model's context is full."""
+        """Guess the next tokens, until the model's context is full.
+
+        There are none while those at work take up all the memory.
+
+        Raises:
+            ModelError: a token of them is none that the model knows.
+        """
+        if max(tokens) >= self._drafter.vocab_size:
+            raise ModelError(f"token {max(tokens)} is beyond the {self._drafter.vocab_size} that it knows")
         # The last token goes through the model again even if it is cached: its logits are what comes next.
         self.cached = min(self.cached, common_prefix(self.text, tokens), len(tokens) - 1)
-        self.text, self._logits = list(tokens), None
+        self.text, self._logits, self.unseated = list(tokens), None, False
         return self._go_on()
 
     def _go_on(self) -> Iterator[Guess]:
-        while len(self.text) < self._drafter.context:
+        while not self._silent:
             while self.lacks:
                 self._drafter.prepare([self])
+            if self._logits is None:
+                return
             guess = self._next()
             self.text.append(guess.token)
             yield guess

@@ -30,7 +30,11 @@ class Swappable:
 
     def __init__(self, drafter: Drafter) -> None:
         self.current = drafter
-        self._failed: Drafter | None = None
+        self._failed = False
+
+    def exchange(self, drafter: Drafter) -> None:
+        """Draft with another from now on."""
+        self.current, self._failed = drafter, False
 
     @property
     def name(self) -> str:
@@ -77,8 +81,8 @@ class Swappable:
 
     def failed(self, drafter: Drafter) -> None:
         """One of its drafters raised what is being handled."""
-        if self._failed is not drafter:
-            self._failed = drafter
+        if drafter is self.current and not self._failed:
+            self._failed = True
             _log.exception("the draft %s is broken: texts go on without it", drafter.name)
 
 
@@ -107,7 +111,11 @@ class _Session:
             self._more = iter(())
             self._owner.failed(drafter)
             return None
-        return self._session if self._drafter is drafter else None
+        if self._drafter is not drafter:
+            # It has begun with one that was exchanged meanwhile.
+            self._more = iter(())
+            return None
+        return self._session
 
     def _begin(self, drafter: Drafter) -> Iterator[Guess]:
         if self._more is None:
