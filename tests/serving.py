@@ -96,7 +96,14 @@ class Peer:
         params: SamplingParams = GREEDY,
     ) -> Opened:
         await self.send(Open(stream, list(prompt), len(prompt), params, max_new_tokens, max_draft, True))
-        return await self.expect(Opened)
+        while True:
+            match await self.receive():
+                case Opened() as opened:
+                    return opened
+                case Failure(code="unknown_stream"):
+                    continue  # a draft of the text before, which its last verdict met on the way
+                case message:
+                    raise AssertionError(message)
 
     async def generate(
         self,

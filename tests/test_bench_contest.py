@@ -27,7 +27,7 @@ OWN = Path(__file__).parents[1] / "bench/examples/deficit.py"
 
 async def test_a_scenario_runs_in_real_processes(tmp_path: Path) -> None:
     """Weights, somebody who joins late, and a scheduler of one's own, against plain decoding."""
-    quick = {"draft": "pico-draft-s", "draft_ms": 1.0, "round_trip_ms": 4.0, "new_tokens": 8, "texts": 1}
+    quick = {"draft": "pico-draft-s", "draft_ms": 1.0, "round_trip_ms": 4.0, "new_tokens": 2, "texts": 1}
     scenario = Scenario(
         "small",
         (AgentGroup("near", weight=2.0, **quick), AgentGroup("late", joins_at_s=0.5, **quick)),  # type: ignore[arg-type]
@@ -55,7 +55,7 @@ async def test_a_scenario_runs_in_real_processes(tmp_path: Path) -> None:
         assert near.texts > 0
         assert near.first_token_ms is not None
         assert near.text_s is not None
-        assert near.first_token_ms.p50 < 1e3 * near.text_s.p50
+        assert near.first_token_ms.p50 <= 1e3 * near.text_s.p50
         assert run.rounds > 0
         assert run.round_ms is not None
 

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,19 @@ def check(arguments: Sequence[str]) -> None:
     command: Any = COMMANDS[Path(arguments[0]).name]
     left = list(arguments[1:])
     while isinstance(command, TyperGroup):
+        # What a group asks for stands before the command's name, each with its value.
+        while left and left[0].startswith("-"):
+            flag = left.pop(0)
+            assert flag in options_of(command), f"{arguments}: there is no {flag}"
+            left.pop(0)
         assert left, f"{arguments} names no command"
         command = command.commands[left.pop(0)]
-    options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
     flags = {argument.partition("=")[0] for argument in left if argument.startswith("-")}
-    assert flags <= options, f"{arguments}: there is no {flags - options}"
+    assert flags <= options_of(command), f"{arguments}: there is no {flags - options_of(command)}"
+
+
+def options_of(command: Any) -> set[str]:
+    return {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
 
 
 def environment_of(chair: str) -> set[str]:
@@ -144,7 +153,7 @@ def command_lines(page: Path) -> Iterator[list[str]]:
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith("goodspeed-"):
                 words = shlex.split(line, comments=True)
-                yield words[: words.index(">")] if ">" in words else words
+                yield list(takewhile(lambda word: word not in (">", "|"), words))
 
 
 @pytest.mark.parametrize("page", ["server/README.md", "agent/README.md", "docs/operating.md", "README.md"])

@@ -26,6 +26,7 @@ from goodspeed.credentials import Credentials
 from goodspeed.errors import GoodSpeedError, InvalidRequest, Overloaded, Refused
 from goodspeed.messages import Control, Draft, Hello, Open, Opened, Verdict, Welcome
 from goodspeed.sampling import SamplingParams
+from goodspeed.scheduling import SCHEDULERS, Demand, FixedS, Plan
 from goodspeed.stream import Transcript
 from goodspeed.verification import Rule
 from goodspeed_agent.agent import Agent, TextRequest
@@ -249,6 +250,45 @@ async def test_a_shorter_timeout_ends_a_round_that_waits() -> None:
         assert (await peer.expect(Verdict)).accepted == opened.budget
 
 
+class OfThree(FixedS):
+    """Plans for several streams, as it is tried with, and for none that is alone."""
+
+    def plan(self, demand: Demand, capacity: int) -> Plan:
+        if len(demand) < 3:
+            raise ZeroDivisionError("nobody to compare with")
+        return super().plan(demand, capacity)
+
+
+@pytest.mark.parametrize("scheduler", ["seconds", "goodspeed"])
+async def test_a_scheduler_that_cannot_plan_for_what_is_open_changes_nothing(
+    scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where the kind of rounds would change, nor where it would not."""
+    monkeypatch.setitem(SCHEDULERS, "of-three", OfThree)  # type: ignore[attr-defined]
+    async with controlled(scheduler=scheduler) as (_, address, controls), linked(address, greet=False) as peer:
+        await peer.greet(name="edge")
+        opened = await peer.open(1, PROMPT, max_new_tokens=40)
+        before = await controls.ask()
+        with pytest.raises(InvalidRequest, match="cannot plan for the streams that are open"):
+            await controls.ask(SetScheduler("of-three"))
+        async with controlling(address) as again:
+            assert await again.ask() == before
+        assert await peer.go_on(opened, PROMPT, TEXT) == TEXT
+
+
+async def test_a_draft_that_was_granted_before_a_drain_at_once_is_no_bad_one() -> None:
+    async with controlled() as (server, address, controls), linked(address, greet=False) as peer:
+        await peer.greet(name="edge")
+        opened = await peer.open(1, PROMPT, max_new_tokens=40)
+        await until_prefilled(server)
+        await controls.ask(SetService("edge", "drained undrafted"))
+        await peer.send(Draft(1, START, TEXT[: opened.budget]))
+        await heard(peer)
+        assert server.snapshot().agents[0].state == "drained undrafted"
+        await controls.ask(SetService("edge", "served"))
+        assert server.snapshot().agents[0].state == "ok"
+
+
 async def test_a_weight_is_the_agents_until_its_tokens_own_is_put_back() -> None:
     async with controlled() as (server, address, controls), linked(address, greet=False) as peer:
         await peer.greet(name="edge")
@@ -352,12 +392,14 @@ async def test_who_is_away_may_still_be_served_again(service: Service) -> None:
     [
         (
             SetScheduler("goodspede"),
-            "scheduler 'goodspede' does not exist: did you mean goodspeed? There are auto, sec",
+            "scheduler 'goodspede' does not exist: did you mean goodspeed? choose auto, sec",
         ),
         (SetScheduler("lottery"), "scheduler 'lottery' does not exist: choose auto, seconds, goodspeed"),
         (SetScheduler("seconds", -1.0), "fairness is -1.0: it must be 0"),
         (SetScheduler("seconds", float("nan")), "fairness is nan: it must be 0"),
         (SetCapacity(-3), "capacity is -3: it must be 0 or above, or auto"),
+        (SetScheduler("x" * 300), "a scheduler's name has 200 characters at most"),
+        (SetScheduler("goodspeed", fairness=1e7), "fairness is 10000000.0: it must be 0 (throughput) to 1e+06"),
         (SetWeight("edge", 0.0), "weight is 0: it must be above 0 and at most 1,000,000"),
         (SetWeight("edge", float("nan")), "weight is nan: it must be above 0"),
         (SetWeight("edgy", 1.0), "no agent 'edgy' is linked up: there are 'edge', 'wedge'"),

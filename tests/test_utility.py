@@ -6,12 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goodspeed.errors import InvalidRequest
-from goodspeed.utility import MIN_GOODPUT, AlphaFair, jain_index
+from goodspeed.utility import MAX_FAIRNESS, MIN_GOODPUT, AlphaFair, jain_index
 
 goodputs = st.lists(st.floats(0.01, 1000), min_size=1, max_size=8).map(np.array)
 
 
-@pytest.mark.parametrize("fairness", [-0.1, math.nan, math.inf])
+@given(st.floats(0, MAX_FAIRNESS), goodputs, st.floats(1e-3, 1e3))
+def test_values_stay_finite_and_can_be_summed(fairness: float, goodput: np.ndarray, weight: float) -> None:
+    assert np.isfinite(AlphaFair(fairness).value(np.append(goodput, 0.0), weight).sum())
+
+
+@pytest.mark.parametrize("fairness", [-0.1, math.nan, math.inf, 2 * MAX_FAIRNESS])
 def test_an_exponent_out_of_range_is_refused(fairness: float) -> None:
     with pytest.raises(InvalidRequest, match="must be 0"):
         AlphaFair(fairness)
