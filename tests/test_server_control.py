@@ -264,7 +264,7 @@ async def test_a_scheduler_that_cannot_plan_for_what_is_open_changes_nothing(
     scheduler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither where the kind of rounds would change, nor where it would not."""
-    monkeypatch.setitem(SCHEDULERS, "of-three", OfThree)  # type: ignore[attr-defined]
+    monkeypatch.setitem(SCHEDULERS, "of-three", OfThree)
     async with controlled(scheduler=scheduler) as (_, address, controls), linked(address, greet=False) as peer:
         await peer.greet(name="edge")
         opened = await peer.open(1, PROMPT, max_new_tokens=40)
