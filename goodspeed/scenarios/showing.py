@@ -7,6 +7,7 @@ from statistics import fmean
 
 from rich.box import SIMPLE
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from goodspeed.scenarios.results import Quantiles, Results, Run
@@ -82,7 +83,8 @@ def _rows(results: Results) -> Iterator[tuple[str, list[float]]]:
 
 
 def _remarks(results: Results) -> Iterator[str]:
-    """What has to be known before the figures of a real run are believed."""
+    """What has to be known before the figures are believed."""
+    yield from map(escape, results.remarks)
     if results.kind == "simulated":
         return
     if results.texts:

@@ -76,6 +76,7 @@ class RoundLoop:
         self._verifier = Verifier(engine, rule, keep_logits=recorder is not None)
         self._rule = rule
         self.planner = planner
+        planner.on_overtaken = telemetry.overtaken
         self._eos_tokens = eos_tokens
         self.settings = settings
         self._telemetry = telemetry
@@ -208,7 +209,9 @@ class RoundLoop:
         most = max(0, live.stream.max_draft + behind - message.offset)
         draft, q = live.usable(message, most, self._engine.vocab_size, self._rule)
         guesses.take(draft.base, draft.offset, draft.tokens, q, ended=draft.end is DraftEnd.NOTHING_TO_SAY)
+        before = live.way
         self.planner.guessed(live, draft, now)
+        self._telemetry.came(live, draft, None if live.way is before else live.way)
         here, more = len(live.to_verify()[0]), draft.end is DraftEnd.FAR_ENOUGH
         if (here or not more) and self._rounds.arrive(live, now, here, more=more):
             self._changed.set()
@@ -435,6 +438,7 @@ class RoundLoop:
             pace=account.pace.copy(),
         )
         self._live[key] = live
+        self._telemetry.opened(live, now)
         with live.logged():
             logger.info("a text begins: prompt %d tokens, row %d", stream.prompt_tokens, live.row)
         # The first budget is a fair share of what is left; the first round's plan corrects it.
@@ -461,6 +465,7 @@ class RoundLoop:
         self._expect(live, self._clock())
         if live.draft is not None:
             # It came while the prompt was on its way, which says nothing of its agent's pace.
+            self._telemetry.came(live, live.draft, None)
             self._rounds.arrive(live, self._clock(), len(live.draft.tokens))
 
     def _expect(self, live: LiveStream, now: float) -> None:
@@ -472,6 +477,7 @@ class RoundLoop:
         now = self._clock()
         if self._rounds.arrive(live, now, len(live.draft.tokens)):
             self.planner.drafted(live, live.draft, now - live.asked_at)
+            self._telemetry.came(live, live.draft, live.way)
             self._changed.set()
 
     def _end(self, live: LiveStream) -> None:
@@ -482,6 +488,7 @@ class RoundLoop:
             written = len(stream.tokens) - stream.prompt_tokens
             logger.info("a text ends (%s): %d tokens in %.2f s", stream.finish or "given up", written, took_s)
         live.account.give_back()
+        self._telemetry.ended(live, self._clock())
         if self._recorder is not None:
             self._recorder.ended(live)
         if live.fresh is None:
