@@ -70,6 +70,8 @@ class _TracedWorld(_World):
             box.pace = _Pace()
         self.events: list[Event] = [Joined(0.0, box.number, f"agent-{box.number}", "made up") for box in self._boxes]
         self._streams: dict[Stream, int] = {}
+        self._committed_at: dict[int, list[float]] = {}
+        """Each token of each stream."""
 
     def _handle(self, kind: Any, whose: Stream | Box | None, now: float) -> None:
         if kind == "join" and isinstance(whose, Stream):
@@ -96,23 +98,29 @@ class _TracedWorld(_World):
         return size
 
     def _learn_from_guesses(self, stream: Stream, size: int, now: float) -> None:
-        # What this does to the estimate is read off it, rather than off the guesses that it is made of.
-        guessing, seen = stream.guessing, stream.estimator.observe
-        first = stream.written - guessing._passed + guessing._judged
-        facts: list[tuple[int, int]] = []
+        """What a server sees of guesses.
 
-        class Spy:
-            alpha = stream.estimator.alpha
-            optimistic = stream.estimator.optimistic
-
-            def observe(self, budget: int, judgement: Judgement) -> None:
-                facts.append((budget, judgement.accepted))
-                seen(budget, judgement)
-
-        estimator, stream.estimator = stream.estimator, Spy()  # type: ignore[assignment]  # for the one call
+        The simulator's agents guess on what is overtaken already, and drop what is on its way when a chain breaks. Real
+        ones do neither: a guess is seen if it was made before its agent heard what stands in its place.
+        """
+        guessing, agent, number = stream.guessing, stream.agent, self._streams[stream]
+        under_way, passed, judged, lead = guessing.under_way, guessing._passed, guessing._judged, guessing.lead
+        first, run = stream.written - passed, guessing._run
+        committed_at = self._committed_at.setdefault(number, [])
+        committed_at += [now] * size
         super()._learn_from_guesses(stream, size, now)
-        stream.estimator = estimator
-        self.events += [Known(now, self._streams[stream], first, right, right < both) for both, right in facts]
+
+        def seen(guess: int) -> bool:
+            here_at = guessing._began_at + (guess + 1) * guessing._every_s
+            return here_at < committed_at[first + guess] + 2 * (agent.latency_s + agent.jitter_s)
+
+        if not under_way:
+            return
+        broken = guessing._passed > run
+        right = range(judged, run if broken else guessing._judged)
+        self.events += [Known(now, number, first + guess, 1, False) for guess in right if seen(guess)]
+        if broken and run < passed + lead and seen(run):
+            self.events.append(Known(now, number, first + run, 0, True))
 
     def _commit(self, now: float) -> None:
         assert isinstance(self._meter, _Meter)

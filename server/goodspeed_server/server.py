@@ -144,7 +144,7 @@ class VerificationServer:
         self._tracer: Tracer | None = None
         if settings.trace is not None:
             header = trace_header(settings, chosen.name, rule, rounds, engine.rows, measured)
-            self._tracer = Tracer(TraceFile(settings.trace, settings.trace_max_bytes), header, now)
+            self._tracer = Tracer(TraceFile(settings.trace, settings.trace_max_bytes), header)
         self._telemetry = Telemetry(
             ServerFacts(
                 model=settings.model,

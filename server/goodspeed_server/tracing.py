@@ -14,7 +14,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -181,16 +181,16 @@ class Tracer:
     Args:
         file: where they go.
         header: what they begin with.
-        now: when that is, seconds, on the clock of all that follows.
+        clock: seconds, the one of all that it is told.
 
     Raises:
         InvalidRequest: the file cannot be made.
     """
 
-    def __init__(self, file: TraceFile, header: Header, now: float) -> None:
+    def __init__(self, file: TraceFile, header: Header, clock: Callable[[], float] = time.monotonic) -> None:
         self._file = file
-        self._began = now
-        self._at = 0.0
+        self._clock = clock
+        self._began = clock()
         self._agents: dict[AgentAccount, int] = {}
         self._drafts: dict[LiveStream, _Draft] = {}
         self._next_agent = self._next_stream = 0
@@ -212,7 +212,7 @@ class Tracer:
 
     def left(self, account: AgentAccount) -> None:
         """Its link has gone."""
-        self._put(Left(self._at, self._agents.pop(account)))
+        self._put(Left(self._since(self._clock()), self._agents.pop(account)))
 
     def opened(self, live: LiveStream, now: float) -> None:
         """A stream has a row."""
@@ -256,7 +256,9 @@ class Tracer:
         """Guesses from the position `first` of a transcript on were held against it."""
         if what.right or what.missed:
             seen = self._drafts[live]
-            self._put(Known(self._at, seen.number, first - seen.opened_length, what.right, what.missed))
+            self._put(
+                Known(self._since(self._clock()), seen.number, first - seen.opened_length, what.right, what.missed)
+            )
 
     def committed(self, live: LiveStream, drafted: int, commit: Commit, now: float) -> None:
         """A verdict was reached for one stream."""
@@ -297,20 +299,19 @@ class Tracer:
 
     def planned_by(self, scheduler: str, fairness: float) -> None:
         """Budgets come of another scheduler from now on."""
-        self._put(Planned(self._at, scheduler, fairness))
+        self._put(Planned(self._since(self._clock()), scheduler, fairness))
 
     def close(self) -> None:
         """Write what is there, and end the thread; blocks meanwhile, but for a disk that hangs not for ever."""
-        self._put_committed(self._began + self._at)
-        self._put(Closed(self._at, "stopped"))
+        self._put_committed(self._clock())
+        self._put(Closed(self._since(self._clock()), "stopped"))
         self._events.put(None)
         self._thread.join(_CLOSE_S)
         if self._thread.is_alive():
             logger.error("%s does not answer: the end of the trace is lost", self._file.path)
 
     def _since(self, now: float) -> float:
-        self._at = round(now - self._began, 5)
-        return self._at
+        return round(now - self._began, 5)
 
     def _put(self, event: Event) -> None:
         if self._committing:
