@@ -30,6 +30,10 @@ _LITTLE_KNOWN = 0.5
 """An agent of whose guesses a smaller share is known is named."""
 
 
+_AT_ONCE_S = 0.01
+"""Who got a row within that did not queue for it."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Box:
     """An agent of the simulator, and whose it is: a row of texts that did not overlap."""
@@ -54,7 +58,7 @@ def scenario_of(trace: Trace) -> Scenario:
         name=f"{trace.name}, recorded {header.began}",
         about=f"{header.model} on {header.machine.cpu}, {header.machine.cores} cores",
         agents=tuple(map(_group, recorded.agents)),
-        duration_s=trace.duration_s,
+        duration_s=math.ceil(10 * trace.duration_s) / 10 or 0.1,
         warm_up_s=0.0,
         server=Server(
             model=header.model,
@@ -268,7 +272,7 @@ def _run(label: str, seed: int, outcomes: list[AgentOutcome], ends: Sequence[flo
 
 def _remarks(trace: Trace, recorded: Recorded) -> Iterator[str]:
     yield from trace.remarks()
-    waited = sum(text.opened.waited_s > 0 for agent in recorded.agents for text in agent.texts)
+    waited = sum(text.opened.waited_s > _AT_ONCE_S for agent in recorded.agents for text in agent.texts)
     if waited:
         yield f"{waited} texts waited for one of {trace.header.rows} rows: a replay has a row for each"
     silent = [agent.name for agent in recorded.agents if not agent.drafted]

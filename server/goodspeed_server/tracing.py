@@ -80,26 +80,25 @@ class TraceFile:
         self.path = path
         self.left_bytes = max_bytes - _LAST_BYTES
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists() and path.stat().st_size:
-                with path.open("rb") as file:
-                    if file.read(len(_OURS)) != _OURS:
-                        raise InvalidRequest(f"{path} is there and is no trace: give another --trace")
-            if not os.access(path if path.exists() else path.parent, os.W_OK):
-                raise PermissionError(0, "Permission denied")
+            # Its owner's alone from the start.
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+            with path.open("rb") as file:
+                strange = path.is_file() and file.read(len(_OURS)) not in (b"", _OURS)
         except OSError as error:
             raise InvalidRequest(f"cannot trace to {path}: {error.strerror}; give another --trace") from None
+        if strange:
+            raise InvalidRequest(f"{path} is there and is no trace: give another --trace")
 
     def begin(self, header: Header) -> None:
-        """Make the file.
+        """Write the first line.
 
         Raises:
-            InvalidRequest: it cannot be made.
+            InvalidRequest: it cannot be written.
         """
         try:
-            if self.path.exists() and self.path.stat().st_size:
+            if self.path.is_file() and self.path.stat().st_size:
                 self.path.replace(self.path.with_name(f"{self.path.name}.1"))
-            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600))
+                os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600))
             self.append(to_line(header))
         except OSError as error:
             raise InvalidRequest(f"cannot trace to {self.path}: {error.strerror}; give another --trace") from None
