@@ -108,6 +108,9 @@ def bench(
     ] = 6,
     device: Annotated[str, typer.Option(help="Of the target: auto, cpu, cuda, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="Of the target: auto, float32, bfloat16 or float16.")] = "auto",
+    traces: Annotated[
+        Path | None, typer.Option(help="Folder for a trace of each run, which simulate --trace replays.")
+    ] = None,
     out: Out = None,
     plot: Plot = None,
     as_json: AsJson = False,
@@ -122,7 +125,7 @@ def bench(
         # Imported here: it is made of a server and agents, which the core knows nothing of.
         from goodspeed_bench.cli import bench as run
 
-        results = run(what, scenario.parent, rehearse=rehearse, device=device, dtype=dtype)
+        results = run(what, scenario.parent, rehearse=rehearse, device=device, dtype=dtype, traces=traces)
         keep(results, out, plot)
         show(results, as_json=as_json)
 

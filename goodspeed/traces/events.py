@@ -81,7 +81,7 @@ class Verdict(_Event, frozen=True, array_like=True):
     committed: int
     """The recovered or bonus token included."""
     sent: int = 0
-    """Drafted tokens that came since the last verdict; where nobody waits, not all are verified."""
+    """Drafted tokens that were seen to come since the last verdict; where nobody waits, not all are verified."""
     draft_ms: float = 0.0
     """How long those were computed, as far as the server believes it."""
     network_ms: float | None = None

@@ -79,6 +79,7 @@ class TraceFile:
             raise InvalidRequest(f"a trace needs room for {LEAST_BYTES >> 20} MB at least: see --trace-max-mb")
         self.path = path
         self.left_bytes = max_bytes - _LAST_BYTES
+        """Besides room for the last event."""
         try:
             # Its owner's alone from the start.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
@@ -111,7 +112,9 @@ class TraceFile:
         """
         with self.path.open("ab", buffering=0) as file:
             while lines:
-                lines = lines[file.write(lines) :]
+                written = file.write(lines)
+                self.left_bytes -= written
+                lines = lines[written:]
 
 
 def trace_header(
@@ -197,7 +200,7 @@ class Tracer:
         """From a pass's first verdict to its end; with a verdict, when what was verified had come."""
         self._events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._over = False
-        """Nothing is written any more."""
+        """Nothing more is taken."""
         file.begin(header)
         self._thread = threading.Thread(target=self._work, name="tracer", daemon=True)
         self._thread.start()
@@ -318,8 +321,9 @@ class Tracer:
         elif not self._over:
             if self._events.qsize() >= _WAITING_EVENTS:
                 self._break_off("the disk does not keep up")
-                return
-            self._events.put(event)
+                self._events.put(None)
+            else:
+                self._events.put(event)
 
     def _put_committed(self, closed_at: float) -> None:
         """Hand over what a pass has brought, in the order in which it did."""
@@ -334,8 +338,8 @@ class Tracer:
         logger.error("the trace %s ends here, since %s; the server serves on", self._file.path, why)
 
     def _work(self) -> None:
-        closed = False
-        while not (closed or self._over):
+        going_on = True
+        while going_on:
             # A write for every event would be many.
             events, until = [self._events.get()], time.monotonic() + _WRITE_S
             while events[-1] is not None and (left_s := until - time.monotonic()) > 0:
@@ -343,10 +347,10 @@ class Tracer:
                     events.append(self._events.get(timeout=left_s))
                 except queue.Empty:
                     break
-            closed = events[-1] is None
-            self._write([event for event in events if event is not None])
+            going_on = self._write([event for event in events if event is not None]) and events[-1] is not None
 
-    def _write(self, events: Sequence[Event]) -> None:
+    def _write(self, events: Sequence[Event]) -> bool:
+        """Write some events; False if there will be no others."""
         lines = [to_line(event) for event in events]
         ends = list(itertools.accumulate(map(len, lines)))
         fitting = bisect.bisect_right(ends, self._file.left_bytes)
@@ -357,7 +361,7 @@ class Tracer:
             self._file.append(b"".join(lines))
         except OSError as error:
             self._break_off(f"it cannot be written ({error.strerror})")
-            return
-        self._file.left_bytes -= ends[-1]
+            return False
         if full:
             self._break_off("it is as large as --trace-max-mb lets it be")
+        return not full
