@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -20,7 +20,7 @@ from goodspeed.errors import GoodSpeedError, InvalidRequest
 from goodspeed.scenarios import Results, Run
 from goodspeed.scenarios.cli import chosen
 from goodspeed.scenarios.simulating import policy_of
-from goodspeed.simulation import Agent, Engine, Result, Script, Text, Texts, simulate
+from goodspeed.simulation import Agent, Engine, Result, RoundsKind, Script, Text, Texts, simulate
 from goodspeed.simulation.texts import Reading
 from goodspeed.traces import Closed, Ended, Event, Joined, Known, Opened, Passed, Trace, Verdict, read_trace, to_line
 from goodspeed.traces.learning import RecordedAgent, RecordedText, hits_of, learn, rates
@@ -62,7 +62,8 @@ def test_a_replay_agrees_with_the_world_that_was_recorded(
     scheduler: str, other: str, texts: Texts | None, tmp_path: Path
 ) -> None:
     agents = [replace(agent, texts=texts) for agent in AGENTS]
-    rounds, capacity = ("rolling", None) if scheduler == "seconds" else ("barrier", per_stream)
+    rounds: RoundsKind = "rolling" if scheduler == "seconds" else "barrier"
+    capacity = None if scheduler == "seconds" else per_stream
     file = tmp_path / "run.trace"
     known = simulate_and_trace(
         file, agents, ENGINE, scheduler, rounds=rounds, capacity=capacity, duration_s=DURATION_S, seed=1
@@ -131,6 +132,7 @@ def test_guesses_that_were_overtaken_are_known_too() -> None:
     assert seen(text) == "++-?"
 
 
+@settings(max_examples=40)
 @given(st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=80), st.floats(0, 1), st.integers(0, 99))
 def test_what_is_known_stays_and_the_rest_is_drawn_by_the_rate(known: list[int], rate: float, seed: int) -> None:
     text = RecordedText(opened(0.0, wanted=len(known)), 1.0)
@@ -183,8 +185,8 @@ def two_texts() -> Trace:
     """Ten tokens, a pause of two seconds, ten more."""
     first = [Verdict(1.0 + n / 10, 0, 0, 0, 0, 1) for n in range(10)]
     second = [Verdict(4.0 + n / 10, 1, 0, 0, 0, 1) for n in range(10)]
-    passes = [Passed(verdict.at, 1, 1, 0.09, 0.01) for verdict in (*first, *second)]
-    both = sorted([*first, *second, *passes], key=lambda event: event.at)
+    passes: list[Event] = [Passed(verdict.at, 1, 1, 0.09, 0.01) for verdict in (*first, *second)]
+    both: list[Event] = sorted([*first, *second, *passes], key=lambda event: event.at)
     return trace_of(
         opened(0.9, 0), *both[:20], Ended(1.9, 0, "length"), opened(3.9, 1), *both[20:], Ended(4.9, 1, "length"),
         scheduler="plain", rounds="barrier",
@@ -261,7 +263,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 @given(st.integers(1, 60))
 def test_a_trace_that_is_cut_off_is_used_up_to_there(lost: int) -> None:
-    lines = b"".join(map(to_line, (*SHORT, *[Verdict(0.3, 0, 2, 2, 1, 2), Ended(0.4, 0, "length")])))
+    events: tuple[Event, ...] = (*SHORT, Verdict(0.3, 0, 2, 2, 1, 2), Ended(0.4, 0, "length"))
+    lines = b"".join(map(to_line, events))
     whole = lines[: len(lines) - lost]
     kept, partial = whole.count(b"\n"), not whole.endswith(b"\n")
     with TemporaryDirectory() as folder:

@@ -154,7 +154,8 @@ def _boxes(recorded: Recorded, closed_loop: bool, seed: int) -> list[_Box]:
 
 def _agent(agent: RecordedAgent, lane: Sequence[RecordedText], closed_loop: bool, random: np.random.Generator) -> Agent:
     latency_s, rate = fmean(agent.ways_s) / 2, agent.rate
-    texts, ended_at = [], 0.0
+    texts: list[Text] = []
+    ended_at = 0.0
     for text in lane:
         # A pause as its user saw it: the server sees the way there and the way back besides.
         pause_s = max(0.0, text.asked_at - ended_at - (2 if texts else 1) * latency_s)

@@ -204,7 +204,7 @@ class Tracer:
         file.begin(header)
         self._thread = threading.Thread(target=self._work, name="tracer", daemon=True)
         self._thread.start()
-        logger.warning("this run is traced to %s: who asks for how much and when, and no texts", file.path)
+        logger.info("this run is traced to %s: who asks for how much and when, and no texts", file.path)
 
     def joined(self, account: AgentAccount, now: float) -> None:
         """An agent has linked up."""
