@@ -242,6 +242,9 @@ SHORT = (opened(0.1), Verdict(0.2, 0, 2, 2, 1, 2, 2, 8.0, 20.0), Passed(0.2, 1, 
         (lambda whole: whole + b'["dance",1.0]\n', "line 6 of t is no event of a trace: Invalid value 'dance'"),
         (lambda whole: whole + b'["ended",1.0,7,"stop"]\n', "line 6 of t cannot be: no stream 7 was opened"),
         (lambda whole: whole + b'["verdict",1.0,0,2,2,3,9,0,0,null,0,""]\n', "line 6 of t cannot be: 9 tokens were"),
+        (lambda whole: whole + b'["known",1.0,0,-5,2,true]\n', "2 guesses were right from position -5 on"),
+        (lambda whole: whole + b'["opened",1,1,0,0,9,0,4,1,0]\n', "a text of 0 tokens was opened for 9 more"),
+        (lambda whole: whole + b'["opened",1,1,3,4,9,0,4,1,0]\n', "nobody joined as agent 3"),
         (lambda whole: whole + b'["left",-1.0,0]\n', "line 6 of t cannot be: it happened at -1.0 s"),
     ],
 )
@@ -314,6 +317,23 @@ def test_the_command_replays(tmp_path: Path) -> None:
     code, output, _ = command("--trace", file, "--scheduler", "plain")
     assert code == 0
     assert "box" in output
+
+
+def test_an_agent_may_be_called_anything(tmp_path: Path) -> None:
+    file = tmp_path / "[bold]t"
+    odd = "[/b]\x1b[2J$"
+    lines = (header(ENGINE, scheduler="plain", rounds="barrier"), Joined(0.0, 0, odd, odd), *SHORT)
+    file.write_bytes(b"".join(map(to_line, lines)))
+    code, output, _ = command("--trace", file, "--scheduler", "plain")
+    assert code == 0
+    assert "[/b]?[2J$" in output
+    assert "[bold]t, recorded" in output
+    assert "\x1b" not in output
+
+
+def test_a_pass_whose_agents_have_gone_teaches_nothing() -> None:
+    gone = trace_of(*SHORT, Passed(0.5, 0, 0, 9.0, 0.0))
+    assert learn(gone).engine == learn(trace_of(*SHORT)).engine
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def _contenders(results: Results) -> Table:
     scenario = results.scenario
     seeds = f"{len(results.seeds)} seeds" if len(results.seeds) > 1 else f"seed {results.seeds[0]}"
     caption = f"tokens/s; {results.kind}, {scenario.duration_s:g} s each, {seeds}"
-    table = Table(title=scenario.name, caption=caption, box=SIMPLE, collapse_padding=True, pad_edge=False)
+    table = Table(title=escape(scenario.name), caption=caption, box=SIMPLE, collapse_padding=True, pad_edge=False)
     table.add_column("scheduler", overflow="fold")
     timed = [run for run in results.runs if any(agent.texts for agent in run.agents)]
     headings = ["all", "geo. mean", "least", "sum log", "Jain", "round ms p50", "p99", "busy"]
@@ -48,7 +48,7 @@ def _contenders(results: Results) -> Table:
         ]
         if timed:
             figures += _quantiles([agent.first_token_ms for run in runs for agent in run.agents])
-        table.add_row(label, *figures)
+        table.add_row(escape(label), *figures)
     return table
 
 
@@ -56,9 +56,9 @@ def _agents(results: Results) -> Table:
     table = Table(box=SIMPLE, collapse_padding=True, pad_edge=False)
     table.add_column("agent")
     for label in results.labels:
-        table.add_column(label, justify="right", overflow="fold")
+        table.add_column(escape(label), justify="right", overflow="fold")
     for name, goodputs in _rows(results):
-        table.add_row(name, *(f"{goodput:.2f}" for goodput in goodputs))
+        table.add_row(escape(name), *(f"{goodput:.2f}" for goodput in goodputs))
     return table
 
 

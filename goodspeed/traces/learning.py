@@ -29,6 +29,7 @@ _NEAR = 32
 _WEIGHT = 8.0
 """How many observations a stream's rate counts for beside those nearby, and its agent's beside its own."""
 _LEAST_DRAFT_MS = 1e-3
+_LONGEST_NAME = 60
 
 Floats = NDArray[np.float64]
 
@@ -153,7 +154,8 @@ def learn(trace: Trace) -> Recorded:
     for event in trace.events:
         match event:
             case Joined():
-                of_link[event.agent] = agents.setdefault(event.name, RecordedAgent(event.name, event.drafter))
+                name, drafter = _printable(event.name), _printable(event.drafter)
+                of_link[event.agent] = agents.setdefault(name, RecordedAgent(name, drafter))
             case Opened():
                 texts[event.stream] = RecordedText(event, trace.duration_s)
                 of_stream[event.stream] = of_link[event.agent]
@@ -177,6 +179,11 @@ def learn(trace: Trace) -> Recorded:
     return Recorded(busy, passes, verdicts_at, _engine(measured, passes))
 
 
+def _printable(name: str) -> str:
+    """What an agent says of itself, fit for a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)[:_LONGEST_NAME]
+
+
 def _take(verdict: Verdict, agent: RecordedAgent, text: RecordedText) -> None:
     agent.drafted += verdict.sent
     agent.draft_ms += verdict.draft_ms
@@ -194,16 +201,17 @@ def _take(verdict: Verdict, agent: RecordedAgent, text: RecordedText) -> None:
 def _engine(measured: Iterable[PassSample], passes: Sequence[Passed]) -> Engine:
     """Whose passes take as long as those that were recorded, all together, and are strewn as they were."""
     cost = PassCost(measured, memory=max(300.0, len(passes)))
-    for each in passes:
-        cost.observe(PassSample(each.rows, each.tokens, each.seconds))
-    timed = [each for each in passes if each.seconds > 0]
+    # Of a pass whose agents have all gone meanwhile, nobody knows what was in it.
+    timed = [each for each in passes if each.seconds > 0 and each.rows > 0 and each.tokens > 0]
     if not timed:
         return Engine(cost.fixed_s, cost.row_s, cost.token_s)
+    for each in timed:
+        cost.observe(PassSample(each.rows, each.tokens, each.seconds))
     foretold = np.array([cost.seconds(each.rows, each.tokens) for each in timed])
     took = np.array([each.seconds for each in timed])
     noise = float(np.std(np.log(took / foretold)))
     factor = float(took.sum() / foretold.sum()) / math.exp(noise**2 / 2)
-    between_s = float(np.mean([each.other_s for each in passes]))
+    between_s = float(np.mean([each.other_s for each in timed]))
     return Engine(factor * cost.fixed_s, factor * cost.row_s, factor * cost.token_s, noise, between_s)
 
 

@@ -12,11 +12,13 @@ import msgspec
 from msgspec import Struct
 
 from goodspeed.errors import CorruptData, InvalidRequest
-from goodspeed.traces.events import VERSION, Closed, Event, Header, Joined, Opened, Planned, Verdict
+from goodspeed.traces.events import VERSION, Closed, Event, Header, Joined, Known, Opened, Planned, Verdict
 
 __all__ = ["Trace", "read_trace"]
 
 _LONGEST_LINE = 2**20
+_LONGEST_TEXT = 2**24
+"""Tokens; what is longer is no text of ours."""
 
 
 class _Version(Struct):
@@ -121,6 +123,10 @@ def _strange(event: Event, agents: set[int], streams: set[int]) -> str:
     stream = getattr(event, "stream", None)
     if stream is not None and stream not in streams:
         return f"no stream {stream} was opened"
+    if isinstance(event, Opened) and not (0 < event.prompt < _LONGEST_TEXT and 0 < event.wanted < _LONGEST_TEXT):
+        return f"a text of {event.prompt} tokens was opened for {event.wanted} more"
+    if isinstance(event, Known) and min(event.position, event.right) < 0:
+        return f"{event.right} guesses were right from position {event.position} on"
     if isinstance(event, Verdict):
         counts = (event.budget, event.drafted - event.accepted, event.accepted, event.sent, event.draft_ms)
         if min(counts) < 0 or not event.accepted <= event.committed <= event.accepted + 1:

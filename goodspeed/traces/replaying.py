@@ -207,12 +207,12 @@ def _figures(
 ) -> Run:
     outcomes = []
     for owner, agent in enumerate(recorded.agents):
-        own = [number for number, box in enumerate(boxes) if box.owner == owner]
+        own = {number for number, box in enumerate(boxes) if box.owner == owner}
         texts = [text for text in result.written if text.agent in own]
         outcomes.append(
             _outcome(
                 agent,
-                tokens=float(result.tokens[own].sum()),
+                tokens=float(result.tokens[sorted(own)].sum()),
                 spans=[span for span in result.spans if span.agent in own],
                 first_s=[text.first_at - text.asked_at for text in texts],
                 whole_s=[text.done_at - text.asked_at for text in texts],

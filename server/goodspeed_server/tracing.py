@@ -83,8 +83,7 @@ class TraceFile:
         try:
             # Its owner's alone from the start.
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-            with path.open("rb") as file:
-                strange = path.is_file() and file.read(len(_OURS)) not in (b"", _OURS)
+            strange = path.is_file() and _beginning(path) not in (b"", _OURS)
         except OSError as error:
             raise InvalidRequest(f"cannot trace to {path}: {error.strerror}; give another --trace") from None
         if strange:
@@ -115,6 +114,11 @@ class TraceFile:
                 written = file.write(lines)
                 self.left_bytes -= written
                 lines = lines[written:]
+
+
+def _beginning(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(len(_OURS))
 
 
 def trace_header(
@@ -347,7 +351,13 @@ class Tracer:
                     events.append(self._events.get(timeout=left_s))
                 except queue.Empty:
                     break
-            going_on = self._write([event for event in events if event is not None]) and events[-1] is not None
+            try:
+                going_on = self._write([event for event in events if event is not None]) and events[-1] is not None
+            except Exception:
+                # A defect of ours; the server serves on.
+                logger.exception("events could not be written")
+                self._break_off("there is a defect in the server")
+                going_on = False
 
     def _write(self, events: Sequence[Event]) -> bool:
         """Write some events; False if there will be no others."""
