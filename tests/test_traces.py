@@ -22,7 +22,20 @@ from goodspeed.scenarios.cli import chosen
 from goodspeed.scenarios.simulating import policy_of
 from goodspeed.simulation import Agent, Engine, Result, RoundsKind, Script, Text, Texts, simulate
 from goodspeed.simulation.texts import Reading
-from goodspeed.traces import Closed, Ended, Event, Joined, Known, Opened, Passed, Trace, Verdict, read_trace, to_line
+from goodspeed.traces import (
+    Closed,
+    Ended,
+    Event,
+    Header,
+    Joined,
+    Known,
+    Opened,
+    Passed,
+    Trace,
+    Verdict,
+    read_trace,
+    to_line,
+)
 from goodspeed.traces.learning import RecordedAgent, RecordedText, hits_of, learn, rates
 from goodspeed.traces.replaying import RECORDED, replay, scenario_of
 from tests.simulated_traces import header, simulate_and_trace
@@ -322,7 +335,9 @@ def test_the_command_replays(tmp_path: Path) -> None:
 def test_an_agent_may_be_called_anything(tmp_path: Path) -> None:
     file = tmp_path / "[bold]t"
     odd = "[/b]\x1b[2J$"
-    lines = (header(ENGINE, scheduler="plain", rounds="barrier"), Joined(0.0, 0, odd, odd), *SHORT)
+    lines: tuple[Header | Event, ...] = (
+        header(ENGINE, scheduler="plain", rounds="barrier"), Joined(0.0, 0, odd, odd), *SHORT,
+    )  # fmt: skip
     file.write_bytes(b"".join(map(to_line, lines)))
     code, output, _ = command("--trace", file, "--scheduler", "plain")
     assert code == 0
