@@ -31,6 +31,7 @@ from goodspeed.traces import (
     Known,
     Opened,
     Passed,
+    Planned,
     Trace,
     Verdict,
     read_trace,
@@ -298,6 +299,10 @@ def test_how_a_trace_ends_is_told(tmp_path: Path) -> None:
     assert not list(read_trace(written(tmp_path / "t", *SHORT, Closed(1.0, "stopped"))).remarks())
     (full,) = read_trace(written(tmp_path / "t", *SHORT, Closed(1.0, "full"))).remarks()
     assert full == "t was full after 1.0 s: the run went on, the trace did not"
+    changed = written(tmp_path / "t", *SHORT, Planned(0.5, "fixed", 1.0), Closed(1.0, "stopped"))
+    assert list(read_trace(changed).remarks()) == [
+        "from 0.5 s on fixed planned: a replay has one scheduler from end to end"
+    ]
 
 
 def test_rolling_rounds_are_not_replayed_by_a_rule_that_shares_no_noise(tmp_path: Path) -> None:
