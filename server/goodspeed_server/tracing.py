@@ -260,11 +260,10 @@ class Tracer:
 
     def overtaken(self, live: LiveStream, first: int, what: Overtaken) -> None:
         """Guesses from the position `first` of a transcript on were held against it."""
-        if what.right or what.missed:
-            seen = self._drafts[live]
-            self._put(
-                Known(self._since(self._clock()), seen.number, first - seen.opened_length, what.right, what.missed)
-            )
+        seen, at = self._drafts[live], self._since(self._clock())
+        # Who resumes a text may guess upon less of it than it came with, and that is no part of what is written here.
+        if (what.right or what.missed) and first >= seen.opened_length:
+            self._put(Known(at, seen.number, first - seen.opened_length, what.right, what.missed))
 
     def committed(self, live: LiveStream, drafted: int, commit: Commit, now: float) -> None:
         """A verdict was reached for one stream."""
