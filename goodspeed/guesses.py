@@ -43,6 +43,11 @@ class Guesses:
     def __len__(self) -> int:
         return len(self._tokens)
 
+    @property
+    def judged_to(self) -> int:
+        """The first position of the transcript that they were not held against yet."""
+        return self._base + self._judged
+
     def continues(self, base: int, offset: int) -> bool:
         """Whether a piece follows what is here; one with an offset of 0 begins anew, and always may.
 

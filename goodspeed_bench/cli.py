@@ -14,7 +14,7 @@ from goodspeed_bench.contest import bench_scenario
 __all__ = ["bench"]
 
 
-def bench(scenario: Scenario, folder: Path, *, rehearse: int, device: str, dtype: str) -> Results:
+def bench(scenario: Scenario, folder: Path, *, rehearse: int, device: str, dtype: str, traces: Path | None) -> Results:
     """Run a scenario, and tell a terminal how far it is.
 
     Raises:
@@ -23,5 +23,7 @@ def bench(scenario: Scenario, folder: Path, *, rehearse: int, device: str, dtype
     console = Console(stderr=True)
     with console.status("") as status, asyncio.Runner(loop_factory=loop_factory()) as runner:
         return runner.run(
-            bench_scenario(scenario, folder, rehearse=rehearse, device=device, dtype=dtype, watch=status.update)
+            bench_scenario(
+                scenario, folder, rehearse=rehearse, device=device, dtype=dtype, watch=status.update, traces=traces
+            )
         )

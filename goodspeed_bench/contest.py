@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 import tempfile
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 
 from goodspeed.catalog import load_model
 from goodspeed.engine import Engine
+from goodspeed.errors import InvalidRequest
 from goodspeed.scenarios import AgentOutcome, Contender, Machine, Quantiles, Results, Run, Scenario, Versions
 from goodspeed.scenarios.people import Person, people
 from goodspeed.scenarios.results import command_line
@@ -52,6 +54,7 @@ class _Contest:
     ask: Ask
     folder: Path
     """For what lasts no longer than the contest."""
+    traces: Path | None = None
 
     @property
     def coupled(self) -> bool:
@@ -67,6 +70,7 @@ async def bench_scenario(
     dtype: str,
     watch: Callable[[str], None],
     agents: Callable[[str], AbstractAsyncContextManager[Ask]] = hosts,
+    traces: Path | None = None,
 ) -> Results:
     """Run every contender with every seed.
 
@@ -79,6 +83,7 @@ async def bench_scenario(
         dtype: of the target.
         watch: is told what comes next.
         agents: starts what agents live in, which is told the rule: processes of their own.
+        traces: folder for a trace of each run; None keeps none.
 
     Raises:
         GoodSpeedError: something in it cannot be run, or failed.
@@ -87,6 +92,8 @@ async def bench_scenario(
     for contender in scenario.contenders:
         settings_of(scenario, contender, streams=1, tokens=None)
     prompts = read_prompts(scenario, folder)
+    if traces is not None:
+        _make(traces)
     watch(f"loading {scenario.server.model}")
     if device in ("auto", "cpu") and not torch.cuda.is_available():
         torch.set_num_threads(1)
@@ -95,7 +102,7 @@ async def bench_scenario(
     with tempfile.TemporaryDirectory() as scratch:
         async with agents(scenario.server.rule) as ask:
             await ask(Load(tuple({group.draft: None for group in scenario.agents})))
-            contest = _Contest(scenario, model, prompts, ask, Path(scratch))
+            contest = _Contest(scenario, model, prompts, ask, Path(scratch), traces)
             for seed in scenario.seeds:
                 edges = _with_secrets(contest, busy_edges(scenario, prompts, seed), seed)
                 if rehearse and contest.coupled:
@@ -118,6 +125,13 @@ async def bench_scenario(
         texts=compared.count if contest.coupled else 0,
         differing_texts=compared.differing if contest.coupled else 0,
     )
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidRequest(f"no traces can be kept in {folder}: {error.strerror}; give another --traces") from None
 
 
 def settings_of(scenario: Scenario, contender: Contender, *, streams: int, tokens: Path | None) -> ServerSettings:
@@ -151,6 +165,8 @@ async def _run(
     scenario, everybody = contest.scenario, people(contest.scenario, seed)
     ahead = scenario.server.drafts_ahead if contender.drafts_ahead is None else contender.drafts_ahead
     settings = settings_of(scenario, contender, streams=len(edges), tokens=_tokens(contest, seed))
+    if contest.traces is not None:
+        settings = replace(settings, trace=contest.traces / _file_name(contender, seed))
     reports: list[Report] = []
     async with listening(settings, contest.model, _engine_maker(scenario)) as (engine, recorder, address):
 
@@ -170,6 +186,10 @@ async def _run(
             await asyncio.sleep(max(0.0, recorder.began_at + at_s - time.monotonic()))
             await what()
     return _figures(scenario, contender, everybody, engine, recorder, reports, seed), reports
+
+
+def _file_name(contender: Contender, seed: int) -> str:
+    return re.sub(r"[^\w.-]+", "_", contender.label) + f"-{seed}.jsonl"
 
 
 def _timeline(

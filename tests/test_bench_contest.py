@@ -14,6 +14,7 @@ from goodspeed.scenarios.people import people
 from goodspeed.scenarios.results import Results
 from goodspeed.scenarios.scenario import Acceptance, Arrivals, Spread, Verification
 from goodspeed.scenarios.simulating import agents_of
+from goodspeed.traces import Joined, read_trace
 from goodspeed_bench.contest import bench_scenario, settings_of
 from goodspeed_bench.errands import busy_edges, read_prompts
 from goodspeed_bench.fleet import edges_of
@@ -43,8 +44,19 @@ async def test_a_scenario_runs_in_real_processes(tmp_path: Path) -> None:
         yield Host(tmp_path).obey
 
     results = await bench_scenario(
-        scenario, tmp_path, rehearse=1, device="cpu", dtype="float32", watch=said.append, agents=here
+        scenario,
+        tmp_path,
+        rehearse=1,
+        device="cpu",
+        dtype="float32",
+        watch=said.append,
+        agents=here,
+        traces=tmp_path / "traces",
     )
+    for contender, scheduler in (("own", f"{OWN}:Deficit(odds=0.2)"), ("plain", "plain")):
+        trace = read_trace(tmp_path / f"traces/{contender}-0.jsonl")
+        assert trace.header.scheduler == scheduler
+        assert {event.name for event in trace.events if isinstance(event, Joined)} == {"near", "late"}
     assert said[1:] == ["rehearsing, seed 0", "own, seed 0", "plain, seed 0"]
     assert Results.from_json(results.to_json()) == results
     assert (results.kind, results.differing_texts) == ("real", 0)

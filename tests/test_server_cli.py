@@ -19,6 +19,7 @@ from goodspeed_server.cli import app
         (("--dtype", "float3"), 1, "dtype 'float3' does not exist: choose auto"),
         (("--max-length", "100000"), 2, "max-length is 100000 and pico-target was made for 1024"),
         (("--fairness", "-1"), 2, "fairness is -1.0: it must be 0 (throughput) or above"),
+        (("--trace", "{file}/sub"), 2, "cannot trace to {file}/sub: Not a directory; give another --trace"),
         (("--record", "{file}/sub"), 2, "cannot record to {file}/sub: Not a directory; give another --record"),
     ],
 )

@@ -1,5 +1,6 @@
 """The simulated world: the same seed, the same run; and what must hold in any world holds in this one."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -42,6 +43,21 @@ def test_drafting_ahead_hides_drafting_when_the_guess_is_right() -> None:
     agent = Agent(draft_s=0.01, latency_s=0.02, alpha=1 - 1e-12, drafts_ahead=True)
     result = simulate([agent], ENGINE, FixedS(4), rounds="barrier", capacity=4, duration_s=100)
     assert result.goodput[0] == pytest.approx(5 / (0.04 + ENGINE.seconds(1, 5)), rel=0.02)
+
+
+def test_a_barrier_with_a_deadline_does_not_wait_for_ever() -> None:
+    agents = [Agent(0.004, 0.01, 0.8), Agent(0.004, 1.0, 0.8)]
+
+    def near(round_timeout_s: float) -> float:
+        result = simulate(
+            agents, ENGINE, FixedS(2), rounds="barrier", capacity=4, round_timeout_s=round_timeout_s, duration_s=60
+        )
+        return float(result.goodput[0])
+
+    alone = simulate(agents[:1], ENGINE, FixedS(2), rounds="barrier", capacity=2, duration_s=60)
+    assert near(math.inf) < 0.1 * alone.goodput[0]
+    # One deadline for each of the far agent's drafts, and rounds of its own meanwhile.
+    assert near(0.1) > 0.6 * alone.goodput[0]
 
 
 def test_who_joins_and_leaves_is_served_meanwhile_only() -> None:

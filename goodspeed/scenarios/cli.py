@@ -6,7 +6,7 @@ import contextlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -41,7 +41,13 @@ _PLOTS = (".png", ".svg", ".pdf")
 
 
 def simulate(
-    scenario: ScenarioFile,
+    scenario: Annotated[Path | None, typer.Argument(metavar="[SCENARIO]", help="A TOML file.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Instead of a scenario: replay what goodspeed-server run --trace wrote.")
+    ] = None,
+    closed_loop: Annotated[
+        bool, typer.Option("--closed-loop", help="With --trace: texts follow the ends of those before, not the clock.")
+    ] = False,
     scheduler: Schedulers = None,
     seed: Seeds = None,
     duration: Annotated[float | None, typer.Option(help="Virtual seconds, instead of the scenario's.")] = None,
@@ -51,15 +57,44 @@ def simulate(
 ) -> None:
     """Compare schedulers on a virtual clock: seconds, for minutes of many agents."""
     with errors_named():
-        from goodspeed.scenarios.simulating import simulate_scenario
-
         _check_plot(plot)
-        what = chosen(read_scenario(scenario), scheduler, seed, duration)
+        run = _what_to_simulate(scenario, trace, scheduler, seed, duration, closed_loop=closed_loop)
         console = Console(stderr=True)
         with console.status("") as status:
-            results = simulate_scenario(what, lambda label, seed: status.update(f"{label}, seed {seed}"))
+            results = run(lambda label, seed: status.update(f"{label}, seed {seed}"))
         keep(results, out, plot)
         show(results, as_json=as_json)
+
+
+_Watch: TypeAlias = Callable[[str, int], None]
+
+
+def _what_to_simulate(
+    scenario: Path | None,
+    trace: Path | None,
+    schedulers: list[str] | None,
+    seeds: list[int] | None,
+    duration_s: float | None,
+    *,
+    closed_loop: bool,
+) -> Callable[[_Watch], Results]:
+    if (scenario is None) == (trace is None):
+        raise InvalidRequest("give one thing to simulate: a scenario's file, or --trace and a trace's")
+    if trace is not None:
+        # Imported here, and below: `--help` does not wait for it.
+        from goodspeed.traces.reading import read_trace
+        from goodspeed.traces.replaying import replay, scenario_of
+
+        recorded = read_trace(trace)
+        again = chosen(scenario_of(recorded), schedulers, seeds, duration_s)
+        return lambda watch: replay(recorded, again, closed_loop=closed_loop, watch=watch)
+    if closed_loop:
+        raise InvalidRequest("--closed-loop says how a --trace is replayed: a scenario says so itself")
+    assert scenario is not None
+    from goodspeed.scenarios.simulating import simulate_scenario
+
+    what = chosen(read_scenario(scenario), schedulers, seeds, duration_s)
+    return lambda watch: simulate_scenario(what, watch)
 
 
 def bench(
@@ -73,6 +108,9 @@ def bench(
     ] = 6,
     device: Annotated[str, typer.Option(help="Of the target: auto, cpu, cuda, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="Of the target: auto, float32, bfloat16 or float16.")] = "auto",
+    traces: Annotated[
+        Path | None, typer.Option(help="Folder for a trace of each run, which simulate --trace replays.")
+    ] = None,
     out: Out = None,
     plot: Plot = None,
     as_json: AsJson = False,
@@ -87,7 +125,7 @@ def bench(
         # Imported here: it is made of a server and agents, which the core knows nothing of.
         from goodspeed_bench.cli import bench as run
 
-        results = run(what, scenario.parent, rehearse=rehearse, device=device, dtype=dtype)
+        results = run(what, scenario.parent, rehearse=rehearse, device=device, dtype=dtype, traces=traces)
         keep(results, out, plot)
         show(results, as_json=as_json)
 

@@ -158,6 +158,8 @@ class Results(Struct, frozen=True):
     """Real runs under the coupled rule: how many texts were compared, token for token, over all runs of a seed."""
     differing_texts: int = 0
     """How many of them were not the same in all."""
+    remarks: tuple[str, ...] = ()
+    """What has to be known before the figures are believed."""
 
     def of(self, label: str) -> list[Run]:
         """One contender's, a seed each."""

@@ -7,6 +7,7 @@ from statistics import fmean
 
 from rich.box import SIMPLE
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from goodspeed.scenarios.results import Quantiles, Results, Run
@@ -28,7 +29,7 @@ def _contenders(results: Results) -> Table:
     scenario = results.scenario
     seeds = f"{len(results.seeds)} seeds" if len(results.seeds) > 1 else f"seed {results.seeds[0]}"
     caption = f"tokens/s; {results.kind}, {scenario.duration_s:g} s each, {seeds}"
-    table = Table(title=scenario.name, caption=caption, box=SIMPLE, collapse_padding=True, pad_edge=False)
+    table = Table(title=escape(scenario.name), caption=caption, box=SIMPLE, collapse_padding=True, pad_edge=False)
     table.add_column("scheduler", overflow="fold")
     timed = [run for run in results.runs if any(agent.texts for agent in run.agents)]
     headings = ["all", "geo. mean", "least", "sum log", "Jain", "round ms p50", "p99", "busy"]
@@ -47,7 +48,7 @@ def _contenders(results: Results) -> Table:
         ]
         if timed:
             figures += _quantiles([agent.first_token_ms for run in runs for agent in run.agents])
-        table.add_row(label, *figures)
+        table.add_row(escape(label), *figures)
     return table
 
 
@@ -55,9 +56,9 @@ def _agents(results: Results) -> Table:
     table = Table(box=SIMPLE, collapse_padding=True, pad_edge=False)
     table.add_column("agent")
     for label in results.labels:
-        table.add_column(label, justify="right", overflow="fold")
+        table.add_column(escape(label), justify="right", overflow="fold")
     for name, goodputs in _rows(results):
-        table.add_row(name, *(f"{goodput:.2f}" for goodput in goodputs))
+        table.add_row(escape(name), *(f"{goodput:.2f}" for goodput in goodputs))
     return table
 
 
@@ -82,7 +83,8 @@ def _rows(results: Results) -> Iterator[tuple[str, list[float]]]:
 
 
 def _remarks(results: Results) -> Iterator[str]:
-    """What has to be known before the figures of a real run are believed."""
+    """What has to be known before the figures are believed."""
+    yield from map(escape, results.remarks)
     if results.kind == "simulated":
         return
     if results.texts:

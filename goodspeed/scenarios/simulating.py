@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,14 +16,14 @@ from goodspeed.errors import InvalidRequest
 from goodspeed.rules import use_rule
 from goodspeed.scenarios.people import Person, draw, people
 from goodspeed.scenarios.results import AgentOutcome, Machine, Quantiles, Results, Run, Versions, command_line
-from goodspeed.scenarios.scenario import AgentGroup, Arrivals, Contender, Scenario, Spread, Verification
-from goodspeed.scheduling import CAPACITY_PER_STREAM, make_scheduler, needs_no_capacity
+from goodspeed.scenarios.scenario import AgentGroup, Arrivals, Contender, Scenario, Server, Spread, Verification
+from goodspeed.scheduling import CAPACITY_PER_STREAM, Scheduler, make_scheduler, needs_no_capacity
 from goodspeed.simulation import Agent, Engine, Result, RoundsKind, Texts, simulate
 from goodspeed.simulation.texts import Length
 from goodspeed.timing import PassCost, PassSample
 from goodspeed.utility import AlphaFair
 
-__all__ = ["agents_of", "engine_of", "simulate_scenario", "texts_of"]
+__all__ = ["Policy", "agents_of", "engine_of", "policy_of", "simulate_scenario", "texts_of"]
 
 
 def simulate_scenario(scenario: Scenario, watch: Callable[[str, int], None] = lambda _label, _seed: None) -> Results:
@@ -55,28 +56,51 @@ def simulate_scenario(scenario: Scenario, watch: Callable[[str, int], None] = la
     )
 
 
+class Policy(NamedTuple):
+    """What a contender is, for the simulator."""
+
+    scheduler: Scheduler
+    rounds: RoundsKind
+    capacity: int | None
+    """None: what it chooses, or `CAPACITY_PER_STREAM`, where it needs one."""
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether no number of tokens holds drafts back."""
+        return self.capacity is None and self.rounds == "rolling" and needs_no_capacity(self.scheduler)
+
+
+def policy_of(server: Server, contender: Contender) -> Policy:
+    """What a contender is; what it does not say is the server's.
+
+    Raises:
+        InvalidRequest: there is no such scheduler.
+    """
+    scheduler = make_scheduler(contender.scheduler, AlphaFair(server.fairness))
+    rounds = contender.rounds or server.rounds
+    if rounds == "auto":
+        rounds = "rolling" if needs_no_capacity(scheduler) else "barrier"
+    return Policy(scheduler, rounds, server.capacity if contender.capacity is None else contender.capacity)
+
+
 def _run(scenario: Scenario, contender: Contender, everybody: list[Person], agents: list[Agent], seed: int) -> Run:
     server = scenario.server
     rule = use_rule(server.rule)
-    scheduler = make_scheduler(contender.scheduler, AlphaFair(server.fairness))
-    rounds: RoundsKind | str = contender.rounds or server.rounds
-    if rounds == "auto":
-        rounds = "rolling" if needs_no_capacity(scheduler) else "barrier"
-    rolling = rounds == "rolling"
-    if rolling and rule != "coupled":
+    policy = policy_of(server, contender)
+    if policy.rounds == "rolling" and rule != "coupled":
         raise InvalidRequest(
             f"{contender.label}: rolling rounds are simulated under the coupled rule only: "
             'give server.rule = "coupled", or rounds = "barrier"'
         )
-    capacity = server.capacity if contender.capacity is None else contender.capacity
-    if capacity is None and not (rolling and needs_no_capacity(scheduler)):
+    capacity = policy.capacity
+    if capacity is None and not policy.unlimited:
         capacity = CAPACITY_PER_STREAM * len(agents)
     ahead = server.drafts_ahead if contender.drafts_ahead is None else contender.drafts_ahead
     result = simulate(
         [replace(agent, drafts_ahead=ahead) for agent in agents],
         engine_of(server.verification),
-        scheduler,
-        rounds="rolling" if rolling else "barrier",
+        policy.scheduler,
+        rounds=policy.rounds,
         rule=rule,
         capacity=capacity,
         prefill_chunk=server.prefill_chunk,

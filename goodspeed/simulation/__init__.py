@@ -6,7 +6,19 @@ which drafts are accepted. The same seed gives the same run.
 
 from goodspeed.simulation.outcome import Record, Result
 from goodspeed.simulation.scenery import Agent, Engine
-from goodspeed.simulation.texts import Texts, Written
+from goodspeed.simulation.texts import Script, Span, Text, Texts, Written
 from goodspeed.simulation.world import RoundsKind, simulate
 
-__all__ = ["Agent", "Engine", "Record", "Result", "RoundsKind", "Texts", "Written", "simulate"]
+__all__ = [
+    "Agent",
+    "Engine",
+    "Record",
+    "Result",
+    "RoundsKind",
+    "Script",
+    "Span",
+    "Text",
+    "Texts",
+    "Written",
+    "simulate",
+]

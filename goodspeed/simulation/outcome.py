@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from goodspeed.simulation.texts import Written
+from goodspeed.simulation.texts import Span, Written
 
 __all__ = ["Record", "Result"]
 
@@ -43,6 +43,8 @@ class Result:
     records: Sequence[Record]
     written: Sequence[Written] = ()
     """What was asked for behind the warm-up and is complete."""
+    spans: Sequence[Span] = ()
+    """When the server had texts of whom."""
 
     @property
     def goodput(self) -> Floats:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from goodspeed.simulation.texts import Texts
+from goodspeed.simulation.texts import Script, Texts
 from goodspeed.timing import PassSample
 
 __all__ = ["Agent", "Engine"]
@@ -31,12 +31,26 @@ class Agent:
     joins_at: float = 0.0
     leaves_at: float = math.inf
     drafts_ahead: bool = False
-    texts: Texts | None = None
+    texts: Texts | Script | None = None
     """None: one text without an end, and without a prompt."""
+    ways_s: tuple[float, ...] = ()
+    """Both ways together, as they were measured, in order: drawn from instead of twice the latency and its jitter."""
 
     def alpha_at(self, now: float) -> float:
         """At a time."""
         return self.alpha(now) if callable(self.alpha) else self.alpha
+
+    def away_s(self, jitter: float) -> float:
+        """Both ways together.
+
+        Args:
+            jitter: the sum of two standard exponentials.
+        """
+        if not self.ways_s:
+            return 2 * self.latency_s + jitter * self.jitter_s
+        # Of such a sum, the share of all that are smaller: uniform, so that it picks one of those measured.
+        share = 1.0 - (1.0 + jitter) * math.exp(-jitter)
+        return self.ways_s[min(int(share * len(self.ways_s)), len(self.ways_s) - 1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +62,8 @@ class Engine:
     token_s: float
     noise: float = 0.0
     """Standard deviation of the logarithm."""
+    between_s: float = 0.0
+    """Between a pass and the next, for planning and committing; no part of what is measured of passes."""
     drafter: Engine | None = None
     """A draft model on the same machine, for co-located speculation: all streams of a pass draft in one batch before
     it, a token a step, and the engine is busy meanwhile."""

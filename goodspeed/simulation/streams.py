@@ -6,14 +6,17 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from goodspeed.estimation import PRIOR_ALPHA, Goodput, HitOrMiss, RatioMean
 from goodspeed.leads import Probing
 from goodspeed.simulation.guessing import Guessing
 from goodspeed.simulation.scenery import Agent
-from goodspeed.simulation.texts import Asking
+from goodspeed.simulation.texts import Asking, Reading, Script, User
 from goodspeed.timing import Pace
 
-__all__ = ["Box", "Stream"]
+__all__ = ["Box", "Stream", "user_of"]
 
 
 @dataclass(slots=True, eq=False)
@@ -22,7 +25,7 @@ class Box:
 
     number: int
     agent: Agent
-    asking: Asking | None
+    asking: User | None
     prior_alpha: float = PRIOR_ALPHA
     pace: Pace = field(default_factory=Pace)
     asked: deque[float] = field(default_factory=deque)
@@ -40,6 +43,7 @@ class Stream:
     estimator: HitOrMiss | RatioMean
     pace: Pace
     rate: Goodput
+    opened_at: float
     per_round: float = 1.0
     budget: int = 0
     arrived_at: float = 0.0
@@ -52,6 +56,15 @@ class Stream:
     """Tokens of the prompt that the engine has still to see."""
     left: float = math.inf
     """Tokens that are still to be written."""
+    runs: NDArray[np.int64] | None = None
+    """How many guesses in a row are right from each of its tokens on; None leaves it to chance."""
     written: int = 0
     first_at: float = 0.0
     probing: Probing = field(default_factory=Probing)
+
+
+def user_of(agent: Agent, random: np.random.Generator) -> User | None:
+    """Who asks an agent for texts; None if it has one without an end."""
+    if agent.texts is None:
+        return None
+    return Reading(agent.texts) if isinstance(agent.texts, Script) else Asking(agent.texts, random)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -18,8 +18,8 @@ from goodspeed.scheduling import Demand, Scheduler, Timing
 from goodspeed.simulation.acceptance import hits_in_a_row, judge_by_ratio, judge_by_rule
 from goodspeed.simulation.outcome import Record, Result
 from goodspeed.simulation.scenery import Agent, Engine
-from goodspeed.simulation.streams import Box, Stream
-from goodspeed.simulation.texts import Asking, Written
+from goodspeed.simulation.streams import Box, Stream, user_of
+from goodspeed.simulation.texts import Span, Written
 from goodspeed.timing import EngineMeter, PassCost, PassSample
 from goodspeed.verification import Judgement, Rule
 
@@ -40,7 +40,8 @@ def simulate(
     *,
     rounds: RoundsKind,
     rule: Rule = "coupled",
-    capacity: int | None = None,
+    capacity: int | Callable[[int], int] | None = None,
+    round_timeout_s: float = math.inf,
     prefill_chunk: int = 512,
     beta: float = 0.5,
     duration_s: float = 60.0,
@@ -54,10 +55,11 @@ def simulate(
         agents: one stream each, at a time.
         engine: the truth about passes.
         scheduler: chooses the budgets.
-        rounds: `barrier`, without a deadline as the paper has it, or `rolling`, under the coupled rule.
+        rounds: `barrier`, by default without a deadline as the paper has it, or `rolling`, under the coupled rule.
         rule: of verification, by name; `ratio` shows what equation (3) averages, and nothing can be drafted ahead;
             one's own judges by itself.
-        capacity: draft tokens a pass may verify; None is without a limit.
+        capacity: draft tokens a pass may verify, by the number of streams if it is a function; None is without a limit.
+        round_timeout_s: how long the barrier waits.
         prefill_chunk: prompt tokens a pass may carry.
         beta: the step of equation (4).
         duration_s: virtual seconds.
@@ -67,7 +69,18 @@ def simulate(
     """
     assert rounds == "barrier" or rule == "coupled"
     world = _World(
-        agents, engine, scheduler, rounds, rule, capacity, prefill_chunk, beta, warm_up_s, seed, keep_records
+        agents,
+        engine,
+        scheduler,
+        rounds,
+        rule,
+        capacity,
+        round_timeout_s,
+        prefill_chunk,
+        beta,
+        warm_up_s,
+        seed,
+        keep_records,
     )
     return world.run(duration_s)
 
@@ -80,7 +93,8 @@ class _World:
         scheduler: Scheduler,
         rounds: RoundsKind,
         rule: Rule,
-        capacity: int | None,
+        capacity: int | Callable[[int], int] | None,
+        round_timeout_s: float,
         prefill_chunk: int,
         beta: float,
         warm_up_s: float,
@@ -88,7 +102,7 @@ class _World:
         keep_records: bool,
     ) -> None:
         self._boxes = [
-            Box(number, agent, Asking(agent.texts, np.random.default_rng([seed, number])) if agent.texts else None)
+            Box(number, agent, user_of(agent, np.random.default_rng([seed, number])))
             for number, agent in enumerate(agents)
         ]
         self._engine = engine
@@ -104,7 +118,7 @@ class _World:
         self._rolling = rounds == "rolling"
         self._meter = EngineMeter(PassCost(engine.samples()))
         self._rounds: Rounds[Stream] = (
-            Rolling(load=lambda: self._meter.load) if self._rolling else Barrier(timeout_s=math.inf)
+            Rolling(load=lambda: self._meter.load) if self._rolling else Barrier(timeout_s=round_timeout_s)
         )
         self._events: list[tuple[float, int, _Kind, Stream | Box | None]] = []
         self._numbers = itertools.count()
@@ -122,6 +136,7 @@ class _World:
         self._busy_s = 0.0
         self._records: list[Record] = []
         self._written: list[Written] = []
+        self._spans: list[Span] = []
 
     def run(self, duration_s: float) -> Result:
         for box in self._boxes:
@@ -142,7 +157,12 @@ class _World:
             max(0.0, min(agent.leaves_at, duration_s) - max(agent.joins_at, self._warm_up_s))
             for agent in (box.agent for box in self._boxes)
         ]
-        return Result(self._counted, np.array(present), self._passes, self._busy_s, self._records, self._written)
+        for box in self._boxes:
+            if box.stream is not None and box.stream.opened_at < duration_s:
+                self._spans.append(Span(box.number, box.stream.opened_at, min(duration_s, box.agent.leaves_at)))
+        return Result(
+            self._counted, np.array(present), self._passes, self._busy_s, self._records, self._written, self._spans
+        )
 
     def _arrive(self, box: Box) -> None:
         """An agent is there, and its user asks for something, or for a text without an end."""
@@ -158,7 +178,8 @@ class _World:
     def _stream(self, box: Box, now: float) -> Stream:
         """The server knows of its agent what the texts before have shown."""
         estimator = HitOrMiss(box.prior_alpha) if self._coupled else RatioMean(box.prior_alpha)
-        return Stream(box, box.agent, estimator, box.pace.copy(), Goodput(now, 1.0 / self._engine.seconds(1, 1)))
+        rate = Goodput(now, 1.0 / self._engine.seconds(1, 1))
+        return Stream(box, box.agent, estimator, box.pace.copy(), rate, opened_at=now)
 
     def _at(self, when: float, kind: _Kind, whose: Stream | Box | None = None) -> None:
         heapq.heappush(self._events, (when, next(self._numbers), kind, whose))
@@ -193,6 +214,7 @@ class _World:
         there_at = now + box.agent.latency_s
         box.stream = self._stream(box, there_at)
         box.stream.prompt_left, box.stream.left = box.asking.lengths()
+        box.stream.runs = box.asking.runs()
         self._at(there_at, "join", box.stream)
 
     def _close(self, stream: Stream, now: float) -> None:
@@ -202,6 +224,7 @@ class _World:
         heard_at, asked_at = now + box.agent.latency_s, box.asked.popleft()
         if asked_at >= self._warm_up_s:
             self._written.append(Written(box.number, asked_at, stream.first_at, heard_at, stream.written))
+        self._spans.append(Span(box.number, stream.opened_at, now))
         box.prior_alpha += _PRIOR_STEP * (stream.estimator.alpha - box.prior_alpha)
         box.pace, box.stream = stream.pace, None
         self._rounds.leave(stream)
@@ -249,7 +272,7 @@ class _World:
         self._running, self._began_at = batch, now
         self._passes += 1
         self._busy_s += seconds
-        self._at(now + seconds, "verified")
+        self._at(now + seconds + self._engine.between_s, "verified")
 
     def _commit(self, now: float) -> None:
         assert self._running is not None
@@ -283,7 +306,8 @@ class _World:
             if self._rule.name == "ratio":
                 return judge_by_ratio(alpha, budgets, self._random)
             return judge_by_rule(self._rule, alpha, budgets, self._random)
-        hits = hits_in_a_row(alpha, self._random).tolist()
+        chance = hits_in_a_row(alpha, self._random).tolist()
+        hits = [run if s.runs is None else int(s.runs[s.written]) for s, run in zip(batch, chance, strict=True)]
         for stream, run in zip(batch, hits, strict=True):
             # One hit beyond the draft: the agent's own guess at the bonus token was right.
             ahead = stream.agent.drafts_ahead and 0 < stream.budget < run
@@ -324,12 +348,15 @@ class _World:
             stream.probing.answered(now)
 
     def _schedule(self, streams: Sequence[Stream], now: float) -> float:
-        outstanding = self._rounds.outstanding if self._capacity < _UNBOUNDED else 0
-        plan = self._scheduler.plan(self._demand(streams), max(0, self._capacity - outstanding))
+        capacity = self._capacity
+        if callable(capacity):
+            capacity = capacity(sum(box.stream is not None and not box.gone for box in self._boxes))
+        outstanding = self._rounds.outstanding if capacity < _UNBOUNDED else 0
+        plan = self._scheduler.plan(self._demand(streams), max(0, capacity - outstanding))
         jitter_s = (self._random.standard_exponential((len(streams), 2)).sum(-1)).tolist()
         worth_s = [0.0] * len(streams) if plan.worth_s is None else plan.worth_s.tolist()
         for stream, budget, jitter, worth in zip(streams, plan.budgets.tolist(), jitter_s, worth_s, strict=True):
-            away_s = 2 * stream.agent.latency_s + jitter * stream.agent.jitter_s
+            away_s = stream.agent.away_s(jitter)
             stream.budget = budget
             if self._rolling:
                 self._let_guess(stream, away_s, worth, now)
@@ -357,6 +384,8 @@ class _World:
         guessing = stream.guessing
         if lead and not guessing.under_way:
             run = int(hits_in_a_row(agent.alpha_at(now), self._random))
+            if stream.runs is not None:
+                run = int(stream.runs[stream.written])
             guessing.begin(now, now + away_s, agent.draft_s, run)
         guessing.lead = lead
         due_at = guessing.next_at(now) if stream.budget else None

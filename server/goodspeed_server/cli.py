@@ -110,6 +110,10 @@ def run(
         typer.Option(help="Keep every text and the target's likeliest tokens in this folder, for goodspeed tune."),
     ] = None,
     record_max_mb: Annotated[float, typer.Option(min=64, help="Of --record; the oldest is deleted.")] = 1024.0,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write who asks for how much, every verdict and pass, for goodspeed simulate.")
+    ] = None,
+    trace_max_mb: Annotated[float, typer.Option(min=1, help="Of --trace, which ends there.")] = 256.0,
     tokens: Annotated[
         Path | None, typer.Option(help="Let in who shows one of these tokens: goodspeed-server token create.")
     ] = None,
@@ -147,7 +151,7 @@ def show_config(ctx: typer.Context, **_: Any) -> None:
             print(line)
 
 
-_FILES = ("record", "tokens", "tls_cert", "tls_key", "tls_client_ca")
+_FILES = ("record", "trace", "tokens", "tls_cert", "tls_key", "tls_client_ca")
 
 
 def _settings(given: Mapping[str, Any]) -> ServerSettings:
@@ -168,6 +172,8 @@ def _settings(given: Mapping[str, Any]) -> ServerSettings:
     return ServerSettings(
         **{name: given[name] for name in names},
         record=files["record"],
+        trace=files["trace"],
+        trace_max_bytes=int(given["trace_max_mb"] * 2**20),
         tokens=files["tokens"],
         tls=TlsSettings(files["tls_cert"], files["tls_key"], files["tls_client_ca"]),
         record_max_bytes=int(given["record_max_mb"] * 2**20),

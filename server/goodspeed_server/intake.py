@@ -9,6 +9,7 @@ from goodspeed.rounds import Rounds
 from goodspeed.verification import Rule
 from goodspeed_server.live import LiveStream
 from goodspeed_server.planner import Planner
+from goodspeed_server.telemetry import Telemetry
 
 __all__ = ["Intake"]
 
@@ -20,13 +21,17 @@ class Intake:
 
     Args:
         planner: learns how agents draft.
+        telemetry: is told of what comes.
         rule: reads what is sent with a draft.
         vocab_size: of the target.
         clock: seconds, monotonic.
     """
 
-    def __init__(self, planner: Planner, rule: Rule, vocab_size: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, planner: Planner, telemetry: Telemetry, rule: Rule, vocab_size: int, clock: Callable[[], float]
+    ) -> None:
         self._planner = planner
+        self._telemetry = telemetry
         self._rule = rule
         self._vocab_size = vocab_size
         self._clock = clock
@@ -45,6 +50,7 @@ class Intake:
         if not rounds.arrive(live, now, len(draft.tokens)):
             return False
         self._planner.drafted(live, draft, now - live.asked_at)
+        self._telemetry.came(live, draft, live.way)
         return True
 
     def guesses(self, live: LiveStream, message: Draft, rounds: Rounds[LiveStream], behind: int) -> bool:
@@ -55,6 +61,8 @@ class Intake:
         most = max(0, live.stream.max_draft + behind - message.offset)
         draft, q = live.usable(message, most, self._vocab_size, self._rule)
         guesses.take(draft.base, draft.offset, draft.tokens, q, ended=draft.end is DraftEnd.NOTHING_TO_SAY)
+        before = live.way
         self._planner.guessed(live, draft, now)
+        self._telemetry.came(live, draft, None if live.way is before else live.way)
         here, more = len(live.to_verify()[0]), draft.end is DraftEnd.FAR_ENOUGH
         return bool(here or not more) and rounds.arrive(live, now, here, more=more)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
 from goodspeed.errors import InvalidRequest
 from goodspeed.estimation import HitOrMiss, RatioMean, smooth_goodput
+from goodspeed.guesses import Overtaken
 from goodspeed.leads import PROBE_TOKENS, overtaken
 from goodspeed.messages import Draft, DraftEnd
 from goodspeed.rounds import Prospect
@@ -35,6 +36,9 @@ class Planner:
     def __init__(self, scheduler: Scheduler, rule: Rule, settings: RoundSettings, meter: EngineMeter) -> None:
         self.meter = meter
         self._coupled = rule_named(rule).shares_noise
+        self.on_overtaken: Callable[[LiveStream, int, Overtaken], None] = lambda live, first, what: None
+        """Is told which guesses turned out right or wrong without a pass, where that says whether a pass would have
+        accepted them: from which position of the transcript on."""
         self.adopt(scheduler, settings)
 
     def adopt(self, scheduler: Scheduler, settings: RoundSettings) -> None:
@@ -149,7 +153,10 @@ class Planner:
 
     def _follow(self, live: LiveStream, now: float) -> None:
         """Hold guesses against what is committed by now."""
-        right, missed = live.guesses.follow(live.stream.tokens)
+        first = live.guesses.judged_to
+        right, missed = what = live.guesses.follow(live.stream.tokens)
+        if self._coupled:
+            self.on_overtaken(live, first, what)
         if missed:
             live.began_at = now
         if right or missed:

@@ -75,8 +75,9 @@ class RoundLoop:
     ) -> None:
         self._engine = engine
         self._verifier = Verifier(engine, rule, keep_logits=recorder is not None)
-        self._intake = Intake(planner, rule, engine.vocab_size, clock)
+        self._intake = Intake(planner, telemetry, rule, engine.vocab_size, clock)
         self.planner = planner
+        planner.on_overtaken = telemetry.overtaken
         self._eos_tokens = eos_tokens
         self.settings = settings
         self._telemetry = telemetry
@@ -428,6 +429,7 @@ class RoundLoop:
             pace=account.pace.copy(),
         )
         self._live[key] = live
+        self._telemetry.opened(live, now)
         with live.logged():
             logger.info("a text begins: prompt %d tokens, row %d", stream.prompt_tokens, live.row)
         # The first budget is a fair share of what is left; the first round's plan corrects it.
@@ -454,6 +456,7 @@ class RoundLoop:
         self._expect(live, self._clock())
         if live.draft is not None:
             # It came while the prompt was on its way, which says nothing of its agent's pace.
+            self._telemetry.came(live, live.draft, None)
             self._rounds.arrive(live, self._clock(), len(live.draft.tokens))
 
     def _expect(self, live: LiveStream, now: float) -> None:
@@ -468,6 +471,7 @@ class RoundLoop:
             written = len(stream.tokens) - stream.prompt_tokens
             logger.info("a text ends (%s): %d tokens in %.2f s", stream.finish or "given up", written, took_s)
         live.account.give_back()
+        self._telemetry.ended(live, self._clock())
         if self._recorder is not None:
             self._recorder.ended(live)
         if live.fresh is None:

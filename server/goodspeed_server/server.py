@@ -43,6 +43,7 @@ from goodspeed_server.settings import AUTO_MAX_LENGTH, AUTO_MAX_STREAMS, ServerS
 from goodspeed_server.shards import ShardFolder
 from goodspeed_server.telemetry import Observer, ServerFacts, Telemetry
 from goodspeed_server.tokens import Role, TokenStore
+from goodspeed_server.tracing import TraceFile, Tracer, trace_header
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,6 +75,8 @@ def load_server(settings: ServerSettings) -> VerificationServer:
     if settings.record is not None:
         # Refused before a target is loaded for nothing.
         ShardFolder(settings.record, settings.record_max_bytes)
+    if settings.trace is not None:
+        TraceFile(settings.trace, settings.trace_max_bytes)
     settings.tls.context()
     if settings.tokens is not None and not TokenStore(settings.tokens).tokens():
         raise InvalidRequest(
@@ -138,6 +141,10 @@ class VerificationServer:
         measured = measure_passes(engine)
         now = time.monotonic()
         self._metrics = ServerMetrics(self.snapshot, observer)
+        self._tracer: Tracer | None = None
+        if settings.trace is not None:
+            header = trace_header(settings, chosen.name, rule, rounds, engine.rows, measured)
+            self._tracer = Tracer(TraceFile(settings.trace, settings.trace_max_bytes), header)
         self._telemetry = Telemetry(
             ServerFacts(
                 model=settings.model,
@@ -151,6 +158,7 @@ class VerificationServer:
             ),
             now,
             self._metrics,
+            self._tracer,
         )
         eos_tokens = _eos_tokens(model)
         self._model = ServedModel(
@@ -309,6 +317,8 @@ class VerificationServer:
         await listener.wait_closed()
         if self._recorder is not None:
             await asyncio.to_thread(self._recorder.close)
+        if self._tracer is not None:
+            await asyncio.to_thread(self._tracer.close)
 
     def _rounds_ended(self, running: asyncio.Task[None]) -> None:
         if not running.cancelled() and running.exception() is not None:

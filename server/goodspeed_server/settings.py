@@ -134,6 +134,10 @@ class ServerSettings:
     """Where to keep what tuning needs of every verdict, the users' texts among it; None keeps nothing."""
     record_max_bytes: int = 2**30
     """The oldest of it is deleted for what is new."""
+    trace: Path | None = None
+    """Where to write what was asked for, verified and passed, when, and no texts; None writes nothing."""
+    trace_max_bytes: int = 2**28
+    """Of that file; it ends there."""
     tls: TlsSettings = field(default_factory=TlsSettings)
     tokens: Path | None = None
     """The file of those who may link up (`TokenStore`); None lets everybody."""

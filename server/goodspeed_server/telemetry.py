@@ -9,15 +9,17 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from goodspeed.guesses import Overtaken
+from goodspeed.messages import Draft
 from goodspeed.snapshot import AgentRow, PhaseTimes, RoundRow, ServerSnapshot
 from goodspeed.stream import Commit
 from goodspeed.timing import PassCost, PassSample
 from goodspeed.utility import AlphaFair, jain_index
 from goodspeed_server.arrivals import Arrivals
-from goodspeed_server.live import AgentAccount, LiveStream
+from goodspeed_server.live import AgentAccount, DraftWay, LiveStream
 from goodspeed_server.verifier import Outcome, Pass
 
-__all__ = ["Observer", "Phases", "Rate", "RoundRecord", "ServerFacts", "Telemetry"]
+__all__ = ["Chronicle", "Observer", "Phases", "Rate", "RoundRecord", "ServerFacts", "Telemetry"]
 
 HISTORY_S = 60
 _RATE_WINDOW_S = 5
@@ -92,6 +94,31 @@ class Observer(Protocol):
         """A pass has been committed."""
 
 
+class Chronicle(Observer, Protocol):
+    """Is told all that an observer is, who comes and goes, what is asked for, and what comes of drafts on the way."""
+
+    def joined(self, account: AgentAccount, now: float) -> None:
+        """An agent has linked up."""
+
+    def left(self, account: AgentAccount) -> None:
+        """Its link has gone."""
+
+    def opened(self, live: LiveStream, now: float) -> None:
+        """A stream has a row."""
+
+    def came(self, live: LiveStream, draft: Draft, way: DraftWay | None) -> None:
+        """A draft has come, or a piece of one; and how, if that is known."""
+
+    def overtaken(self, live: LiveStream, first: int, what: Overtaken) -> None:
+        """Guesses from a position of the transcript on were held against it without a pass."""
+
+    def ended(self, live: LiveStream, now: float) -> None:
+        """A stream is over."""
+
+    def planned_by(self, scheduler: str, fairness: float) -> None:
+        """Budgets come of another scheduler from now on."""
+
+
 class Rate:
     """Counts events by the second and remembers the last minute.
 
@@ -150,9 +177,17 @@ class Telemetry:
         facts: of the server.
         now: when the server started.
         observer: is told the same.
+        chronicle: is told more.
     """
 
-    def __init__(self, facts: ServerFacts, now: float, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        facts: ServerFacts,
+        now: float,
+        observer: Observer | None = None,
+        chronicle: Chronicle | None = None,
+    ) -> None:
+        self._chronicle = chronicle
         self._facts = facts
         self._observer = observer
         self._started = now
@@ -171,14 +206,40 @@ class Telemetry:
     def planned_by(self, scheduler: str, utility: AlphaFair) -> None:
         """Budgets come of another scheduler from now on."""
         self._facts = replace(self._facts, scheduler=scheduler, utility=utility)
+        if self._chronicle is not None:
+            self._chronicle.planned_by(scheduler, utility.fairness)
 
     def joined(self, account: AgentAccount, now: float) -> None:
         """An agent has linked up."""
         self._meters[account] = Rate(now)
+        if self._chronicle is not None:
+            self._chronicle.joined(account, now)
 
     def left(self, account: AgentAccount) -> None:
         """Its link has gone."""
         self._meters.pop(account, None)
+        if self._chronicle is not None:
+            self._chronicle.left(account)
+
+    def opened(self, live: LiveStream, now: float) -> None:
+        """A stream has a row."""
+        if self._chronicle is not None:
+            self._chronicle.opened(live, now)
+
+    def came(self, live: LiveStream, draft: Draft, way: DraftWay | None) -> None:
+        """A draft has come, or a piece of one; and how, if that is known."""
+        if self._chronicle is not None:
+            self._chronicle.came(live, draft, way)
+
+    def overtaken(self, live: LiveStream, first: int, what: Overtaken) -> None:
+        """Guesses from a position of the transcript on were held against it without a pass."""
+        if self._chronicle is not None:
+            self._chronicle.overtaken(live, first, what)
+
+    def ended(self, live: LiveStream, now: float) -> None:
+        """A stream is over."""
+        if self._chronicle is not None:
+            self._chronicle.ended(live, now)
 
     def committed(self, live: LiveStream, drafted: int, commit: Commit, now: float) -> None:
         """A verdict was reached for one stream."""
@@ -187,13 +248,15 @@ class Telemetry:
         account.drafted += drafted
         account.accepted += commit.accepted
         self._meters[account].add(commit.size, now)
-        if self._observer is not None:
-            self._observer.committed(live, drafted, commit, now)
+        for watcher in (self._observer, self._chronicle):
+            if watcher is not None:
+                watcher.committed(live, drafted, commit, now)
 
     def round_over(self, record: RoundRecord) -> None:
         """A pass has been committed."""
-        if self._observer is not None:
-            self._observer.round_over(record)
+        for watcher in (self._observer, self._chronicle):
+            if watcher is not None:
+                watcher.round_over(record)
         self._busy_s += record.forward_s
         self._judge_s += record.judge_s
         self._compare_with_plain(record)

@@ -1,0 +1,134 @@
+"""Trace files: read as far as they go, and refused in a sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+from msgspec import Struct
+
+from goodspeed.errors import CorruptData, InvalidRequest
+from goodspeed.traces.events import VERSION, Closed, Event, Header, Joined, Known, Opened, Planned, Verdict
+
+__all__ = ["Trace", "read_trace"]
+
+_LONGEST_LINE = 2**20
+_LONGEST_TEXT = 2**24
+"""Tokens; what is longer is no text of ours."""
+
+
+class _Version(Struct):
+    goodspeed_trace: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What is in a file."""
+
+    name: str
+    header: Header
+    events: tuple[Event, ...]
+    cut_off: bool = False
+    """Whether it breaks off within a line, which was left out."""
+
+    @property
+    def duration_s(self) -> float:
+        """From its beginning to the last event."""
+        return max((event.at for event in self.events), default=0.0)
+
+    def remarks(self) -> Iterator[str]:
+        """What has to be known of how it ends, and of what was changed meanwhile."""
+        if self.cut_off:
+            yield f"{self.name} is cut off within a line: it is used up to there, {self.duration_s:.1f} s"
+        elif not any(isinstance(event, Closed) for event in self.events):
+            yield f"{self.name} was never closed, so its server was killed or goes on: used are {self.duration_s:.1f} s"
+        elif any(isinstance(event, Closed) and event.why == "full" for event in self.events):
+            yield f"{self.name} was full after {self.duration_s:.1f} s: the run went on, the trace did not"
+        for event in self.events:
+            if isinstance(event, Planned):
+                yield f"from {event.at:.1f} s on {event.scheduler} planned: a replay has one scheduler from end to end"
+
+
+def read_trace(path: Path) -> Trace:
+    """Read a trace.
+
+    Raises:
+        InvalidRequest: there is no such file, or nothing was verified while it was written.
+        CorruptData: it is no trace, or one of another version.
+    """
+    try:
+        with path.open("rb") as file:
+            return _read(path.name, file)
+    except OSError as error:
+        raise InvalidRequest(f"the trace {path} cannot be read: {error.strerror}") from None
+
+
+def _read(name: str, file: BinaryIO) -> Trace:
+    header = _header(name, file.readline(_LONGEST_LINE))
+    decoder = msgspec.json.Decoder(Event)
+    events: list[Event] = []
+    agents, streams = set[int](), set[int]()
+    cut_off = False
+    for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), start=2):
+        if not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
+            cut_off = True
+            break
+        try:
+            event = decoder.decode(line)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise CorruptData(f"line {number} of {name} is no event of a trace: {error}") from None
+        if isinstance(event, Joined):
+            agents.add(event.agent)
+        elif isinstance(event, Opened):
+            streams.add(event.stream)
+        strange = _strange(event, agents, streams)
+        if strange:
+            raise CorruptData(f"line {number} of {name} cannot be: {strange}")
+        events.append(event)
+    if not any(isinstance(event, Verdict) for event in events):
+        raise InvalidRequest(f"nothing was verified while {name} was written: there is nothing to replay")
+    return Trace(name, header, tuple(events), cut_off)
+
+
+def _header(name: str, line: bytes) -> Header:
+    if not line:
+        raise CorruptData(f"{name} is empty: a server writes a trace from its start on, goodspeed-server run --trace")
+    try:
+        version = msgspec.json.decode(line, type=_Version).goodspeed_trace
+        if version != VERSION:
+            raise CorruptData(
+                f"{name} is a trace of version {version} and this goodspeed reads version {VERSION}: replay it with "
+                "the goodspeed that wrote it"
+            )
+        header = msgspec.json.decode(line, type=Header)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise CorruptData(
+            f"{name} is no trace: its first line is not the header that goodspeed-server run --trace writes"
+        ) from None
+    if not header.passes or min(min(sample) for sample in header.passes) <= 0:
+        raise CorruptData(f"{name} says nothing of how long its server's passes took")
+    return header
+
+
+def _strange(event: Event, agents: set[int], streams: set[int]) -> str:
+    """What is impossible about an event; empty if nothing is."""
+    if not (math.isfinite(event.at) and event.at >= 0):
+        return f"it happened at {event.at} s"
+    if isinstance(event, Opened) and event.agent not in agents:
+        return f"nobody joined as agent {event.agent}"
+    stream = getattr(event, "stream", None)
+    if stream is not None and stream not in streams:
+        return f"no stream {stream} was opened"
+    if isinstance(event, Opened) and not (0 < event.prompt < _LONGEST_TEXT and 0 < event.wanted < _LONGEST_TEXT):
+        return f"a text of {event.prompt} tokens was opened for {event.wanted} more"
+    if isinstance(event, Known) and min(event.position, event.right) < 0:
+        return f"{event.right} guesses were right from position {event.position} on"
+    if isinstance(event, Verdict):
+        counts = (event.budget, event.drafted - event.accepted, event.accepted, event.sent, event.draft_ms)
+        if min(counts) < 0 or not event.accepted <= event.committed <= event.accepted + 1:
+            return f"{event.committed} tokens were committed, {event.accepted} of {event.drafted} drafted accepted"
+    return ""
