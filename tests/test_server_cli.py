@@ -40,3 +40,13 @@ def test_a_port_in_use_is_named() -> None:
         result = CliRunner().invoke(app, ["run", "--port", str(number), "--threads", "1"])
     assert result.exit_code == 1
     assert f"127.0.0.1:{number} is in use by another program: choose another --port" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("top", "wss://127.0.0.1:9", "--once"), ("ctl", "--url", "wss://127.0.0.1:9", "show")]
+)
+def test_whom_to_trust_can_stand_in_the_environment(command: tuple[str, ...], tmp_path: Path) -> None:
+    """As agents read it there: a file that is not there is named before anybody is called."""
+    result = CliRunner().invoke(app, command, env={"GOODSPEED_CA": str(tmp_path / "cert.pem")})
+    assert result.exit_code == 2
+    assert f"{tmp_path / 'cert.pem'} cannot be used as a file of certificates to trust" in result.stderr
