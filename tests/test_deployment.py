@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import itertools
 import json
 import os
 import re
@@ -41,6 +42,10 @@ def check(arguments: Sequence[str]) -> None:
     command: Any = COMMANDS[Path(arguments[0]).name]
     left = list(arguments[1:])
     while isinstance(command, TyperGroup):
+        known = {name for parameter in command.params for name in parameter.opts}
+        while left and left[0].startswith("-"):
+            assert left[0] in known, f"{arguments}: there is no {left[0]}"
+            del left[:2]  # a group's options take a value, all of them
         assert left, f"{arguments} names no command"
         command = command.commands[left.pop(0)]
     options = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
@@ -144,7 +149,7 @@ def command_lines(page: Path) -> Iterator[list[str]]:
         for line in block.replace("\\\n", " ").splitlines():
             if line.startswith("goodspeed-"):
                 words = shlex.split(line, comments=True)
-                yield words[: words.index(">")] if ">" in words else words
+                yield list(itertools.takewhile(lambda word: word not in {">", "|"}, words))
 
 
 @pytest.mark.parametrize("page", ["server/README.md", "agent/README.md", "docs/operating.md", "README.md"])

@@ -352,12 +352,13 @@ async def test_who_is_away_may_still_be_served_again(service: Service) -> None:
     [
         (
             SetScheduler("goodspede"),
-            "scheduler 'goodspede' does not exist: did you mean goodspeed? There are auto, sec",
+            "scheduler 'goodspede' does not exist: did you mean goodspeed? choose auto, seconds",
         ),
         (SetScheduler("lottery"), "scheduler 'lottery' does not exist: choose auto, seconds, goodspeed"),
         (SetScheduler("seconds", -1.0), "fairness is -1.0: it must be 0"),
         (SetScheduler("seconds", float("nan")), "fairness is nan: it must be 0"),
-        (SetCapacity(-3), "capacity is -3: it must be 0 or above, or auto"),
+        (SetCapacity(-3), "capacity is -3: it must be 0 to 2,147,483,647, or auto"),
+        (SetCapacity(2**31), "capacity is 2147483648: it must be 0 to 2,147,483,647, or auto"),
         (SetWeight("edge", 0.0), "weight is 0: it must be above 0 and at most 1,000,000"),
         (SetWeight("edge", float("nan")), "weight is nan: it must be above 0"),
         (SetWeight("edgy", 1.0), "no agent 'edgy' is linked up: there are 'edge', 'wedge'"),

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import logging
+import math
 import sys
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
@@ -152,6 +153,9 @@ _FILES = ("record", "tokens", "tls_cert", "tls_key", "tls_client_ca")
 
 def _settings(given: Mapping[str, Any]) -> ServerSettings:
     """The options of `run`, checked."""
+    record_max_bytes = given["record_max_mb"] * 2**20
+    if not math.isfinite(record_max_bytes):
+        raise InvalidRequest(f"record-max-mb is {given['record_max_mb']:g}: it must be 64 or above, and finite")
     rounds = RoundSettings(
         rounds=given["rounds"],
         capacity=given["capacity"],
@@ -170,7 +174,7 @@ def _settings(given: Mapping[str, Any]) -> ServerSettings:
         record=files["record"],
         tokens=files["tokens"],
         tls=TlsSettings(files["tls_cert"], files["tls_key"], files["tls_client_ca"]),
-        record_max_bytes=int(given["record_max_mb"] * 2**20),
+        record_max_bytes=int(record_max_bytes),
         rounds=rounds,
     )
 
