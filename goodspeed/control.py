@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 from goodspeed.errors import InvalidRequest, MalformedMessage
 
 __all__ = [
+    "MAX_CAPACITY",
     "MAX_WEIGHT",
     "Change",
     "Changed",
@@ -28,6 +29,7 @@ __all__ = [
     "SteeredAgent",
 ]
 
+MAX_CAPACITY = 2**31 - 1
 MAX_WEIGHT = 1e6
 _LONGEST_SCHEDULER = 200
 
@@ -58,6 +60,7 @@ class SetScheduler(_Change, tag="scheduler", frozen=True):
 
     def validate(self) -> None:
         """As `_Change.validate`."""
+        _check_unicode(self.name)
         if len(self.name) > _LONGEST_SCHEDULER:
             raise InvalidRequest(f"a scheduler's name has {_LONGEST_SCHEDULER} characters at most")
 
@@ -70,8 +73,8 @@ class SetCapacity(_Change, tag="capacity", frozen=True):
 
     def validate(self) -> None:
         """As `_Change.validate`."""
-        if self.tokens is not None and not 0 <= self.tokens < 2**31:
-            raise InvalidRequest(f"capacity is {self.tokens}: it must be 0 or above, or auto")
+        if self.tokens is not None and not 0 <= self.tokens <= MAX_CAPACITY:
+            raise InvalidRequest(f"capacity is {self.tokens}: it must be 0 to {MAX_CAPACITY:,}, or auto")
 
 
 class SetWeight(_Change, tag="weight", frozen=True):
@@ -83,6 +86,7 @@ class SetWeight(_Change, tag="weight", frozen=True):
 
     def validate(self) -> None:
         """As `_Change.validate`."""
+        _check_unicode(self.agent)
         if self.weight is not None and not 0 < self.weight <= MAX_WEIGHT:
             raise InvalidRequest(f"weight is {self.weight:g}: it must be above 0 and at most {MAX_WEIGHT:,.0f}")
 
@@ -92,6 +96,10 @@ class SetService(_Change, tag="service", frozen=True):
 
     agent: Name
     service: Service
+
+    def validate(self) -> None:
+        """As `_Change.validate`."""
+        _check_unicode(self.agent)
 
 
 class SetRoundTimeout(_Change, tag="round-timeout", frozen=True):
@@ -103,6 +111,14 @@ class SetRoundTimeout(_Change, tag="round-timeout", frozen=True):
         """As `_Change.validate`."""
         if not (math.isfinite(self.timeout_ms) and self.timeout_ms >= 0):
             raise InvalidRequest(f"round-timeout is {self.timeout_ms:g} ms: it must be 0 or above, and finite")
+
+
+def _check_unicode(name: str) -> None:
+    """A command line may hold bytes that are none, and no message can say them."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{name!r} is no name: it is not Unicode, as all names are") from None
 
 
 Change: TypeAlias = SetScheduler | SetCapacity | SetWeight | SetService | SetRoundTimeout

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType, TracebackType
 
-__all__ = ["JsonLines", "Readable", "about", "log_to", "say"]
+__all__ = ["JsonLines", "Readable", "about", "announce", "log_to", "say"]
 
 Id = str | int
 
@@ -117,12 +117,31 @@ def say(program: str, sentence: str, level: int = logging.INFO) -> None:
         sentence: what it says.
         level: of the line, if it is one of the log's.
     """
-    if any(type(handler) is logging.StreamHandler and _is_json(handler) for handler in logging.getLogger().handlers):
-        log = logging.getLogger(program.replace("-", "_"))
-        # Whatever level is logged otherwise: it is an answer to what was asked of the program.
-        log.handle(log.makeRecord(log.name, level, "", 0, sentence, (), None))
+    if _speaks_json():
+        _log_whatever_the_level(program, sentence, level)
     else:
         print(f"{program}: {sentence}", file=sys.stderr, flush=True)
+
+
+def announce(program: str, sentence: str) -> None:
+    """Say what whoever started this process waits for, such as where it listens: on standard output, as it is.
+
+    Where standard error is JSON lines it is one of them instead: a collector of logs reads both.
+    """
+    if _speaks_json():
+        _log_whatever_the_level(program, sentence, logging.INFO)
+    else:
+        print(sentence, flush=True)
+
+
+def _speaks_json() -> bool:
+    return any(type(handler) is logging.StreamHandler and _is_json(handler) for handler in logging.getLogger().handlers)
+
+
+def _log_whatever_the_level(program: str, sentence: str, level: int) -> None:
+    """It is an answer to what was asked of the program."""
+    log = logging.getLogger(program.replace("-", "_"))
+    log.handle(log.makeRecord(log.name, level, "", 0, sentence, (), None))
 
 
 def _is_json(handler: logging.Handler) -> bool:

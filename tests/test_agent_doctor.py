@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from goodspeed import catalog
+from goodspeed.credentials import NOBODY, Credentials
 from goodspeed.errors import ModelError
 from goodspeed_agent.agent import Agent
 from goodspeed_agent.backoff import Backoff
@@ -17,13 +18,16 @@ from goodspeed_agent.drafters import Drafter, SuffixDrafter
 from goodspeed_agent.drafters.model import ModelDrafter
 from goodspeed_agent.report import Completion, Speculation
 from goodspeed_agent.tokenizer import TokenizerCache
+from goodspeed_server.tokens import TokenStore
 from tests.serving import serving, tiny_settings, tiny_tokenizer
 from tests.tiny_models import tiny_llama
 
 QUICK = Backoff(first_s=0.01, longest_s=0.01, give_up_after_s=0.05)
 
 
-async def examined(url: str, drafter: Drafter | ModelError, folder: Path) -> list[Finding]:
+async def examined(
+    url: str, drafter: Drafter | ModelError, folder: Path, credentials: Credentials = NOBODY
+) -> list[Finding]:
     shown: list[Finding] = []
 
     def load() -> Drafter:
@@ -31,7 +35,7 @@ async def examined(url: str, drafter: Drafter | ModelError, folder: Path) -> lis
             raise drafter
         return drafter
 
-    make = partial(Agent, url, cache=TokenizerCache(folder), backoff=QUICK)
+    make = partial(Agent, url, cache=TokenizerCache(folder), backoff=QUICK, credentials=credentials)
     findings = await examination(make, load, shown.append)
     assert findings == shown
     return findings
@@ -73,6 +77,20 @@ async def test_what_is_missing_is_told_with_what_to_do(
     assert (finding.what, finding.state) == (what, "bad")
     assert sentence in finding.value
     assert finding.advice
+
+
+async def test_a_token_that_does_not_do_is_told_apart_from_an_address_that_does_not(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.json"
+    secret = TokenStore(tokens).create("wall-screen", "monitor")
+    async with serving(tiny_settings(tokens=tokens)) as (_, address):
+        for credentials, sentence in (
+            (Credentials(secret), "the token 'wall-screen' is monitor's"),
+            (Credentials("gst_another"), "this token is not known here"),
+        ):
+            (finding,) = await examined(address, SuffixDrafter(), tmp_path, credentials)
+            assert (finding.what, finding.state) == ("link", "bad")
+            assert sentence in finding.value
+            assert "give a token of role agent" in finding.advice
 
 
 async def test_a_draft_of_another_tokenizer_is_told(tmp_path: Path) -> None:

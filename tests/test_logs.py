@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goodspeed.logs import JsonLines, Readable, about, log_to, say
+from goodspeed.logs import JsonLines, Readable, about, announce, log_to, say
 
 log = logging.getLogger("goodspeed_server.test")
 
@@ -160,3 +160,14 @@ def _defects_as_they_were(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     yield
     logging.captureWarnings(False)
+
+
+def test_what_is_waited_for_is_a_line_of_the_log_where_that_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    written(Readable("%(message)s"))
+    announce("goodspeed-server", "listening on ws://127.0.0.1:1")
+    assert capsys.readouterr().out == "listening on ws://127.0.0.1:1\n"
+    stream = written(JsonLines(), verbose=False)
+    announce("goodspeed-server", "listening on ws://127.0.0.1:1")
+    (line,) = lines(stream)
+    assert (line["level"], line["message"]) == ("INFO", "listening on ws://127.0.0.1:1")
+    assert capsys.readouterr() == ("", "")

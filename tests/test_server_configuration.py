@@ -37,6 +37,15 @@ def test_every_value_says_where_it_comes_from(tmp_path: Path) -> None:
     assert line_of(shown, "host").endswith("# built in")
 
 
+def test_what_has_no_value_is_chosen_or_is_not_there() -> None:
+    silent = [line.split("  ")[0].strip() for line in config().splitlines() if line.startswith("# ")]
+    chosen = {line.split()[1] for line in silent if line.endswith(" is chosen by itself")}
+    absent = {line.split()[1] for line in silent if line.endswith(" is not set")}
+    assert chosen == {"capacity", "max_length", "max_streams", "threads"}
+    assert absent == {"record", "tokens", "tls_cert", "tls_key", "tls_client_ca", "log_file"}
+    assert len(silent) == len(chosen) + len(absent)
+
+
 def test_a_file_can_be_named_in_the_environment(tmp_path: Path) -> None:
     file = tmp_path / "server.toml"
     file.write_text("port = 7")

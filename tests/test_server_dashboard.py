@@ -30,12 +30,16 @@ def told(text: bytes) -> set[str]:
     }
 
 
-def asked() -> set[str]:
-    queries = [
-        variable["query"]["query"]
+def variables() -> dict[str, dict[str, Any]]:
+    return {
+        variable["name"]: variable
         for variable in dashboard()["templating"]["list"]
         if variable["type"] == "query"
-    ]  # fmt: skip
+    }  # fmt: skip
+
+
+def asked() -> set[str]:
+    queries = [variable["query"]["query"] for variable in variables().values()]
     return {name for expression in (*expressions(), *queries) for name in METRIC.findall(expression)}
 
 
@@ -49,6 +53,17 @@ def test_only_what_servers_and_agents_tell_is_asked_for() -> None:
     server, agent = told(ServerMetrics(lambda: SNAPSHOT).text()), told(ApiMetrics(lambda: True).text())
     assert asked() - server - agent == set()
     assert {name for name in server if name.startswith("goodspeed_agent_")} <= asked()
+
+
+def test_all_servers_are_servers_and_all_apis_are_apis() -> None:
+    """Both tell of `goodspeed_num_requests_running`, so that all of them is a list, of who tells what only they do."""
+    server, agent = told(ServerMetrics(lambda: SNAPSHOT).text()), told(ApiMetrics(lambda: True).text())
+    assert "goodspeed_num_requests_running" in server & agent
+    for name, own in (("server", server - agent), ("api", agent - server)):
+        variable = variables()[name]
+        assert set(METRIC.findall(variable["definition"])) <= own
+        assert (variable["includeAll"], "allValue" in variable) == (True, False)
+    assert variables()["agent"]["allValue"] == ".*"
 
 
 def test_panels_fill_rows_and_do_not_overlap() -> None:

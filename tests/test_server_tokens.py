@@ -100,6 +100,18 @@ def test_commands_make_list_and_revoke(tmp_path: Path) -> None:
     assert (again.exit_code, "there is no token named 'edge'" in again.stderr) == (2, True)
 
 
+def test_a_list_of_tokens_keeps_names_whole_and_everything_else_within_a_terminal(tmp_path: Path) -> None:
+    file, names = tmp_path / "tokens.json", ["edge", "x" * 100, "Grüße 日本"]
+    for name in names:
+        TokenStore(file).create(name, "monitor", weight=999_999, max_streams=1_000_000)
+    listed = CliRunner().invoke(app, ["token", "list"], env={"GOODSPEED_TOKENS": str(file), "COLUMNS": "80"})
+    heading, *rows = listed.stdout.splitlines()
+    at = heading.index("name")
+    assert at < 80
+    assert [row[at:] for row in rows] == names
+    assert all(row.startswith("monitor  999999  1000000  no limit ") for row in rows)
+
+
 def test_an_allowance_counts_streams_and_tokens() -> None:
     allowance = Allowance("edge", max_streams=2, tokens_per_minute=60)
     allowance.admit(0.0)

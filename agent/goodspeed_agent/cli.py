@@ -17,7 +17,7 @@ from typing import Annotated, Any, TextIO, TypeVar
 import typer
 from rich.console import Console
 
-from goodspeed.logs import JsonLines, Readable, log_to
+from goodspeed.logs import JsonLines, Readable, announce, log_to
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.batch import work_through
@@ -241,7 +241,7 @@ def serve_api(
         async def work(agent: Agent) -> None:
             model = agent.link.welcome.model
             try:
-                await serve(agent, host, port, lambda url: print(f"serving {model} at {url}", flush=True))
+                await serve(agent, host, port, lambda url: announce("goodspeed-agent", f"serving {model} at {url}"))
             except asyncio.CancelledError:
                 note("no more requests; the texts that were being written have ended")
                 raise

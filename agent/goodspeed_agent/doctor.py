@@ -13,7 +13,7 @@ from typing import Literal
 from rich.console import Console
 from rich.text import Text
 
-from goodspeed.errors import GoodSpeedError, ModelError
+from goodspeed.errors import GoodSpeedError, LinkLost, ModelError, Refused
 from goodspeed.messages import PROTOCOL_VERSION
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import Agent, TextRequest
@@ -163,8 +163,19 @@ async def examination(
     except ModelError as error:
         found(Finding("draft", str(error), "bad", "choose another --draft; suffix fits every target"))
     except GoodSpeedError as error:
-        found(Finding("link", str(error), "bad", "see that the address is right, and that the server can be reached"))
+        found(Finding("link", str(error), "bad", _advice(error)))
     return findings
+
+
+def _advice(error: GoodSpeedError) -> str:
+    """What to do where there is no link."""
+    match error:
+        case Refused(code="unauthorized" | "forbidden"):
+            return "give a token of role agent as GOODSPEED_TOKEN: the server's operator makes one"
+        case LinkLost() | Refused(code="not_a_server"):
+            return "see that the address is right, and that the server can be reached"
+        case _:
+            return ""  # its sentence says so
 
 
 def show(*, as_json: bool) -> Callable[[Finding], None]:

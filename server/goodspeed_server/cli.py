@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import logging
+import math
 import sys
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
@@ -156,6 +157,9 @@ _FILES = ("record", "trace", "tokens", "tls_cert", "tls_key", "tls_client_ca")
 
 def _settings(given: Mapping[str, Any]) -> ServerSettings:
     """The options of `run`, checked."""
+    record_max_bytes = given["record_max_mb"] * 2**20
+    if not math.isfinite(record_max_bytes):
+        raise InvalidRequest(f"record-max-mb is {given['record_max_mb']:g}: it must be 64 or above, and finite")
     rounds = RoundSettings(
         rounds=given["rounds"],
         capacity=given["capacity"],
@@ -176,7 +180,7 @@ def _settings(given: Mapping[str, Any]) -> ServerSettings:
         trace_max_bytes=int(given["trace_max_mb"] * 2**20),
         tokens=files["tokens"],
         tls=TlsSettings(files["tls_cert"], files["tls_key"], files["tls_client_ca"]),
-        record_max_bytes=int(given["record_max_mb"] * 2**20),
+        record_max_bytes=int(record_max_bytes),
         rounds=rounds,
     )
 
@@ -189,7 +193,10 @@ def watch(
     token: Annotated[
         str | None, typer.Option(envvar="GOODSPEED_TOKEN", help="Better in the environment: others see your flags.")
     ] = None,
-    ca: Annotated[Path | None, typer.Option(help="Certificates to trust: the server's own, if self-signed.")] = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option(envvar="GOODSPEED_CA", help="Certificates to trust: the server's own, if self-signed."),
+    ] = None,
     client_cert: Annotated[Path | None, typer.Option(help="For a server that asks for one.")] = None,
     client_key: Annotated[Path | None, typer.Option(help="Of --client-cert.")] = None,
 ) -> None:

@@ -16,6 +16,8 @@ ENVIRONMENT = "GOODSPEED"
 """`--max-streams` is `GOODSPEED_MAX_STREAMS` there, and `max_streams` or `max-streams` in a file."""
 
 _NOT_IN_FILES = frozenset({"config", "help"})
+_CHOSEN = frozenset({"capacity", "max_length", "max_streams", "threads"})
+"""Without a value these are chosen by the server; whatever else has none is not there."""
 
 
 def use_file(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -62,6 +64,9 @@ def lines_in_force(ctx: typer.Context) -> Iterator[str]:
             "ENVIRONMENT": f"environment, {ENVIRONMENT}_{name.upper()}",
             "DEFAULT_MAP": f"file, {ctx.params['config']}",
         }.get("" if source is None else source.name, "built in")
-        # Texts, numbers, true and false are in JSON what they are in TOML.
-        shown = f"# {name} is chosen by itself" if value is None else f"{name} = {json.dumps(value, default=str)}"
+        if value is None:
+            shown = f"# {name} is {'chosen by itself' if name in _CHOSEN else 'not set'}"
+        else:
+            # Texts, numbers, true and false are in JSON what they are in TOML.
+            shown = f"{name} = {json.dumps(value, default=str)}"
         yield f"{shown:<40}  # {origin}"

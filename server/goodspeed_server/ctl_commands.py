@@ -47,7 +47,10 @@ def server(
     token: Annotated[
         str | None, typer.Option(envvar="GOODSPEED_TOKEN", help="An admin's. Better in the environment.")
     ] = None,
-    ca: Annotated[Path | None, typer.Option(help="Certificates to trust: the server's own, if self-signed.")] = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option(envvar="GOODSPEED_CA", help="Certificates to trust: the server's own, if self-signed."),
+    ] = None,
     client_cert: Annotated[Path | None, typer.Option(help="For a server that asks for one.")] = None,
     client_key: Annotated[Path | None, typer.Option(help="Of --client-cert.")] = None,
 ) -> None:

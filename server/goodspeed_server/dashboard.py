@@ -233,7 +233,11 @@ def dashboard() -> dict[str, Any]:
                     "refresh": 1,
                 },
                 _variable("server", "Server", "label_values(goodspeed_rounds_total, instance)"),
-                _variable("agent", "Agent", 'label_values(goodspeed_agent_streams{instance=~"$server"}, agent)'),
+                {
+                    **_variable("agent", "Agent", 'label_values(goodspeed_agent_streams{instance=~"$server"}, agent)'),
+                    # A list of a hundred names would make every question long.
+                    "allValue": ".*",
+                },
                 _variable("api", "Agent's API", "label_values(goodspeed_agent_linked, instance)"),
             ]
         },
@@ -279,7 +283,10 @@ def _panel(number: int, kind: Kind, panel: _Panel, at: tuple[int, int, int, int]
 
 
 def _variable(name: str, label: str, query: str) -> dict[str, Any]:
-    """One whose values Prometheus knows; all of them unless somebody chooses."""
+    """One whose values Prometheus knows; all of them unless somebody chooses.
+
+    All of them are those that its query finds, and not whatever there is: servers and APIs share names of metrics.
+    """
     return {
         "name": name,
         "label": label,
@@ -291,6 +298,5 @@ def _variable(name: str, label: str, query: str) -> dict[str, Any]:
         "sort": 1,
         "multi": True,
         "includeAll": True,
-        "allValue": ".*",
         "current": {"text": ["All"], "value": ["$__all"]},
     }

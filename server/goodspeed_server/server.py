@@ -24,7 +24,7 @@ from goodspeed.addresses import is_loopback_host
 from goodspeed.catalog import Files, digest, fingerprint, load_model, tokenizer_files, weights_digest
 from goodspeed.engine import Engine, Layout
 from goodspeed.errors import GoodSpeedError, InvalidRequest
-from goodspeed.logs import about
+from goodspeed.logs import about, announce
 from goodspeed.messages import MAX_AGENT_FRAME_BYTES, Snapshot, Tokenizer, encode
 from goodspeed.rules import use_rule
 from goodspeed.snapshot import ServerSnapshot
@@ -245,7 +245,7 @@ class VerificationServer:
         self._running.result()
 
     async def run(self, on_listening: Callable[[], None] | None = None) -> None:
-        """Print the address and serve until SIGTERM or SIGINT; a second signal ends the process at once.
+        """Print the address and serve until SIGTERM, SIGINT or SIGHUP; a second SIGTERM or SIGINT ends it at once.
 
         Args:
             on_listening: called once the address is printed.
@@ -258,8 +258,10 @@ class VerificationServer:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _on_signal, number, stop, loop)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+            loop.add_signal_handler(signal.SIGHUP, _on_hangup, stop)
         async with self.listen() as address:
-            print(f"listening on {address}", flush=True)
+            announce("goodspeed-server", f"listening on {address}")
             if on_listening is not None:
                 on_listening()
             await self.until(stop)
@@ -408,6 +410,13 @@ def _on_signal(number: int, stop: asyncio.Event, loop: asyncio.AbstractEventLoop
     logger.info("%s: finishing the round and closing; once more to end at once", signal.Signals(number).name)
     loop.remove_signal_handler(number)
     stop.set()
+
+
+def _on_hangup(stop: asyncio.Event) -> None:
+    # A terminal that is closed may say so twice, and that is not somebody's impatience.
+    if not stop.is_set():
+        logger.info("SIGHUP: finishing the round and closing")
+        stop.set()
 
 
 def _eos_tokens(model: PreTrainedModel) -> frozenset[int]:

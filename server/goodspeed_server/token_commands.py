@@ -10,12 +10,9 @@ from typing import Annotated
 
 import platformdirs
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
 from goodspeed_server.errands import errors_named
-from goodspeed_server.tokens import Role, TokenStore
+from goodspeed_server.tokens import Role, Token, TokenStore
 
 __all__ = ["app"]
 
@@ -57,14 +54,11 @@ def show(
         if as_json:
             print(json.dumps([{k: v for k, v in asdict(token).items() if k != "digest"} for token in known]))
             return
-        table = Table(box=SIMPLE)
-        for heading in ("name", "role", "weight", "streams", "tokens a minute", "created"):
-            table.add_column(heading, no_wrap=True)
-        for token in known:
-            created = time.strftime("%Y-%m-%d %H:%M", time.localtime(token.created_s))
-            limits = [str(limit or "no limit") for limit in (token.max_streams, token.tokens_per_minute)]
-            table.add_row(token.name, token.role, f"{token.weight:g}", *limits, created)
-        Console().print(table)
+        # Names come last and in one piece, however long: a terminal folds them, and what is copied is the name.
+        rows = [("role", "weight", "streams", "tokens a minute", "created", "name"), *map(_row, known)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for *cells, name in rows:
+            print("  ".join([*(f"{cell:<{width}}" for cell, width in zip(cells, widths, strict=False)), name]))
 
 
 @app.command()
@@ -72,3 +66,9 @@ def revoke(name: Annotated[str, typer.Argument(help="Whose it is.")], tokens: To
     """Take a token back: its links are cut within seconds."""
     with errors_named():
         TokenStore(tokens).revoke(name)
+
+
+def _row(token: Token) -> tuple[str, ...]:
+    limits = [str(limit or "no limit") for limit in (token.max_streams, token.tokens_per_minute)]
+    created = time.strftime("%Y-%m-%d %H:%M", time.localtime(token.created_s))
+    return token.role, f"{token.weight:g}", *limits, created, token.name

@@ -7,8 +7,10 @@ import contextlib
 import json
 import os
 import pty
+import re
 import signal
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -79,11 +81,12 @@ async def test_top_shows_a_real_server() -> None:
     assert (process.returncode, snapshot["model"], snapshot["streams"]) == (0, "pico-target", 0)
 
 
-async def test_the_monitor_draws_in_the_servers_own_terminal() -> None:
+@contextlib.asynccontextmanager
+async def in_a_terminal(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, bytearray]]:
+    """A `goodspeed-server` on a terminal, once its monitor is drawn, and what the terminal is told; all, at the end."""
     controller, terminal = pty.openpty()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "goodspeed_server", "run", "--port", "0", "--threads", "1", "--monitor",
-        stdin=terminal, stdout=terminal, stderr=terminal,
+        sys.executable, "-m", "goodspeed_server", *arguments, stdin=terminal, stdout=terminal, stderr=terminal,
         env=os.environ | {"TERM": "xterm-256color", "LINES": "30", "COLUMNS": "110"},
     )  # fmt: skip
     os.close(terminal)
@@ -101,16 +104,26 @@ async def test_the_monitor_draws_in_the_servers_own_terminal() -> None:
     try:
         await asyncio.wait([reading, asyncio.create_task(drawn.wait())], return_when=asyncio.FIRST_COMPLETED)
         assert drawn.is_set(), shown.decode(errors="replace")
-        process.send_signal(signal.SIGTERM)
-        assert await process.wait() == 0
-        await reading
-        assert b"listening on" in shown
+        yield process, shown
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
         await reading
         os.close(controller)
+
+
+async def test_monitors_draw_in_a_terminal_and_give_it_back_when_it_hangs_up() -> None:
+    async with in_a_terminal("run", "--port", "0", "--threads", "1", "--monitor") as (process, shown):
+        listening = re.search(rb"listening on (ws://\S+)", shown)
+        assert listening is not None
+        async with in_a_terminal("top", listening[1].decode()) as (top, picture):
+            top.send_signal(signal.SIGHUP)
+            assert await top.wait() == -signal.SIGHUP
+        process.send_signal(signal.SIGHUP)
+        assert await process.wait() == 0
+    for screen in (picture, shown):
+        assert screen.endswith(b"\x1b[?25h\x1b[?1049l"), bytes(screen[-200:])
 
 
 async def test_a_server_that_cannot_start_says_why() -> None:

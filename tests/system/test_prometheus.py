@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import math
+import re
 import shutil
 import socket
 import ssl
@@ -15,7 +16,9 @@ import urllib.request
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 import trustme
 from openai import AsyncOpenAI
@@ -49,7 +52,7 @@ async def test_a_real_prometheus_finds_what_every_panel_asks_for(tmp_path: Path)
             for shipped, url in (("gpu.example:8765", address), ("127.0.0.1:11435", api))
         }
         async with prometheus(tmp_path, targets) as found, AsyncOpenAI(base_url=api, api_key="none") as client:
-            left = list(questions())
+            left = list(questions(*targets.values()))
             try:
                 async with asyncio.timeout(DEADLINE_S):
                     while left:
@@ -61,6 +64,17 @@ async def test_a_real_prometheus_finds_what_every_panel_asks_for(tmp_path: Path)
                         left = [question for question in left if not await has_data(found, question)]
             except TimeoutError:
                 raise AssertionError(f"nothing came of {left}; {await about_targets(found)}") from None
+            # Servers and APIs both tell it, and no server is counted for an API or the other way round.
+            assert await instances(found, "goodspeed_num_requests_running") == set(targets.values())
+            for name, at in zip(("server", "api"), targets.values(), strict=True):
+                assert await instances(found, series_of(name)) == {at}
+            (running,) = (
+                question for question in expressions() if question.startswith("sum(goodspeed_num_requests_ru")
+            )
+            counted = running.replace("sum(", "count(").replace(
+                "$server", as_grafana_quotes(targets["gpu.example:8765"])
+            )
+            assert [sample["value"][1] for sample in await answers(found, counted)] == ["1"]
         _, of_server = await asyncio.to_thread(
             fetch, metrics_of(address), ca=tmp_path / "ca.pem", token=secrets["monitor"]
         )
@@ -73,9 +87,14 @@ async def test_the_shipped_configuration_is_one() -> None:
     assert await promtool("check", "config", "--syntax-only", str(SHIPPED)) == (0, "")
 
 
-def questions() -> Iterator[str]:
-    """What the panels and the variables ask, with everything chosen."""
-    chosen = {"$__rate_interval": "1m", "$server": ".*", "$agent": ".*", "$api": ".*"}
+def questions(server_at: str, api_at: str) -> Iterator[str]:
+    """What the panels and the variables ask, with everything chosen: as Grafana does it, of instances the list."""
+    chosen = {
+        "$__rate_interval": "1m",
+        "$agent": ".*",
+        "$server": as_grafana_quotes(server_at),
+        "$api": as_grafana_quotes(api_at),
+    }
     variables = [
         f"count by ({label.strip()}) ({series})"
         for variable in dashboard()["templating"]["list"]
@@ -89,12 +108,33 @@ def questions() -> Iterator[str]:
         yield question
 
 
+def as_grafana_quotes(value: str) -> str:
+    """A value of a variable within a regular expression, within a string of PromQL."""
+    return re.escape(value).replace("\\", "\\\\")
+
+
+def series_of(name: str) -> str:
+    """What a variable takes its values from."""
+    (found,) = (variable for variable in dashboard()["templating"]["list"] if variable["name"] == name)
+    return str(found["definition"]).removeprefix("label_values(").removesuffix(", instance)")
+
+
+async def instances(found: str, series: str) -> set[str]:
+    """Who tells it."""
+    return {sample["metric"]["instance"] for sample in await answers(found, series)}
+
+
 async def has_data(found: str, question: str) -> bool:
-    """Whether there is a number behind a question, which it has to understand."""
+    """Whether there is a number behind a question."""
+    return any(math.isfinite(float(sample["value"][1])) for sample in await answers(found, question))
+
+
+async def answers(found: str, question: str) -> list[dict[str, Any]]:
+    """Every series behind a question, which Prometheus has to understand."""
     url = f"{found}/api/v1/query?{urllib.parse.urlencode({'query': question})}"
     status, body = await asyncio.to_thread(fetch, url)
     assert status == 200, (question, body)
-    return any(math.isfinite(float(sample["value"][1])) for sample in json.loads(body)["data"]["result"])
+    return msgspec.convert(json.loads(body)["data"]["result"], list[dict[str, Any]])
 
 
 async def about_targets(found: str) -> list[tuple[str, str]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import platform
 import random
 import signal
 import ssl
 import sys
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
 
 from rich.console import Console
@@ -221,20 +222,23 @@ async def _until(stop: asyncio.Event, work: Coroutine[None, None, None]) -> None
 
 @contextlib.contextmanager
 def _quit_on_signal(stop: asyncio.Event) -> Iterator[None]:
-    """Ctrl-C ends the monitor in order, and `kill` the process: after the screen has been given back."""
+    """Ctrl-C ends the monitor in order, and `kill` or a hangup the process: after the screen has been given back."""
     loop = asyncio.get_running_loop()
-    killed = False
+    killed_by: list[signal.Signals] = []
 
-    def kill() -> None:
-        nonlocal killed
-        killed = True
+    def kill(number: signal.Signals) -> None:
+        killed_by.append(number)
         stop.set()
 
-    handlers = {signal.SIGINT: stop.set, signal.SIGTERM: kill}
+    handlers: dict[signal.Signals, Callable[[], None]] = {signal.SIGINT: stop.set}
     try:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            # Who started it with nohup wants it to stay.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                handlers[number] = functools.partial(kill, number)
         for number, handler in handlers.items():
             loop.add_signal_handler(number, handler)
-    except (NotImplementedError, RuntimeError, ValueError):
+    except (AttributeError, NotImplementedError, RuntimeError, ValueError):
         # Not on Windows, nor off the main thread; there KeyboardInterrupt does the same, less quietly.
         yield
         return
@@ -243,5 +247,5 @@ def _quit_on_signal(stop: asyncio.Event) -> Iterator[None]:
     finally:
         for number in handlers:
             loop.remove_signal_handler(number)
-        if killed:
-            signal.raise_signal(signal.SIGTERM)
+        for number in killed_by[:1]:
+            signal.raise_signal(number)
