@@ -119,7 +119,7 @@ def test_what_is_built_in_takes_options_too() -> None:
         ("own_classes:Mine(3)", r"the options of own_classes:Mine\(3\) cannot be read"),
         ("own_classes:Mine(beta=open('x'))", "cannot be read: they are like"),
         ("own_classes:Mine(beta=1)+f(x=2)", "cannot be read: they are like"),
-        ("own_classes:Greedy", "cannot plan for three streams: SchedulerFault: Greedy gave out 20 tokens"),
+        ("own_classes:Greedy", "cannot plan for three streams: Greedy gave out 20 tokens"),
         ("seconds(beta=1)", "the scheduler .* cannot be made: TypeError"),
     ],
 )  # fmt: skip

@@ -177,6 +177,59 @@ def test_results_say_what_ran_and_can_be_read_back(mixed: Path, tmp_path: Path) 
         Results.from_json(b"{}")
 
 
+BAD = """
+import numpy as np
+from goodspeed.scheduling import Plan
+
+class Bad:
+    def __init__(self, how):
+        self.how, self.asked = how, 0
+
+    def plan(self, demand, capacity):
+        self.asked += 1
+        zeros = np.zeros(len(demand), dtype=np.int64)
+        if self.asked < 6:
+            return Plan(zeros)
+        match self.how:
+            case "overspends":
+                return Plan(demand.limit)
+            case "fraction":
+                return Plan(zeros + 0.5)
+            case "negative":
+                return Plan(zeros - 1)
+            case "shape":
+                return Plan(zeros[:0])
+        raise LookupError("nobody there")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("overspends", "Bad gave out 16 tokens: the capacity is 3"),
+        ("fraction", "Bad answered float64 of shape (1,) for 1 streams: it must be one integer a stream"),
+        ("negative", "Bad gave a stream a budget of -1"),
+        ("shape", "Bad answered int64 of shape (0,)"),
+        ("raises", "Bad raised LookupError: nobody there"),
+    ],
+)
+@pytest.mark.parametrize("rounds", ["barrier", "rolling"])
+def test_a_scheduler_that_goes_wrong_is_named_with_contender_and_seed(
+    tmp_path: Path, rounds: str, how: str, sentence: str
+) -> None:
+    (tmp_path / "bad.py").write_text(BAD)
+    file = tmp_path / "scenario.toml"
+    contender = f"""{{ name = "mine", scheduler = "{tmp_path / "bad.py"}:Bad(how='{how}')", rounds = "{rounds}" }}"""
+    file.write_text(
+        f"name = 'x'\nseeds = [7]\nserver.capacity = 3\nschedulers = [{contender}]\n"
+        "agents = [{name = 'a', acceptance = 0.5}]"
+    )
+    refused = CliRunner().invoke(app, ["simulate", str(file)])
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("goodspeed: mine, seed 7: Bad ")
+    assert sentence in refused.stderr
+
+
 def test_the_same_seed_gives_the_same_figures_and_the_command_line_decides(mixed: Path) -> None:
     runner = CliRunner()
     one, two = (
