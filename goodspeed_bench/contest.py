@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from goodspeed.catalog import load_model
 from goodspeed.engine import Engine
-from goodspeed.errors import SchedulerFault
+from goodspeed.errors import RuleFault, SchedulerFault
 from goodspeed.scenarios import AgentOutcome, Contender, Machine, Quantiles, Results, Run, Scenario, Versions
 from goodspeed.scenarios.people import Person, people
 from goodspeed.scenarios.results import command_line
@@ -106,8 +106,8 @@ async def bench_scenario(
                     watch(f"{contender.label}, seed {seed}")
                     try:
                         run, reports = await _run(contest, contender, edges, seed)
-                    except SchedulerFault as fault:
-                        raise SchedulerFault(f"{contender.label}, seed {seed}: {fault}") from fault
+                    except (SchedulerFault, RuleFault) as fault:
+                        raise type(fault)(f"{contender.label}, seed {seed}: {fault}") from fault
                     runs.append(run)
                     compared.note([_of_seed(report, seed) for report in reports])
     return Results(

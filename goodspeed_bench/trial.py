@@ -150,8 +150,8 @@ async def listening(
 
 async def _watch(server: VerificationServer) -> None:
     """Leave the context with what the server failed by."""
-    while server.failure is None:
-        await asyncio.sleep(_LOOK_EVERY_S)  # rounds and scheduler fail in two places, of which nobody is told
+    while server.failure is None:  # noqa: ASYNC110  # rounds and scheduler fail in two places, which tell nobody
+        await asyncio.sleep(_LOOK_EVERY_S)
     raise server.failure
 
 

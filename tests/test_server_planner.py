@@ -15,7 +15,7 @@ from goodspeed.leads import PROBE_EVERY_S, PROBE_GIVE_UP_S, PROBE_TOKENS
 from goodspeed.messages import Draft, DraftEnd
 from goodspeed.rules import RULES
 from goodspeed.sampling import SamplingParams
-from goodspeed.scheduling import Demand, Plan, PlainDecoding
+from goodspeed.scheduling import Demand, PlainDecoding, Plan
 from goodspeed.stream import Commit, ServedStream
 from goodspeed.timing import Pace
 from goodspeed.verification import Judgement, Rule
