@@ -355,8 +355,6 @@ class _World:
         else:
             stream.budget = 0
             lead = min(PROBE_TOKENS, agent.max_draft) if stream.probing.wanted(now) else 0
-        if lead and agent.drafts_ahead:
-            lead = min(2 * lead + 1, agent.max_draft)
         guessing = stream.guessing
         if lead and not guessing.under_way:
             run = int(hits_in_a_row(agent.alpha_at(now), self._random))
