@@ -124,6 +124,36 @@ def test_a_number_that_cannot_be_is_refused_with_what_it_may_be(
     assert sentence in refusal(tmp_path, text)
 
 
+def test_files_of_ones_own_are_looked_for_beside_the_scenario_and_then_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside, here = tmp_path / "beside", tmp_path / "here"
+    for folder, names in ((beside, ("both", "one", "rule")), (here, ("both", "other"))):
+        folder.mkdir()
+        for name in names:
+            (folder / f"{name}.py").write_text("from goodspeed.scheduling import FixedS as Own\n")
+    monkeypatch.chdir(here)
+    file = beside / "scenario.toml"
+    text = (
+        "name = 'x'\nagents = [{name = 'a', acceptance = 0.5}]\nschedulers = ['both.py:Own(length=2)', 'other.py:Own', "
+    )
+    file.write_text(f"{text}{{ name = 'n', scheduler = './one.py:Own' }}, 'fixed']\nserver.rule = 'rule.py:Own'")
+    scenario = read_scenario(file)
+    assert [(each.label, each.scheduler) for each in scenario.contenders] == [
+        ("both.py:Own(length=2)", f"{beside / 'both.py'}:Own(length=2)"),
+        ("other.py:Own", "other.py:Own"),
+        ("n", f"{beside / 'one.py'}:Own"),
+        ("fixed", "fixed"),
+    ]
+    assert scenario.server.rule == f"{beside / 'rule.py'}:Own"
+    assert chosen(scenario, ["both.py:Own(length=2)"], None, None).contenders == scenario.contenders[:1]
+    file.write_text(f"{text}'none.py:Own']")
+    with pytest.raises(InvalidRequest) as refused:
+        read_scenario(file)
+    looked = f"there is no {beside / 'none.py'} nor {here / 'none.py'}"
+    assert str(refused.value) == f"{file}: schedulers[2] is none.py:Own, and {looked}"
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"nowhere\.toml cannot be read"):
         read_scenario(tmp_path / "nowhere.toml")

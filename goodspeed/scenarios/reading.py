@@ -9,8 +9,10 @@ from pathlib import Path
 
 import msgspec
 from msgspec import Struct, inspect
+from msgspec.structs import replace
 
 from goodspeed.errors import InvalidRequest
+from goodspeed.plugins import file_of
 from goodspeed.scenarios.scenario import (
     Acceptance,
     AgentGroup,
@@ -58,9 +60,36 @@ def read_scenario(path: Path) -> Scenario:
     except tomllib.TOMLDecodeError as error:
         raise InvalidRequest(f"{path} is no TOML: {error}") from None
     try:
-        return msgspec.convert(content, Scenario)
+        scenario = msgspec.convert(content, Scenario)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"{path}: {problem_said(str(error))}") from None
+    return _placed(scenario, path)
+
+
+def _placed(scenario: Scenario, path: Path) -> Scenario:
+    """With the files of one's own classes as they are found from here; what tables call them stays."""
+    contenders: list[str | Contender] = []
+    for place, contender in enumerate(scenario.schedulers):
+        named = Contender(contender) if isinstance(contender, str) else contender
+        scheduler = _found(named.scheduler, path, f"schedulers[{place}]")
+        changed = scheduler != named.scheduler
+        contenders.append(replace(named, scheduler=scheduler, name=named.label) if changed else contender)
+    server = replace(scenario.server, rule=_found(scenario.server.rule, path, "server.rule"))
+    return replace(scenario, server=server, schedulers=tuple(contenders))
+
+
+def _found(given: str, path: Path, key: str) -> str:
+    """A place whose file is looked for beside the scenario, and then in the working directory."""
+    file = file_of(given)
+    if file is None:
+        return given
+    beside = path.parent / file
+    if beside.is_file():
+        return f"{beside}{given.strip()[len(file) :]}"
+    if not Path(file).is_file():
+        looked = dict.fromkeys([str(beside.resolve()), str(Path(file).resolve())])
+        raise InvalidRequest(f"{path}: {key} is {given}, and there is no {' nor '.join(looked)}")
+    return given
 
 
 def problem_said(problem: str) -> str:

@@ -188,7 +188,8 @@ class Contender(Table, frozen=True):
     """One way to run the server; what is None is as the scenario's server has it."""
 
     scheduler: str
-    """A name, an entry point or a place, with options if it has any; see `goodspeed.plugins`."""
+    """A name, an entry point or a place, with options if it has any; see `goodspeed.plugins`. A file is looked for
+    beside the scenario's, and then in the working directory; so is the server's rule."""
     name: str = ""
     """In tables and plots; the scheduler's by default."""
     capacity: Whole | None = None
