@@ -229,9 +229,9 @@ class Scenario(Table, frozen=True):
                     f"agents[{place}].joins_at_s is {group.joins_at_s:g}: it must be less than duration_s, "
                     f"{self.duration_s:g}"
                 )
-        twice = next((seed for seed in self.seeds if self.seeds.count(seed) > 1), None)
-        if twice is not None:
-            raise ValueError(f"seeds has {twice} more than once: each must be another")
+        repeated = next((seed for seed in self.seeds if self.seeds.count(seed) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"seeds has {repeated} more than once: each must be another")
         for what, names in (
             ("agents", [group.name for group in self.agents]),
             ("schedulers", [contender.label for contender in self.contenders]),
