@@ -144,6 +144,8 @@ async def listening(
             recorder.began_at = time.monotonic()
             yield engines[0], recorder, address
             watching.cancel()
+            if server.failure is not None:
+                raise server.failure  # since it was last looked at
     except ExceptionGroup as troubles:
         raise server.failure or troubles.exceptions[0] from None
 
