@@ -16,6 +16,7 @@ GoodSpeedError
 │   └── TokenizerMismatch     draft and target do not share a tokenizer
 ├── CorruptData           a file of ours is cut off, or no such file
 ├── SchedulerFault        a scheduler planned what cannot be
+├── RuleFault             a verification rule judged what cannot be
 └── EngineFull            every row of the KV slab is taken
 ```
 
@@ -36,6 +37,7 @@ __all__ = [
     "Overloaded",
     "ProtocolError",
     "Refused",
+    "RuleFault",
     "SchedulerFault",
     "TargetChanged",
     "TokenizerMismatch",
@@ -154,6 +156,12 @@ class SchedulerFault(GoodSpeedError):
     """A scheduler planned what cannot be: somebody else's class, most likely."""
 
     code = "scheduler_fault"
+
+
+class RuleFault(GoodSpeedError):
+    """A verification rule judged what cannot be, or failed: somebody else's class, most likely."""
+
+    code = "rule_fault"
 
 
 class EngineFull(GoodSpeedError):

@@ -26,19 +26,23 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
 
 from goodspeed.errors import InvalidRequest
 
-__all__ = ["Kind", "find", "installed", "make", "unknown"]
+__all__ = ["Kind", "file_of", "find", "installed", "make", "unknown"]
 
 T = TypeVar("T")
 
+_LONGEST = 4096
+"""Characters of what is given, options included."""
+_SHOWN = 80
+
 _GIVEN = re.compile(r"(?P<name>[^()]+?)\s*(?:\((?P<options>.*)\))?", re.DOTALL)
-_PLACE = re.compile(r"(?P<where>.+\.py|[A-Za-z_][\w.]*):(?P<what>[A-Za-z_][\w.]*)")
+_PLACE = re.compile(r"(?P<where>[^\0]+\.py|[A-Za-z_][\w.]*):(?P<what>[A-Za-z_][\w.]*)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,10 @@ def find(kind: Kind[T], given: str) -> tuple[Callable[..., T], dict[str, Any]] |
     Raises:
         InvalidRequest: the place cannot be imported or holds no such class, or the options cannot be read.
     """
+    if len(given) > _LONGEST:
+        raise InvalidRequest(
+            f"the {kind.name} {_short(given)} has {len(given)} characters: at most {_LONGEST:,} can be"
+        )
     parts = _GIVEN.fullmatch(given.strip())
     if parts is None:
         return None
@@ -110,6 +118,13 @@ def installed(kind: Kind[Any], given: str) -> bool:
     return name in kind.built_in or bool(entry_points(group=kind.group, name=name))
 
 
+def file_of(given: str) -> str | None:
+    """The file of a place, as the user named it; None where a name or a module is given."""
+    parts = _GIVEN.fullmatch(given.strip()) if len(given) <= _LONGEST else None
+    place = parts and _PLACE.fullmatch(parts["name"])
+    return place["where"] if place and place["where"].endswith(".py") else None
+
+
 def unknown(kind: Kind[Any], given: str, also: tuple[str, ...] = (), *, places: bool = True) -> InvalidRequest:
     """That there is no such name.
 
@@ -130,7 +145,7 @@ def _maker(kind: Kind[T], name: str) -> Callable[..., T] | None:
     if name in kind.built_in:
         return kind.built_in[name]
     points = entry_points(group=kind.group, name=name)
-    place = next(iter(points)).value if points else name
+    place = _place_of(next(iter(points)), kind) if points else name
     parts = _PLACE.fullmatch(place)
     if parts is None:
         return None
@@ -146,22 +161,32 @@ def _maker(kind: Kind[T], name: str) -> Callable[..., T] | None:
     return maker  # type: ignore[no-any-return]  # what it makes is looked at by `make`
 
 
+def _place_of(point: EntryPoint, kind: Kind[Any]) -> str:
+    """What an entry point names, without the extras that it may ask for."""
+    place = point.value.partition("[")[0].replace(" ", "")
+    if _PLACE.fullmatch(place) is None:
+        raise InvalidRequest(
+            f"the entry point {point.name} names no {kind.name}: it is {point.value!r}, and should be like module:Class"
+        )
+    return place
+
+
 def _module(kind: Kind[Any], where: str) -> ModuleType:
     """Import it; a file's module is kept under its path, and so imported once."""
+    file = Path(where).resolve() if where.endswith(".py") else None
+    if file is not None and not file.is_file():
+        raise InvalidRequest(f"there is no {file}, where the {kind.name} should be")
     try:
-        if not where.endswith(".py"):
+        if file is None:
             # Where a console script is started is not on the path; behind everything else, so that it hides nothing.
             if not {"", os.getcwd()} & set(sys.path):
                 sys.path.append(os.getcwd())
             return importlib.import_module(where)
-        file = Path(where).resolve()
         if str(file) not in sys.modules:
             _run_file(file)
         return sys.modules[str(file)]
     except Exception as error:
-        if isinstance(error, FileNotFoundError) or (
-            isinstance(error, ModuleNotFoundError) and f"{where}.".startswith(f"{error.name}.")
-        ):
+        if isinstance(error, ModuleNotFoundError) and f"{where}.".startswith(f"{error.name}."):
             raise InvalidRequest(f"there is no {where}, where the {kind.name} should be") from None
         raise InvalidRequest(f"{where}, where the {kind.name} should be, fails: {_described(error)}") from error
 
@@ -171,22 +196,34 @@ def _run_file(file: Path) -> None:
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[str(file)] = importlib.util.module_from_spec(spec)
+    # As if it were run: what lies beside it can be imported.
+    beside = str(file.parent)
+    sys.path.insert(0, beside)
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[str(file)]
         raise
+    finally:
+        if beside in sys.path:
+            sys.path.remove(beside)
 
 
 def _options(given: str, text: str) -> dict[str, Any]:
-    unreadable = InvalidRequest(f"the options of {given} cannot be read: they are like (beta=0.3, name='x')")
+    unreadable = InvalidRequest(f"the options of {_short(given)} cannot be read: they are like (beta=0.3, name='x')")
     try:
         call = ast.parse(f"f({text})", mode="eval").body
-        if isinstance(call, ast.Call) and not call.args and all(keyword.arg for keyword in call.keywords):
-            return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-    except (SyntaxError, ValueError):
-        pass
+        if isinstance(call, ast.Call) and not call.args:
+            options = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+            if None not in options and len(options) == len(call.keywords):
+                return {str(name): value for name, value in options.items()}
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        pass  # what Python says of it is about Python's parser
     raise unreadable
+
+
+def _short(given: str) -> str:
+    return given if len(given) <= _SHOWN else f"{given[:_SHOWN]}..."
 
 
 def _lacking(made: object, interface: type[Any]) -> str:

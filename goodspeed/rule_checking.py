@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from goodspeed.errors import InvalidRequest
-from goodspeed.rules import Drawn, VerificationRule
+from goodspeed.errors import InvalidRequest, RuleFault
+from goodspeed.rules import Drawn, VerificationRule, checked_judgement
 
 __all__ = ["LARGEST_SCORE", "Finding", "check_rule"]
 
@@ -62,6 +62,7 @@ def check_rule(rule: VerificationRule, *, trials: int = 20_000, seed: int = 0) -
 
     Raises:
         InvalidRequest: the rule fails, or cannot refuse bytes that mean nothing.
+        RuleFault: it judges what cannot be.
     """
     random = np.random.default_rng(seed)
     target, draft = (random.dirichlet(np.full(_VOCAB, 0.8), _VOCAB) for _ in range(2))  # [before, token]
@@ -81,7 +82,7 @@ def check_rule(rule: VerificationRule, *, trials: int = 20_000, seed: int = 0) -
             _tried(rule, target, how, trials, name, length)
             for name, how, length in (("drawn", drawn, _DRAFT), ("settled", settled, _DRAFT), ("none", drawn, 0))
         ]
-    except InvalidRequest:
+    except (InvalidRequest, RuleFault):
         raise
     # Whatever a class of the user's raises, the user is who can do something about it.
     except Exception as error:
@@ -126,7 +127,7 @@ def _round(
         sent += drawn.evidence
     behind: Sequence[int] = [text[-1], *tokens]
     log_p = torch.from_numpy(np.log(target[behind])).float()  # [S + 1, vocab]
-    judgement = rule.judge(log_p, tokens, rule.read(sent, tokens, _VOCAB), text_seed, base)
+    judgement = checked_judgement(rule, log_p, tokens, rule.read(sent, tokens, _VOCAB), text_seed, base)
     text += [*tokens[: judgement.accepted], judgement.token]
     return judgement.accepted, length
 

@@ -12,15 +12,17 @@ gives it one that is not installed.
 
 from __future__ import annotations
 
+import contextlib
+import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from goodspeed.errors import InvalidRequest
+from goodspeed.errors import InvalidRequest, RuleFault
 from goodspeed.plugins import Kind, make
 from goodspeed.sampling.noise import gumbel, position_keys
 from goodspeed.verification import (
@@ -38,7 +40,18 @@ from goodspeed.verification import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["RULE", "RULES", "Coupled", "Drawn", "Ratio", "VerificationRule", "rule_named", "use_rule"]
+__all__ = [
+    "RULE",
+    "RULES",
+    "Coupled",
+    "Drawn",
+    "Ratio",
+    "VerificationRule",
+    "checked_judgement",
+    "faults_named",
+    "rule_named",
+    "use_rule",
+]
 
 _PLACE_VARIABLE = "GOODSPEED_RULE"
 _LONGEST_NAME = 64
@@ -104,6 +117,42 @@ class VerificationRule(Protocol):
             seed: of the stream; an agent knows it, so coins that it must not foresee need domains of their own.
             base: the committed length the draft builds on.
         """
+
+
+@contextlib.contextmanager
+def faults_named(rule: VerificationRule) -> Iterator[None]:
+    """Whatever a rule raises, somebody else's class most likely, is a `RuleFault` that names it."""
+    try:
+        yield
+    except Exception as error:
+        raise RuleFault(f"the rule {rule.name} raised {type(error).__name__}: {error}") from error
+
+
+def checked_judgement(
+    rule: VerificationRule, log_p: Tensor, drafted: Sequence[int], evidence: Sequence[Any], seed: int, base: int
+) -> Judgement:
+    """Have a rule judge, and see that what it answers can be.
+
+    Raises:
+        RuleFault: naming the rule, and what is wrong with its judgement, or what it raised.
+    """
+    size, vocab_size = len(drafted), log_p.shape[-1]
+    with faults_named(rule):
+        judgement: object = rule.judge(log_p, drafted, evidence, seed, base)
+    if not isinstance(judgement, Judgement):
+        raise RuleFault(f"the rule {rule.name} answered {type(judgement).__name__}: it must be a Judgement")
+    try:
+        accepted, token = operator.index(judgement.accepted), operator.index(judgement.token)
+        ratios = None if judgement.ratios is None else tuple(map(float, judgement.ratios))
+    except (TypeError, ValueError) as error:
+        raise RuleFault(f"the rule {rule.name} answered {judgement}: {error}") from error
+    if not 0 <= accepted <= size:
+        raise RuleFault(f"the rule {rule.name} accepted {accepted} tokens: it must be 0 to {size}, what was drafted")
+    if not 0 <= token < vocab_size:
+        raise RuleFault(f"the rule {rule.name} drew the token {token}: it must be 0 to {vocab_size - 1}")
+    if ratios is not None and (len(ratios) != size or not all(0 <= ratio <= 1 for ratio in ratios)):
+        raise RuleFault(f"the rule {rule.name} has wrong ratios: they must be 0 to 1, one for each of {size} tokens")
+    return Judgement(accepted, token, ratios)
 
 
 class Coupled:

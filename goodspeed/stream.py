@@ -238,8 +238,10 @@ def check_draft(message: Draft, budget: int, vocab_size: int, rule: Rule) -> lis
     _check_ids(message.tokens, vocab_size, "draft_out_of_range")
     try:
         evidence = list(rule_named(rule).read(message.q, message.tokens, vocab_size))
-    except (ValueError, IndexError, TypeError, KeyError) as error:
-        # A rule of somebody's own; whatever a peer sent, it is the peer who is told.
+    except InvalidRequest:
+        raise
+    # A rule of somebody's own; whatever a peer sent, it is the peer who is told.
+    except Exception as error:
         raise InvalidRequest(f"what was sent with the draft cannot be read: {error}", code="invalid_q") from error
     if evidence and len(evidence) != len(message.tokens):
         raise InvalidRequest(

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from goodspeed.catalog import load_model
 from goodspeed.engine import Engine
-from goodspeed.errors import InvalidRequest
+from goodspeed.errors import InvalidRequest, RuleFault, SchedulerFault
 from goodspeed.scenarios import AgentOutcome, Contender, Machine, Quantiles, Results, Run, Scenario, Versions
 from goodspeed.scenarios.people import Person, people
 from goodspeed.scenarios.results import command_line
@@ -110,7 +110,10 @@ async def bench_scenario(
                     await _rehearse(contest, edges, rehearse)
                 for contender in scenario.contenders:
                     watch(f"{contender.label}, seed {seed}")
-                    run, reports = await _run(contest, contender, edges, seed)
+                    try:
+                        run, reports = await _run(contest, contender, edges, seed)
+                    except (SchedulerFault, RuleFault) as fault:
+                        raise type(fault)(f"{contender.label}, seed {seed}: {fault}") from fault
                     runs.append(run)
                     compared.note([_of_seed(report, seed) for report in reports])
     return Results(

@@ -30,6 +30,7 @@ __all__ = ["Setting", "Trial", "Window", "listening", "run_trial", "serving"]
 
 _PATIENCE_S = 10.0
 """The paper's barrier has no deadline; this one is never reached."""
+_LOOK_EVERY_S = 0.25
 _FULL_HOUSE = 8
 """The streams that a policy's capacity is meant for."""
 
@@ -121,7 +122,12 @@ async def serving(policy: Policy, setting: Setting) -> AsyncIterator[tuple[Engin
 async def listening(
     settings: ServerSettings, model: PreTrainedModel, make: Callable[..., Engine]
 ) -> AsyncIterator[tuple[Engine, Recorder, str]]:
-    """A server around a target and an engine of one's own making: its engine, its observer, and its address."""
+    """A server around a target and an engine of one's own making: its engine, its observer, and its address.
+
+    Raises:
+        SchedulerFault: the scheduler failed; the context is left at once, since what follows is plain decoding.
+        Exception: whatever else ended the rounds meanwhile, rather than what came of that.
+    """
     engines: list[Engine] = []
 
     def make_engine(*what: Any, **how: Any) -> Engine:
@@ -132,9 +138,23 @@ async def listening(
     server = VerificationServer(
         settings, model, tokenizer_files(settings.model), make_engine=make_engine, observer=recorder
     )
-    async with server.listen() as address:
-        recorder.began_at = time.monotonic()
-        yield engines[0], recorder, address
+    try:
+        async with server.listen() as address, asyncio.TaskGroup() as group:
+            watching = group.create_task(_watch(server))
+            recorder.began_at = time.monotonic()
+            yield engines[0], recorder, address
+            watching.cancel()
+            if server.failure is not None:
+                raise server.failure  # since it was last looked at
+    except ExceptionGroup as troubles:
+        raise server.failure or troubles.exceptions[0] from None
+
+
+async def _watch(server: VerificationServer) -> None:
+    """Leave the context with what the server failed by."""
+    while server.failure is None:  # noqa: ASYNC110  # rounds and scheduler fail in two places, which tell nobody
+        await asyncio.sleep(_LOOK_EVERY_S)
+    raise server.failure
 
 
 def _engine_maker(policy: Policy, pass_time: PassTime | None) -> Callable[..., Engine]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from goodspeed.errors import GoodSpeedError, InvalidRequest
+from goodspeed.errors import GoodSpeedError, InvalidRequest, SchedulerFault
 from goodspeed.scenarios import AgentGroup, Contender, Scenario, Server, read_scenario
 from goodspeed.scenarios.people import people
 from goodspeed.scenarios.results import Results
@@ -70,6 +70,33 @@ async def test_a_scenario_runs_in_real_processes(tmp_path: Path) -> None:
         assert near.first_token_ms.p50 <= 1e3 * near.text_s.p50
         assert run.rounds > 0
         assert run.round_ms is not None
+
+
+async def test_a_scheduler_that_fails_in_a_bench_is_named_at_once(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text(
+        "import numpy as np\nfrom goodspeed.scheduling import Plan\n\nclass Bad:\n    asked = 0\n"
+        "    def plan(self, demand, capacity):\n        self.asked += 1\n"
+        "        return Plan(np.zeros(len(demand), dtype=np.int64) - (self.asked > 3))\n"
+    )
+    group = AgentGroup("near", draft="suffix", draft_ms=1.0, round_trip_ms=4.0, new_tokens=8, texts=1)
+    scenario = Scenario(
+        "small",
+        (group,),
+        duration_s=600.0,
+        server=Server(capacity=8, rounds="barrier", verification=Verification(emulated=False)),
+        schedulers=(Contender(f"{tmp_path / 'bad.py'}:Bad", "mine"),),
+    )
+
+    @contextlib.asynccontextmanager
+    async def here(_rule: str) -> AsyncIterator[Ask]:
+        host = Host(tmp_path)
+        yield host.obey
+        await host.obey(Stop())
+
+    with pytest.raises(SchedulerFault, match="mine, seed 0: Bad gave a stream a budget of -1"):
+        await bench_scenario(
+            scenario, tmp_path, rehearse=0, device="cpu", dtype="float32", watch=lambda _: None, agents=here
+        )
 
 
 def test_a_contender_that_cannot_be_is_refused_before_anything_runs() -> None:

@@ -97,6 +97,54 @@ def test_an_entry_point_has_a_name_of_its_own(own: str, monkeypatch: pytest.Monk
         ServerSettings(scheduler="goldn")
 
 
+def test_an_entry_point_may_ask_for_extras_and_has_to_name_a_class(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"rich": "own_classes:Mine [rich, fast]", "bare": "own_classes", "odd": "own_classes:Mine:x"}
+    installed = EntryPoints([EntryPoint(name, value, "goodspeed.schedulers") for name, value in values.items()])
+    monkeypatch.setattr(plugins, "entry_points", lambda **wanted: installed.select(**wanted))
+    assert type(make_scheduler("rich(beta=0.5)", AlphaFair())).__name__ == "Mine"
+    for name in ("bare", "odd"):
+        sentence = f"the entry point {name} names no scheduler: it is '{values[name]}', and should be like module:Class"
+        with pytest.raises(InvalidRequest, match=sentence):
+            make_scheduler(name, AlphaFair())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (f"beta={'(' * 1500}1{')' * 1500}", "cannot be read: they are like"),
+        (f"beta={'-' * 3000}1", "cannot be read: they are like"),
+        (f"beta={'[' * 90}{']' * 90}, x={{[]: 1}}", "cannot be read: they are like"),
+        (f"beta={'1' * 3900}e", "cannot be read: they are like"),
+        ("beta='\0'", "cannot be read: they are like"),
+        ("beta=1, beta=2", "cannot be read: they are like"),
+        (f"beta={'1' * 100_000}", "has 100023 characters: at most 4,096 can be"),
+        (" " * 100_000, "characters: at most 4,096 can be"),
+    ],
+)
+def test_silly_options_are_refused_in_a_sentence_of_a_bearable_length(own: str, options: str, sentence: str) -> None:
+    with pytest.raises(InvalidRequest, match=sentence) as refused:
+        make_scheduler(f"own_classes:Mine({options})", AlphaFair())
+    assert len(str(refused.value)) < 300
+
+
+def test_what_lies_beside_a_file_can_be_imported_while_it_is(tmp_path: Path) -> None:
+    (tmp_path / "beside_it.py").write_text("LENGTH = 3\n")
+    (tmp_path / "alone.py").write_text(
+        "from beside_it import LENGTH\nfrom goodspeed.scheduling import FixedS\n"
+        "class Mine(FixedS):\n    def __init__(self):\n        super().__init__(LENGTH)\n"
+    )
+    before = list(sys.path)
+    assert vars(make_scheduler(f"{tmp_path / 'alone.py'}:Mine", AlphaFair()))["_length"] == 3
+    assert sys.path == before
+    del sys.modules["beside_it"]
+
+
+def test_a_file_that_lacks_another_is_there_itself(own: str) -> None:
+    Path("own_broken.py").write_text("open('own_data.csv')")
+    with pytest.raises(InvalidRequest, match=r"own_broken\.py, where the .* fails: FileNotFoundError.*own_data\.csv"):
+        make_scheduler("own_broken.py:Mine", AlphaFair())
+
+
 def test_what_is_built_in_takes_options_too() -> None:
     scheduler = make_scheduler("fixed(length=3)", AlphaFair())
     assert isinstance(scheduler, FixedS)
@@ -109,7 +157,7 @@ def test_what_is_built_in_takes_options_too() -> None:
     [
         ("goodspede", r"scheduler 'goodspede' does not exist: did you mean goodspeed\? choose seconds.*module:Class"),
         ("no_such_module:Mine", "there is no no_such_module, where the scheduler should be"),
-        ("no_such.py:Mine", "there is no no_such.py, where the scheduler should be"),
+        ("no_such.py:Mine", r"there is no /.*/no_such\.py, where the scheduler should be"),
         ("own_classes:Mien", "own_classes has no Mien: did you mean Mine?"),
         ("own_classes:not_a_class", "own_classes:not_a_class is a int: name the class of your scheduler"),
         ("own_classes:Nothing", r"own_classes:Nothing is no scheduler: Nothing has no plan; .*interface\.Scheduler"),
@@ -119,7 +167,7 @@ def test_what_is_built_in_takes_options_too() -> None:
         ("own_classes:Mine(3)", r"the options of own_classes:Mine\(3\) cannot be read"),
         ("own_classes:Mine(beta=open('x'))", "cannot be read: they are like"),
         ("own_classes:Mine(beta=1)+f(x=2)", "cannot be read: they are like"),
-        ("own_classes:Greedy", "cannot plan for three streams: SchedulerFault: Greedy gave out 20 tokens"),
+        ("own_classes:Greedy", "cannot plan for three streams: Greedy gave out 20 tokens"),
         ("seconds(beta=1)", "the scheduler .* cannot be made: TypeError"),
     ],
 )  # fmt: skip

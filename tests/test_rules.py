@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,10 @@ from typer.testing import CliRunner
 
 from goodspeed import rules
 from goodspeed.__main__ import app
-from goodspeed.errors import InvalidRequest
+from goodspeed.errors import InvalidRequest, RuleFault
 from goodspeed.messages import Draft
 from goodspeed.rule_checking import check_rule
-from goodspeed.rules import RULES, Coupled, Drawn, Ratio, rule_named, use_rule
+from goodspeed.rules import RULES, Coupled, Drawn, Ratio, checked_judgement, rule_named, use_rule
 from goodspeed.sampling import Domain, SamplingParams, position_keys
 from goodspeed.sampling.warping import RowParams, sample
 from goodspeed.scenarios import AgentGroup, Contender, Scenario, Server
@@ -29,6 +30,7 @@ from goodspeed_agent.tokenizer import TokenizerCache
 from goodspeed_server.settings import ServerSettings
 from tests.fake_server import FakeServer
 from tests.linking import QUICK, linked
+from tests.serving import linked as link_to
 from tests.serving import serving, tiny_settings
 from tests.test_agent_with_server import NEW_TOKENS, PROMPTS, drafters
 
@@ -94,6 +96,86 @@ def test_a_rule_that_fails_on_what_a_peer_sends_is_told_of() -> None:
     rules._known["fragile"] = Fragile()
     with pytest.raises(InvalidRequest, match="what was sent with the draft cannot be read") as refused:
         check_draft(Draft(1, 3, [1, 2], q=b"xx"), 4, 9, "fragile")
+    assert refused.value.code == "invalid_q"
+
+
+class Odd(Ratio):
+    """Judges as it was told to."""
+
+    name = "odd"
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def judge(self, log_p: Tensor, drafted: Sequence[int], evidence: Sequence[Any], seed: int, base: int) -> Judgement:
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer  # type: ignore[no-any-return]  # as somebody else's class might
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (Judgement(3, 0), "the rule odd accepted 3 tokens: it must be 0 to 2"),
+        (Judgement(-1, 0), "the rule odd accepted -1 tokens: it must be 0 to 2"),
+        (Judgement(1.0, 0), "the rule odd answered Judgement.*'float'"),  # type: ignore[arg-type]
+        (Judgement(0, 5), "the rule odd drew the token 5: it must be 0 to 4"),
+        (Judgement(0, -1), "the rule odd drew the token -1: it must be 0 to 4"),
+        (Judgement(0, None), "the rule odd answered Judgement.*'NoneType'"),  # type: ignore[arg-type]
+        (Judgement(0, 0, (0.5,)), "the rule odd has wrong ratios"),
+        (Judgement(0, 0, (0.5, float("nan"))), "the rule odd has wrong ratios"),
+        ((0, 0), "the rule odd answered tuple: it must be a Judgement"),
+        (ZeroDivisionError("q"), "the rule odd raised ZeroDivisionError: q"),
+        (InvalidRequest("q"), "the rule odd raised InvalidRequest: q"),
+    ],
+)  # fmt: skip
+def test_a_judgement_that_cannot_be_is_the_rules_fault(answer: Any, sentence: str) -> None:
+    with pytest.raises(RuleFault, match=sentence):
+        checked_judgement(Odd(answer), torch.zeros(3, 5), [1, 2], [], 0, 1)
+    with pytest.raises(RuleFault, match="the rule odd "):
+        check_rule(Odd(Judgement(9, 0) if isinstance(answer, Judgement) else answer), trials=1)
+
+
+def test_a_judgement_of_numpys_numbers_is_one_of_integers() -> None:
+    answer = Judgement(np.int64(2), torch.tensor(4))  # type: ignore[arg-type]
+    assert checked_judgement(Odd(answer), torch.zeros(3, 5), [1, 2], [], 0, 1) == Judgement(2, 4)
+
+
+@pytest.mark.parametrize("failing", ["draw", "read", "judge"])
+def test_the_simulator_names_a_rule_that_fails_with_contender_and_seed(failing: str) -> None:
+    def fail(*_: object) -> None:
+        raise LookupError("nothing")
+
+    rules._known["odd"] = type("Failing", (Ratio,), {"name": "odd", failing: fail})()
+    server = Server(capacity=4, rounds="barrier", rule="odd")
+    scenario = Scenario("x", (AgentGroup("a", acceptance=0.8),), server=server, schedulers=(Contender("fixed"),))
+    with pytest.raises(RuleFault, match="fixed, seed 0: the rule odd raised LookupError: nothing"):
+        simulate_scenario(scenario)
+
+
+async def test_a_rule_that_fails_ends_the_server_with_its_name(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from goodspeed.rules import Ratio\nfrom goodspeed.verification import Judgement\n"
+        "class Own(Ratio):\n    name = 'odd'\n    def judge(self, *_):\n        return Judgement(99, 0)\n"
+    )
+    with pytest.raises(RuleFault, match="the rule odd accepted 99 tokens: it must be 0 to "):
+        async with (
+            asyncio.timeout(30),
+            serving(tiny_settings(rule=f"{tmp_path / 'own.py'}:Own")) as (server, address),
+            link_to(address) as peer,
+        ):
+            await peer.open(1, [1, 2, 3], max_draft=0)
+            await server.until(asyncio.Event())
+
+
+@pytest.mark.parametrize("error", [AttributeError("x"), AssertionError(), RuntimeError("x"), OverflowError("x")])
+def test_whatever_a_rule_cannot_read_counts_as_a_draft_that_is_refused(error: Exception) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    rules._known["odd"] = type("Failing", (Ratio,), {"name": "odd", "read": fail})()
+    with pytest.raises(InvalidRequest, match="what was sent with the draft cannot be read") as refused:
+        check_draft(Draft(1, 3, [1, 2], q=b"xx"), 4, 9, "odd")
     assert refused.value.code == "invalid_q"
 
 

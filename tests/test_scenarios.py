@@ -61,6 +61,8 @@ def test_what_ships_runs(file: Path) -> None:
     results = simulate_scenario(short)
     assert results.labels == [contender.label for contender in scenario.contenders]
     assert all(run.total > 0 for run in results.runs)
+    outcomes = {tuple(agent.goodput for agent in run.agents) for run in results.runs}
+    assert len(outcomes) == len(results.runs), "no contender differs from another in what is not simulated"
 
 
 @pytest.mark.parametrize(
@@ -72,21 +74,84 @@ def test_what_ships_runs(file: Path) -> None:
         ("name = 'x'\nagents = [{name = 'a', acceptence = 0.5}]", "no key agents[0].acceptence: did you mean acc"),
         ("name = 'x'\nserver.capcity = 3\nagents = [{name = 'a'}]", "no key server.capcity: did you mean capacity?"),
         ("name = 'x'\nzzz = 3\nagents = [{name = 'a'}]", "no key zzz: there are name, agents, about"),
-        ("name = 'x'\nagents = [{name = 'a', count = 0}]", "agents[0].count: Expected `int` >= 1"),
-        ("name = 'x'\nagents = [{name = 'a', acceptance = 1.5}]", "agents[0].acceptance: Expected `float` <= 1"),
+        ("name = 'x'\nagents = [{name = 'a', count = 0}]", "agents[0].count must be a whole number, 1 or above"),
+        ("name = 'x'\nagents = [{name = 'a', acceptance = 1.5}]", "[0].acceptance must be 0 or above and at most 1"),
         ("name = 'x'\nagents = [{name = 'a', acceptance = {at_s = [2, 1], rate = [0, 1]}}]", "at_s must be in order"),
         ("name = 'x'\nagents = [{name = 'a', acceptance = {}}]", "agents[0].acceptance: give low and high, or at_s"),
         ("name = 'x'\nagents = [{name = 'a', draft_ms = {low = 3, high = 1}}]", "agents[0].draft_ms: low must be"),
         ("name = 'x'\nagents = [{name = 'a', arrivals = {per_s = 1}}]", "agents[0]: texts that arrive must end"),
         ("name = 'x'\nagents = [{name = 'a'}, {name = 'a'}]", "two agents are called a: give each a name of its own"),
         ("name = 'x'\nschedulers = ['fixed', 'fixed']\nagents = [{name = 'a'}]", "two schedulers are called fixed"),
-        ("name = 'x'\nwarm_up_s = 60\nagents = [{name = 'a'}]", "warm_up_s must be less than duration_s"),
+        ("name = 'x'\nwarm_up_s = 60\nagents = [{name = 'a'}]", "warm_up_s is 60: what comes before anything"),
         ("name = 'x'\nserver.rounds = 'square'\nagents = [{name = 'a'}]", "server.rounds: Invalid enum value 'square'"),
         ("name = ", "is no TOML"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named_by_its_key(tmp_path: Path, text: str, sentence: str) -> None:
     assert sentence in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("agent", "more", "sentence"),
+    [
+        ("", "seeds = [1, -1]", "seeds[1] must be a whole number, 0 or above and at most"),
+        ("", "seeds = [1, 2, 1]", "seeds has 1 more than once"),
+        ("", "duration_s = inf", "duration_s must be above 0 and at most 10,000,000"),
+        ("", "warm_up_s = nan", "warm_up_s must be 0 or above and at most 1,000,000,000"),
+        ("", "server.fairness = inf", "server.fairness must be 0 or above and at most"),
+        ("", "server.verification = {fixed_ms = 0, token_ms = 0}", "server.verification: a pass must take time"),
+        ("", "server.verification.passes = [[1, 1, 0]]", "verification.passes[0][2] must be 0.01 or above and at most"),
+        ("draft_ms = 0", "", "agents[0].draft_ms must be above 0 and at most 1,000,000,000"),
+        ("draft_ms = inf", "", "agents[0].draft_ms must be above 0 and at most"),
+        ("draft_ms = {low = 0, high = 2}", "", "agents[0]: draft_ms.low must be above 0"),
+        ("draft_ms = {low = 1, high = inf}", "", "agents[0].draft_ms.high must be 0 or above and at most"),
+        ("round_trip_ms = inf", "", "agents[0].round_trip_ms must be 0 or above and at most"),
+        ("weight = inf", "", "agents[0].weight must be above 0 and at most 1,000,000"),
+        ("weight = 0", "", "agents[0].weight must be above 0 and at most 1,000,000"),
+        (
+            "new_tokens = 9, arrivals = {per_s = 1e9}",
+            "",
+            "agents[0].arrivals.per_s must be 0 or above and at most 1,000",
+        ),
+        ("joins_at_s = 9, leaves_at_s = 9", "", "agents[0]: leaves_at_s is 9: it must be above joins_at_s, 9"),
+        ("joins_at_s = 60", "", "agents[0].joins_at_s is 60: it must be less than duration_s, 60"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_with_what_it_may_be(
+    tmp_path: Path, agent: str, more: str, sentence: str
+) -> None:
+    text = f"name = 'x'\n{more}\nagents = [{{ name = 'a'{agent and ', '}{agent} }}]"
+    assert sentence in refusal(tmp_path, text)
+
+
+def test_files_of_ones_own_are_looked_for_beside_the_scenario_and_then_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside, here = tmp_path / "beside", tmp_path / "here"
+    for folder, names in ((beside, ("both", "one", "rule")), (here, ("both", "other"))):
+        folder.mkdir()
+        for name in names:
+            (folder / f"{name}.py").write_text("from goodspeed.scheduling import FixedS as Own\n")
+    monkeypatch.chdir(here)
+    file = beside / "scenario.toml"
+    text = (
+        "name = 'x'\nagents = [{name = 'a', acceptance = 0.5}]\nschedulers = ['both.py:Own(length=2)', 'other.py:Own', "
+    )
+    file.write_text(f"{text}{{ name = 'n', scheduler = './one.py:Own' }}, 'fixed']\nserver.rule = 'rule.py:Own'")
+    scenario = read_scenario(file)
+    assert [(each.label, each.scheduler) for each in scenario.contenders] == [
+        ("both.py:Own(length=2)", f"{beside / 'both.py'}:Own(length=2)"),
+        ("other.py:Own", "other.py:Own"),
+        ("n", f"{beside / 'one.py'}:Own"),
+        ("fixed", "fixed"),
+    ]
+    assert scenario.server.rule == f"{beside / 'rule.py'}:Own"
+    assert chosen(scenario, ["both.py:Own(length=2)"], None, None).contenders == scenario.contenders[:1]
+    file.write_text(f"{text}'none.py:Own']")
+    with pytest.raises(InvalidRequest) as refused:
+        read_scenario(file)
+    looked = f"there is no {beside / 'none.py'} nor {here / 'none.py'}"
+    assert str(refused.value) == f"{file}: schedulers[2] is none.py:Own, and {looked}"
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
@@ -177,6 +242,59 @@ def test_results_say_what_ran_and_can_be_read_back(mixed: Path, tmp_path: Path) 
         Results.from_json(b"{}")
 
 
+BAD = """
+import numpy as np
+from goodspeed.scheduling import Plan
+
+class Bad:
+    def __init__(self, how):
+        self.how, self.asked = how, 0
+
+    def plan(self, demand, capacity):
+        self.asked += 1
+        zeros = np.zeros(len(demand), dtype=np.int64)
+        if self.asked < 6:
+            return Plan(zeros)
+        match self.how:
+            case "overspends":
+                return Plan(demand.limit)
+            case "fraction":
+                return Plan(zeros + 0.5)
+            case "negative":
+                return Plan(zeros - 1)
+            case "shape":
+                return Plan(zeros[:0])
+        raise LookupError("nobody there")
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ("overspends", "Bad gave out 16 tokens: the capacity is 3"),
+        ("fraction", "Bad answered float64 of shape (1,) for 1 streams: it must be one integer a stream"),
+        ("negative", "Bad gave a stream a budget of -1"),
+        ("shape", "Bad answered int64 of shape (0,)"),
+        ("raises", "Bad raised LookupError: nobody there"),
+    ],
+)
+@pytest.mark.parametrize("rounds", ["barrier", "rolling"])
+def test_a_scheduler_that_goes_wrong_is_named_with_contender_and_seed(
+    tmp_path: Path, rounds: str, how: str, sentence: str
+) -> None:
+    (tmp_path / "bad.py").write_text(BAD)
+    file = tmp_path / "scenario.toml"
+    contender = f"""{{ name = "mine", scheduler = "{tmp_path / "bad.py"}:Bad(how='{how}')", rounds = "{rounds}" }}"""
+    file.write_text(
+        f"name = 'x'\nseeds = [7]\nserver.capacity = 3\nschedulers = [{contender}]\n"
+        "agents = [{name = 'a', acceptance = 0.5}]"
+    )
+    refused = CliRunner().invoke(app, ["simulate", str(file)])
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("goodspeed: mine, seed 7: Bad ")
+    assert sentence in refused.stderr
+
+
 def test_the_same_seed_gives_the_same_figures_and_the_command_line_decides(mixed: Path) -> None:
     runner = CliRunner()
     one, two = (
@@ -198,13 +316,23 @@ def test_the_same_seed_gives_the_same_figures_and_the_command_line_decides(mixed
         (["--scheduler", "sceonds"], "scheduler 'sceonds' does not exist: did you mean seconds?"),
         (["--scheduler", "fixed", "--scheduler", "fixed"], "two schedulers are called fixed"),
         (["--plot", "picture.doc"], "a plot is a .png, .svg, .pdf file, and picture.doc is none"),
-        (["--duration", "0.5"], "warm_up_s must be less than duration_s"),
+        (["--duration", "0"], "--duration is 0: it must be above 0 seconds and at most 10,000,000"),
+        (["--duration", "-1"], "--duration is -1: it must be above 0 seconds"),
+        (["--duration", "inf"], "--duration is inf: it must be above 0 seconds"),
+        (["--duration", "nan"], "--duration is nan: it must be above 0 seconds"),
+        (["--seed", "3", "--seed", "3"], "seeds has 3 more than once: each must be another"),
+        (["--seed", "9999999999"], "seeds[0] must be a whole number, 0 or above and at most 1,000,000,000"),
     ],
 )
 def test_a_wrong_option_is_a_sentence(mixed: Path, arguments: list[str], sentence: str) -> None:
     refused = CliRunner().invoke(app, ["simulate", str(mixed), *arguments])
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert sentence in refused.stderr
+
+
+def test_a_shorter_run_has_a_shorter_warm_up_and_a_longer_one_no_longer_one(mixed: Path) -> None:
+    scenario = read_scenario(mixed)
+    assert [chosen(scenario, None, None, duration_s).warm_up_s for duration_s in (0.8, 8.0, 80.0)] == [0.1, 1.0, 1.0]
 
 
 def test_a_plot_without_matplotlib_says_what_to_install(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -277,6 +277,48 @@ def test_a_plan_that_cannot_be_is_named(budgets: object, sentence: str) -> None:
         checked_plan(Answering(budgets), demand([0.5, 0.5], limit=4), 6)
 
 
+class Raising:
+    """Fails only where something is at stake."""
+
+    def __init__(self, answer: object = None) -> None:
+        self._answer = answer
+
+    def plan(self, demand: Demand, capacity: int) -> Plan:
+        if self._answer is None:
+            raise KeyError("alpha")
+        return self._answer  # type: ignore[return-value]  # as somebody else's class might
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "sentence"),
+    [
+        (Raising(), "Raising raised KeyError: 'alpha'"),
+        (Raising([1, 2]), "Raising answered list: it must be a Plan"),
+        (Raising(Plan([[1], [2, 3]])), "Raising answered a Plan of what are no numbers"),  # type: ignore[arg-type]
+        (Raising(Plan(np.array([1, 2]), price="dear")), "Plan of what are no numbers"),  # type: ignore[arg-type]
+    ],
+)  # fmt: skip
+def test_what_a_scheduler_raises_or_answers_beside_a_plan_is_its_fault(scheduler: Raising, sentence: str) -> None:
+    with pytest.raises(SchedulerFault, match=sentence):
+        checked_plan(scheduler, demand([0.5, 0.5], limit=4), 6)
+
+
+def test_who_raised_it_can_still_be_seen() -> None:
+    with pytest.raises(SchedulerFault) as caught:
+        checked_plan(Raising(), demand([0.5]), 6)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_scheduler_cannot_raise_the_limit_that_it_is_held_to() -> None:
+    class Generous:
+        def plan(self, demand: Demand, capacity: int) -> Plan:
+            demand.limit[:] = 5
+            return Plan(demand.limit)
+
+    with pytest.raises(SchedulerFault, match="a budget of 5: it must be 0 to 4"):
+        checked_plan(Generous(), demand([0.5], limit=4), 6)
+
+
 def test_a_plan_that_can_be_is_handed_on() -> None:
     assert checked_plan(Answering([2, 4]), demand([0.5, 0.5], limit=4), 6).budgets.tolist() == [2, 4]
 

@@ -227,6 +227,30 @@ async def test_a_server_that_was_started_with_a_kind_of_rounds_keeps_it() -> Non
         await heard(peer)  # and no Welcome before that
 
 
+async def test_a_scheduler_that_fails_takes_no_text_with_it_and_another_can_be_chosen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "bad.py").write_text(
+        "import numpy as np\nfrom goodspeed.scheduling import Plan\n\nclass Bad:\n    asked = 0\n"
+        "    def plan(self, demand, capacity):\n        self.asked += 1\n"
+        "        return Plan(np.minimum(demand.limit, min(1, capacity)) if self.asked < 4 else demand.limit + 1)\n"
+    )
+    place = f"{tmp_path / 'bad.py'}:Bad"
+    async with controlled(scheduler=place) as (server, address, controls), linked(address) as peer:
+        opened = await peer.open(1, PROMPT, max_new_tokens=40)
+        assert await peer.go_on(opened, PROMPT, TEXT) == TEXT
+        assert server.snapshot().scheduler == f"plain ({place} failed)"
+        state = await controls.ask(SetCapacity(5))
+        assert (state.now.scheduler, state.at_start.scheduler) == (f"plain ({place} failed)", place)
+        failed = [record for record in caplog.records if record.levelname == "ERROR"]
+        assert [record.message.partition(":")[0] for record in failed] == ["Bad gave a stream a budget of 5"]
+        assert said(await controls.ask(SetScheduler("goodspeed"))) == [
+            f"scheduler: plain ({place} failed) -> goodspeed"
+        ]
+        assert server.snapshot().scheduler == "goodspeed"
+        assert (await peer.open(2, PROMPT)).budget > 0
+
+
 async def test_a_capacity_holds_from_the_next_grant_on(records: list[RoundRecord]) -> None:
     async with controlled({"capacity": 6}) as (server, address, controls), linked(address) as peer:
         opened = await peer.open(1, PROMPT, max_new_tokens=40, max_draft=8)

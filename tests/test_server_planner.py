@@ -15,7 +15,7 @@ from goodspeed.leads import PROBE_EVERY_S, PROBE_GIVE_UP_S, PROBE_TOKENS
 from goodspeed.messages import Draft, DraftEnd
 from goodspeed.rules import RULES
 from goodspeed.sampling import SamplingParams
-from goodspeed.scheduling import PlainDecoding
+from goodspeed.scheduling import Demand, PlainDecoding, Plan
 from goodspeed.stream import Commit, ServedStream
 from goodspeed.timing import Pace
 from goodspeed.verification import Judgement, Rule
@@ -124,6 +124,34 @@ def test_who_is_too_slow_or_hardly_ever_right_is_asked_only_to_be_known(pace: Pa
         live.estimator = live.matching = HitOrMiss(alpha, prior_weight=1000.0)
         planner.plan([live], 100, now=0.0)
         assert (live.budget, live.overtaken, live.lead, live.price_percent) == (0, 0, PROBE_TOKENS, 0)
+
+
+class Failing(Grants):
+    """Plans well for a while."""
+
+    def plan(self, demand: Demand, capacity: int) -> Plan:
+        if self.asked:
+            raise RuntimeError("enough")
+        return super().plan(demand, capacity)
+
+
+def test_a_scheduler_that_fails_leaves_plain_decoding_until_there_is_another(caplog: pytest.LogCaptureFixture) -> None:
+    live, told = stream(), list[bool]()
+    planner = make_planner(Failing(3), rounds="barrier")
+    planner.on_fault = lambda: told.append(planner.fault is not None)
+    budgets = []
+    for now in (0.0, 1.0, 2.0):
+        planner.plan([live], 100, now)
+        budgets.append(live.budget)
+    assert (budgets, told) == ([3, 0, 0], [True])
+    (record,) = caplog.records
+    assert (record.levelname, "Failing raised RuntimeError: enough; texts are dec" in record.message) == ("ERROR", True)
+    planner.adopt(planner.scheduler, planner._settings)
+    assert planner.fault is not None, "other settings are no other scheduler"
+    planner.adopt(Grants(2), planner._settings)
+    planner.plan([live], 100, 3.0)
+    assert live.budget == 2
+    assert planner.fault is None
 
 
 def test_behind_the_barrier_a_lead_is_the_budget() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,9 +15,9 @@ from rich.console import Console
 
 from goodspeed.errors import GoodSpeedError, InvalidRequest, ModelError
 from goodspeed.rules import rule_named, use_rule
-from goodspeed.scenarios.reading import read_scenario
+from goodspeed.scenarios.reading import problem_said, read_scenario
 from goodspeed.scenarios.results import Results
-from goodspeed.scenarios.scenario import Scenario
+from goodspeed.scenarios.scenario import LONGEST_S, Scenario
 from goodspeed.scenarios.showing import tables
 
 __all__ = ["bench", "check", "chosen", "simulate"]
@@ -50,7 +49,10 @@ def simulate(
     ] = False,
     scheduler: Schedulers = None,
     seed: Seeds = None,
-    duration: Annotated[float | None, typer.Option(help="Virtual seconds, instead of the scenario's.")] = None,
+    duration: Annotated[
+        float | None,
+        typer.Option(help="Virtual seconds, instead of the scenario's; of a shorter run the warm-up is shorter too."),
+    ] = None,
     out: Out = None,
     plot: Plot = None,
     as_json: AsJson = False,
@@ -101,7 +103,10 @@ def bench(
     scenario: ScenarioFile,
     scheduler: Schedulers = None,
     seed: Seeds = None,
-    duration: Annotated[float | None, typer.Option(help="Seconds, instead of the scenario's.")] = None,
+    duration: Annotated[
+        float | None,
+        typer.Option(help="Seconds, instead of the scenario's; of a shorter run the warm-up is shorter too."),
+    ] = None,
     rehearse: Annotated[
         int,
         typer.Option(min=0, help="Compute drafts beforehand, so many tokens from each place in every text; 0: none."),
@@ -165,11 +170,15 @@ def chosen(
     if seeds:
         changes["seeds"] = seeds
     if duration_s is not None:
+        if not 0 < duration_s <= LONGEST_S:
+            raise InvalidRequest(f"--duration is {duration_s:g}: it must be above 0 seconds and at most {LONGEST_S:,}")
         changes["duration_s"] = duration_s
+        # A warm-up is a share of the run: of a shorter one it is as large a share.
+        changes["warm_up_s"] = scenario.warm_up_s * min(1.0, duration_s / scenario.duration_s)
     try:
         return msgspec.convert(msgspec.to_builtins(scenario) | changes, Scenario)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(re.sub(r" - at `\$\.?.*", "", str(error))) from None
+        raise InvalidRequest(problem_said(str(error))) from None
 
 
 def keep(results: Results, out: Path | None, picture: Path | None) -> None:

@@ -8,8 +8,11 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from goodspeed.catalog import DEFAULT_DRAFT, DEFAULT_TARGET
+from goodspeed.control import MAX_WEIGHT
+from goodspeed.utility import MAX_FAIRNESS
 
 __all__ = [
+    "LONGEST_S",
     "Acceptance",
     "AgentGroup",
     "Arrivals",
@@ -21,10 +24,17 @@ __all__ = [
     "Verification",
 ]
 
-Positive = Annotated[float, Meta(gt=0)]
-NonNegative = Annotated[float, Meta(ge=0)]
+LARGEST = 10**9
+"""No number is larger: what is infinite, or would not end, is refused."""
+LONGEST_S = 10**7
+LEAST_PASS_MS = 0.01
+
+Positive = Annotated[float, Meta(gt=0, le=LARGEST)]
+NonNegative = Annotated[float, Meta(ge=0, le=LARGEST)]
 Share = Annotated[float, Meta(ge=0, le=1)]
-Count = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=1, le=LARGEST)]
+Duration = Annotated[float, Meta(gt=0, le=LONGEST_S)]
+Whole = Annotated[int, Meta(ge=0, le=LARGEST)]
 
 
 class Table(Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,7 +78,7 @@ class Acceptance(Table, frozen=True):
 class Arrivals(Table, frozen=True):
     """Texts are asked for at random, whatever has become of the last ones: a Poisson process."""
 
-    per_s: NonNegative
+    per_s: Annotated[float, Meta(ge=0, le=1000)]
     """Texts a second of each agent, on average."""
     swing: Share = 0.0
     """How far the rate goes up and down with the hours, as a share of it: a sine that begins on its way up."""
@@ -95,10 +105,10 @@ class AgentGroup(Table, frozen=True):
     """Agents of one kind."""
 
     name: str
-    count: Count = 1
+    count: Annotated[int, Meta(ge=1, le=10_000)] = 1
     draft: str = DEFAULT_DRAFT
     """What they draft with, as `goodspeed-agent --draft` takes it."""
-    draft_ms: NonNegative | Spread = 10.0
+    draft_ms: Positive | Spread = 10.0
     """For a drafted token."""
     acceptance: Share | Acceptance | None = None
     """For the simulator; None: as the card of `draft` says."""
@@ -108,7 +118,7 @@ class AgentGroup(Table, frozen=True):
     """What is added to each way on average."""
     kbytes_per_s: Positive | None = 1250.0
     """Each way, in units of 1000 bytes; for `bench`."""
-    weight: Positive = 1.0
+    weight: Annotated[float, Meta(gt=0, le=MAX_WEIGHT)] = 1.0
     joins_at_s: NonNegative = 0.0
     leaves_at_s: Positive | None = None
     prompts: str | DatasetPrompts = "bundled"
@@ -118,7 +128,7 @@ class AgentGroup(Table, frozen=True):
     texts: Count = 4
     """How many different ones a user asks for in a closed loop, before it begins again; for `bench`."""
     temperature: NonNegative = 0.7
-    prompt_tokens: Annotated[int, Meta(ge=0)] | Spread = 0
+    prompt_tokens: Whole | Spread = 0
     """For the simulator; `bench` has real prompts."""
     new_tokens: Count | Spread | None = None
     """Of each text; None: `bench` asks for as many as a stream may have, and the simulator's texts have no end."""
@@ -128,6 +138,10 @@ class AgentGroup(Table, frozen=True):
     """In a closed loop: the mean pause between texts."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.draft_ms, Spread) and not self.draft_ms.low:
+            raise ValueError("draft_ms.low must be above 0")
+        if self.leaves_at_s is not None and self.leaves_at_s <= self.joins_at_s:
+            raise ValueError(f"leaves_at_s is {self.leaves_at_s:g}: it must be above joins_at_s, {self.joins_at_s:g}")
         if self.arrivals is not None and self.new_tokens is None:
             raise ValueError("texts that arrive must end: give new_tokens")
         if self.arrivals is not None and self.think_s:
@@ -140,12 +154,16 @@ class Verification(Table, frozen=True):
     fixed_ms: NonNegative = 35.0
     row_ms: NonNegative = 0.0
     token_ms: NonNegative = 0.6
-    noise: NonNegative = 0.0
+    noise: Annotated[float, Meta(ge=0, le=3)] = 0.0
     """Standard deviation of the logarithm; for the simulator."""
-    passes: tuple[tuple[Count, Count, Positive], ...] = ()
+    passes: tuple[tuple[Count, Count, Annotated[float, Meta(ge=LEAST_PASS_MS, le=LARGEST)]], ...] = ()
     """Streams, tokens and milliseconds of passes that were measured: the three numbers above are fitted to them."""
     emulated: bool = True
     """For `bench`: whether passes are stretched to these times, or last as long as `model`'s do."""
+
+    def __post_init__(self) -> None:
+        if not self.passes and self.fixed_ms + self.row_ms + self.token_ms < LEAST_PASS_MS:
+            raise ValueError(f"a pass must take time: fixed_ms, row_ms and token_ms together {LEAST_PASS_MS} or more")
 
 
 class Server(Table, frozen=True):
@@ -153,14 +171,14 @@ class Server(Table, frozen=True):
 
     model: str = DEFAULT_TARGET
     """For `bench`."""
-    capacity: Annotated[int, Meta(ge=0)] | None = None
+    capacity: Whole | None = None
     """Draft tokens a pass, as `goodspeed-server run --capacity`."""
     rounds: Literal["auto", "barrier", "rolling"] = "auto"
     rule: str = "coupled"
-    fairness: NonNegative = 1.0
+    fairness: Annotated[float, Meta(ge=0, le=MAX_FAIRNESS)] = 1.0
     prefill_chunk: Count = 512
     drafts_ahead: bool = False
-    """Whether agents draft on while they wait."""
+    """Whether agents draft on while they wait; in the simulator's rolling rounds they always do, whatever is said."""
     early_stop: bool = False
     """Whether agents are told the price of a token; for `bench`."""
     verification: Verification = Verification()
@@ -170,10 +188,11 @@ class Contender(Table, frozen=True):
     """One way to run the server; what is None is as the scenario's server has it."""
 
     scheduler: str
-    """A name, an entry point or a place, with options if it has any; see `goodspeed.plugins`."""
+    """A name, an entry point or a place, with options if it has any; see `goodspeed.plugins`. A file is looked for
+    beside the scenario's, and then in the working directory; so is the server's rule."""
     name: str = ""
     """In tables and plots; the scheduler's by default."""
-    capacity: Annotated[int, Meta(ge=0)] | None = None
+    capacity: Whole | None = None
     rounds: Literal["auto", "barrier", "rolling"] | None = None
     drafts_ahead: bool | None = None
     early_stop: bool | None = None
@@ -190,8 +209,8 @@ class Scenario(Table, frozen=True):
     name: str
     agents: Annotated[tuple[AgentGroup, ...], Meta(min_length=1)]
     about: str = ""
-    seeds: Annotated[tuple[int, ...], Meta(min_length=1)] = (0,)
-    duration_s: Positive = 60.0
+    seeds: Annotated[tuple[Annotated[int, Meta(ge=0, le=LARGEST)], ...], Meta(min_length=1)] = (0,)
+    duration_s: Duration = 60.0
     """Virtual seconds in the simulator, real ones in a bench; for each contender and seed."""
     warm_up_s: NonNegative = 5.0
     """What comes before this does not count."""
@@ -200,7 +219,19 @@ class Scenario(Table, frozen=True):
 
     def __post_init__(self) -> None:
         if self.warm_up_s >= self.duration_s:
-            raise ValueError("warm_up_s must be less than duration_s")
+            raise ValueError(
+                f"warm_up_s is {self.warm_up_s:g}: what comes before anything counts must be less than duration_s, "
+                f"{self.duration_s:g}"
+            )
+        for place, group in enumerate(self.agents):
+            if group.joins_at_s >= self.duration_s:
+                raise ValueError(
+                    f"agents[{place}].joins_at_s is {group.joins_at_s:g}: it must be less than duration_s, "
+                    f"{self.duration_s:g}"
+                )
+        repeated = next((seed for seed in self.seeds if self.seeds.count(seed) > 1), None)
+        if repeated is not None:
+            raise ValueError(f"seeds has {repeated} more than once: each must be another")
         for what, names in (
             ("agents", [group.name for group in self.agents]),
             ("schedulers", [contender.label for contender in self.contenders]),

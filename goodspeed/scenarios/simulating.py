@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from goodspeed.catalog import bundled
-from goodspeed.errors import InvalidRequest
+from goodspeed.errors import InvalidRequest, RuleFault, SchedulerFault
 from goodspeed.rules import use_rule
 from goodspeed.scenarios.people import Person, draw, people
 from goodspeed.scenarios.results import AgentOutcome, Machine, Quantiles, Results, Run, Versions, command_line
@@ -35,6 +35,8 @@ def simulate_scenario(scenario: Scenario, watch: Callable[[str, int], None] = la
 
     Raises:
         InvalidRequest: something in it cannot be simulated.
+        SchedulerFault: a scheduler plans what cannot be, or raises something; the sentence names contender and seed.
+        RuleFault: so does the rule.
     """
     began_s = time.monotonic()
     runs = []
@@ -43,7 +45,10 @@ def simulate_scenario(scenario: Scenario, watch: Callable[[str, int], None] = la
         agents = agents_of(scenario, everybody)
         for contender in scenario.contenders:
             watch(contender.label, seed)
-            runs.append(_run(scenario, contender, everybody, agents, seed))
+            try:
+                runs.append(_run(scenario, contender, everybody, agents, seed))
+            except (SchedulerFault, RuleFault) as fault:
+                raise type(fault)(f"{contender.label}, seed {seed}: {fault}") from fault
     return Results(
         kind="simulated",
         command=command_line(),

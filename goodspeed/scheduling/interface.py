@@ -75,26 +75,34 @@ def checked_plan(scheduler: Scheduler, demand: Demand, capacity: int) -> Plan:
     """Ask a scheduler, and see that what it answers can be.
 
     Raises:
-        SchedulerFault: naming the scheduler, and what is wrong with its budgets.
+        SchedulerFault: naming the scheduler, and what is wrong with its budgets, or what it raised.
     """
-    plan = scheduler.plan(demand, capacity)
-    budgets, who = np.asarray(plan.budgets), type(scheduler).__name__
+    who, limit = type(scheduler).__name__, demand.limit.copy()
+    # Somebody else's class, most likely: whatever goes wrong in it, it is what has to be named.
+    try:
+        plan: object = scheduler.plan(demand, capacity)
+    except Exception as error:
+        raise SchedulerFault(f"{who} raised {type(error).__name__}: {error}") from error
+    if not isinstance(plan, Plan):
+        raise SchedulerFault(f"{who} answered {type(plan).__name__}: it must be a Plan")
+    try:
+        budgets, price = np.asarray(plan.budgets), float(plan.price)
+        worth_s = None if plan.worth_s is None else np.asarray(plan.worth_s, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise SchedulerFault(f"{who} answered a Plan of what are no numbers: {error}") from error
     if budgets.shape != (len(demand),) or not np.issubdtype(budgets.dtype, np.integer):
         raise SchedulerFault(
             f"{who} answered {budgets.dtype} of shape {budgets.shape} for {len(demand)} streams: "
             "it must be one integer a stream"
         )
-    wrong = np.flatnonzero((budgets < 0) | (budgets > demand.limit))
+    wrong = np.flatnonzero((budgets < 0) | (budgets > limit))
     if len(wrong):
-        raise SchedulerFault(
-            f"{who} gave a stream a budget of {budgets[wrong[0]]}: it must be 0 to {demand.limit[wrong[0]]}"
-        )
-    worth_s = plan.worth_s
+        raise SchedulerFault(f"{who} gave a stream a budget of {budgets[wrong[0]]}: it must be 0 to {limit[wrong[0]]}")
     if worth_s is not None and not (worth_s.shape == budgets.shape and (worth_s >= 0).all()):
         raise SchedulerFault(f"{who} says wrongly what a token is worth: it must be 0 seconds or more, one a stream")
     if budgets.sum() > max(capacity, 0):
         raise SchedulerFault(f"{who} gave out {budgets.sum()} tokens: the capacity is {capacity}")
-    return plan
+    return Plan(budgets.astype(np.int64), price, worth_s)
 
 
 def needs_no_capacity(scheduler: Scheduler) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from goodspeed.errors import InvalidRequest
+from goodspeed.errors import InvalidRequest, SchedulerFault
 from goodspeed.plugins import Kind, make
 from goodspeed.scheduling.baselines import FixedS, PlainDecoding, RandomS, ThroughputSched
 from goodspeed.scheduling.gradient import GoodSpeedSched
@@ -48,10 +48,8 @@ def make_scheduler(given: str, utility: AlphaFair) -> Scheduler:
     try:
         for capacity in (5, 0):
             checked_plan(tried, _small_demand(), capacity)
-    # Whatever a class of the user's raises, the user is who can do something about it.
-    except Exception as error:
-        why = f"{type(error).__name__}: {error}"
-        raise InvalidRequest(f"the scheduler {given} cannot plan for three streams: {why}") from error
+    except SchedulerFault as fault:
+        raise InvalidRequest(f"the scheduler {given} cannot plan for three streams: {fault}") from fault
     return make(SCHEDULER, given, utility=utility)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from goodspeed.rules import VerificationRule
+from goodspeed.rules import VerificationRule, checked_judgement, faults_named
 from goodspeed.verification import Judgement
 
 __all__ = ["hits_in_a_row", "judge_by_ratio", "judge_by_rule"]
@@ -48,6 +48,9 @@ def judge_by_rule(
 
     The draft's is over a few tokens; the target gives each of them alpha times as much, and the rest to as many others.
     Needs torch, since judging does.
+
+    Raises:
+        RuleFault: the rule fails, or judges what cannot be.
     """
     import torch
 
@@ -55,13 +58,14 @@ def judge_by_rule(
     vocab = 2 * _TOKENS
     for rate, budget in zip(alpha.tolist(), budgets, strict=True):
         seed, q = int(random.integers(_SEEDS)), -np.sort(-random.dirichlet(np.ones(_TOKENS), budget + 1))
-        drawn = [
-            rule.draw(np.arange(_TOKENS), (row / row[0]).astype(np.float32), seed, place)
-            for place, row in enumerate(q[:budget])
-        ]
+        with faults_named(rule):
+            drawn = [
+                rule.draw(np.arange(_TOKENS), (row / row[0]).astype(np.float32), seed, place)
+                for place, row in enumerate(q[:budget])
+            ]
+            drafted = [token for token, _ in drawn]
+            evidence = rule.read(b"".join(sent for _, sent in drawn), drafted, vocab)
         p = np.concatenate([rate * q, (1.0 - rate) * q], axis=1)
         log_p = torch.from_numpy(np.log(np.maximum(p, 1e-30))).float()
-        drafted = [token for token, _ in drawn]
-        evidence = rule.read(b"".join(sent for _, sent in drawn), drafted, vocab)
-        judgements.append(rule.judge(log_p, drafted, evidence, seed, 0))
+        judgements.append(checked_judgement(rule, log_p, drafted, evidence, seed, 0))
     return judgements

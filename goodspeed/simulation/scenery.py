@@ -31,6 +31,7 @@ class Agent:
     joins_at: float = 0.0
     leaves_at: float = math.inf
     drafts_ahead: bool = False
+    """Behind the barrier; in rolling rounds a box guesses on anyway, and only its guesses' arrival counts."""
     texts: Texts | Script | None = None
     """None: one text without an end, and without a prompt."""
     ways_s: tuple[float, ...] = ()

@@ -14,7 +14,7 @@ from goodspeed.estimation import Goodput, HitOrMiss, RatioMean, smooth_goodput
 from goodspeed.leads import PROBE_TOKENS, overtaken
 from goodspeed.rounds import Barrier, Prospect, Rolling, Rounds, share_out
 from goodspeed.rules import rule_named
-from goodspeed.scheduling import Demand, Scheduler, Timing
+from goodspeed.scheduling import Demand, Scheduler, Timing, checked_plan
 from goodspeed.simulation.acceptance import hits_in_a_row, judge_by_ratio, judge_by_rule
 from goodspeed.simulation.outcome import Record, Result
 from goodspeed.simulation.scenery import Agent, Engine
@@ -66,6 +66,9 @@ def simulate(
         warm_up_s: tokens before this do not count.
         seed: of everything random.
         keep_records: whether to keep a record of every pass.
+
+    Raises:
+        SchedulerFault: the scheduler plans what cannot be, or raises something.
     """
     assert rounds == "barrier" or rule == "coupled"
     world = _World(
@@ -352,7 +355,7 @@ class _World:
         if callable(capacity):
             capacity = capacity(sum(box.stream is not None and not box.gone for box in self._boxes))
         outstanding = self._rounds.outstanding if capacity < _UNBOUNDED else 0
-        plan = self._scheduler.plan(self._demand(streams), max(0, capacity - outstanding))
+        plan = checked_plan(self._scheduler, self._demand(streams), max(0, capacity - outstanding))
         jitter_s = (self._random.standard_exponential((len(streams), 2)).sum(-1)).tolist()
         worth_s = [0.0] * len(streams) if plan.worth_s is None else plan.worth_s.tolist()
         for stream, budget, jitter, worth in zip(streams, plan.budgets.tolist(), jitter_s, worth_s, strict=True):
@@ -379,8 +382,6 @@ class _World:
         else:
             stream.budget = 0
             lead = min(PROBE_TOKENS, agent.max_draft) if stream.probing.wanted(now) else 0
-        if lead and agent.drafts_ahead:
-            lead = min(2 * lead + 1, agent.max_draft)
         guessing = stream.guessing
         if lead and not guessing.under_way:
             run = int(hits_in_a_row(agent.alpha_at(now), self._random))

@@ -70,6 +70,7 @@ class LiveControl:
         self._kind: RoundsName = kind
         self._announce = announce
         self._at_start = self._policy()
+        rounds.planner.on_fault = lambda: telemetry.planned_by(self._planning, AlphaFair(self._fairness))
         self._accounts: dict[AgentAccount, float] = {}
         """Of everybody who is linked up, with the weight of its token."""
         self._weights: dict[str, float] = {}
@@ -131,7 +132,7 @@ class LiveControl:
         before = self._policy()
         self._rounds.adopt(chosen.scheduler, replace(self._rounds.settings, rounds=chosen.rounds), self._announce)
         self._scheduler, self._fairness = chosen.name, utility.fairness
-        self._telemetry.planned_by(self._scheduler, utility)
+        self._telemetry.planned_by(self._planning, utility)
         return self._since(before, "scheduler")
 
     def _adopt(self, about: str, settings: RoundSettings) -> tuple[Changed, ...]:
@@ -183,10 +184,15 @@ class LiveControl:
             )
         return [account for account in self._accounts if account.name == asked]
 
+    @property
+    def _planning(self) -> str:
+        """What plans, which is not what was chosen if that has failed."""
+        return self._scheduler if self._rounds.planner.fault is None else f"plain ({self._scheduler} failed)"
+
     def _policy(self) -> Policy:
         settings = self._rounds.settings
         return Policy(
-            scheduler=self._scheduler,
+            scheduler=self._planning,
             rounds=settings.rounds,
             fairness=self._fairness,
             capacity=settings.capacity,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
-from goodspeed.errors import InvalidRequest
+from goodspeed.errors import InvalidRequest, SchedulerFault
 from goodspeed.estimation import HitOrMiss, RatioMean, smooth_goodput
 from goodspeed.guesses import Overtaken
 from goodspeed.leads import PROBE_TOKENS, overtaken
@@ -22,6 +23,8 @@ from goodspeed_server.settings import CAPACITY_PER_STREAM, RoundSettings
 
 __all__ = ["Planner"]
 
+logger = logging.getLogger(__name__)
+
 
 class Planner:
     """Learns from every pass and every draft, and chooses budgets.
@@ -35,6 +38,10 @@ class Planner:
 
     def __init__(self, scheduler: Scheduler, rule: Rule, settings: RoundSettings, meter: EngineMeter) -> None:
         self.meter = meter
+        self.fault: SchedulerFault | None = None
+        """Why it is not the scheduler that was chosen last that plans, but plain decoding."""
+        self.on_fault: Callable[[], None] = lambda: None
+        self.scheduler = scheduler
         self._coupled = rule_named(rule).shares_noise
         self.on_overtaken: Callable[[LiveStream, int, Overtaken], None] = lambda live, first, what: None
         """Is told which guesses turned out right or wrong without a pass, where that says whether a pass would have
@@ -43,6 +50,8 @@ class Planner:
 
     def adopt(self, scheduler: Scheduler, settings: RoundSettings) -> None:
         """Plan by these from now on; what was granted stays granted."""
+        if scheduler is not self.scheduler:
+            self.fault = None
         self.scheduler = scheduler
         self._settings = settings
         self._waits = settings.rounds == "barrier"
@@ -59,10 +68,8 @@ class Planner:
             for some in (streams, streams[:1]):
                 if some:
                     checked_plan(scheduler, self._demand(some), capacity)
-        # Whatever a class of the user's raises, the rounds have to go on without it.
-        except Exception as error:
-            why = f"{type(error).__name__}: {error}"
-            raise InvalidRequest(f"that scheduler cannot plan for the streams that are open ({why})") from error
+        except SchedulerFault as fault:
+            raise InvalidRequest(f"that scheduler cannot plan for the streams that are open ({fault})") from fault
 
     @property
     def limited_by_price(self) -> bool:
@@ -82,11 +89,20 @@ class Planner:
         return CAPACITY_PER_STREAM * sum(stream.stream.max_draft > 0 for stream in live)
 
     def plan(self, streams: Sequence[LiveStream], capacity: int, now: float) -> None:
-        """Give each of some streams its next budget, and say what its agent is to draft for that."""
+        """Give each of some streams its next budget, and say what its agent is to draft for that.
+
+        A scheduler that fails takes no text with it: what it should have planned is decoded plainly, and so is what
+        follows, until another is adopted.
+        """
         demand = self._demand(streams)
-        plan = checked_plan(self.scheduler, demand, capacity)
+        limits, chances = demand.limit.tolist(), demand.alpha.tolist()
+        try:
+            plan = checked_plan(self.scheduler, demand, capacity)
+        except SchedulerFault as fault:
+            self._do_without(fault)
+            plan = self.scheduler.plan(demand, capacity)
         worth_s = [0.0] * len(streams) if plan.worth_s is None else plan.worth_s.tolist()
-        budgets, limits, chances = plan.budgets.tolist(), demand.limit.tolist(), demand.alpha.tolist()
+        budgets = plan.budgets.tolist()
         token_s = self.meter.load.cost.token_s
         for live, budget, worth, limit, chance in zip(streams, budgets, worth_s, limits, chances, strict=True):
             live.budget = live.lead = budget
@@ -95,6 +111,12 @@ class Planner:
                 live.price_percent = int(100 * min(1.0, token_s / worth))
             if not self._waits:
                 self._look_ahead(live, limit, chance, now)
+
+    def _do_without(self, fault: SchedulerFault) -> None:
+        logger.error("%s; texts are decoded plainly until another scheduler is chosen", fault, exc_info=fault.__cause__)
+        self.adopt(PlainDecoding(), self._settings)
+        self.fault = fault
+        self.on_fault()
 
     def _look_ahead(self, live: LiveStream, limit: int, chance: float, now: float) -> None:
         """Where the server does not wait: how far ahead the agent has to be."""

@@ -201,6 +201,13 @@ class VerificationServer:
         self._draining = False
         self._shown = (-math.inf, b"")
 
+    @property
+    def failure(self) -> BaseException | None:
+        """What ended the rounds, or else why the scheduler that was chosen plans no more."""
+        if self._running is not None and self._running.done() and not self._running.cancelled():
+            return self._running.exception() or self._rounds.planner.fault
+        return self._rounds.planner.fault
+
     def snapshot(self) -> ServerSnapshot:
         """The server as it is now."""
         return self._telemetry.snapshot(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from goodspeed.engine import Engine, Segment
 from goodspeed.logprobs import pack_logprobs
-from goodspeed.rules import Coupled, rule_named
+from goodspeed.rules import Coupled, checked_judgement, rule_named
 from goodspeed.sampling import Domain, SamplingParams, position_keys
 from goodspeed.sampling.bending import bend
 from goodspeed.sampling.warping import RowParams, log_probs, sample
@@ -139,7 +139,9 @@ class Verifier:
         offset = 0
         for turn in turns:
             end = offset + len(turn.drafted) + 1
-            judgements.append(self._rule.judge(log_p[offset:end], turn.drafted, turn.q, turn.params.seed, turn.base))
+            judgements.append(
+                checked_judgement(self._rule, log_p[offset:end], turn.drafted, turn.q, turn.params.seed, turn.base)
+            )
             offset = end
         return judgements
 
