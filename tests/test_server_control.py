@@ -60,7 +60,7 @@ async def controlled(
     """A server behind the paper's barrier, and a link that controls it."""
     how = {"rounds": "auto"} | dict(rounds or {})
     async with (
-        asyncio.timeout(60),
+        asyncio.timeout(180),
         serving(tiny_settings(rounds=how, **settings)) as (server, address),
         controlling(address) as controls,
     ):
