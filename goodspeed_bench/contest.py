@@ -275,17 +275,8 @@ def _figures(
         group = person.group
         from_s, to_s = max(since_s, group.joins_at_s), _leaves_s(scenario, group)
         texts = [text for text in told.get(person.name, []) if text.asked_at - recorder.began_at >= since_s]
-        outcomes.append(
-            AgentOutcome(
-                name=person.name,
-                group=group.name,
-                weight=group.weight,
-                goodput=recorder.tokens(person.name, from_s, to_s) / (to_s - from_s) if to_s > from_s else 0.0,
-                texts=len(texts),
-                first_token_ms=Quantiles.of([1e3 * (text.first_at - text.asked_at) for text in texts]),
-                text_s=Quantiles.of([text.done_at - text.asked_at for text in texts]),
-            )
-        )
+        goodput = recorder.tokens(person.name, from_s, to_s) / (to_s - from_s) if to_s > from_s else 0.0
+        outcomes.append(AgentOutcome.of(person, goodput, texts))
     return Run(
         scheduler=contender.label,
         seed=seed,

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 import numpy as np
@@ -19,6 +19,7 @@ from msgspec import Struct
 
 import goodspeed
 from goodspeed.errors import CorruptData
+from goodspeed.scenarios.people import Person
 from goodspeed.scenarios.scenario import Scenario
 from goodspeed.utility import jain_index
 
@@ -78,6 +79,22 @@ class Quantiles(Struct, frozen=True):
         return cls(middle, high)
 
 
+class Written(Protocol):
+    """A text that is complete; times in seconds, on one clock."""
+
+    @property
+    def asked_at(self) -> float:
+        """When its user asked for it."""
+
+    @property
+    def first_at(self) -> float:
+        """When its first token was there."""
+
+    @property
+    def done_at(self) -> float:
+        """When its last was."""
+
+
 class AgentOutcome(Struct, frozen=True):
     """What one agent's user got."""
 
@@ -92,6 +109,19 @@ class AgentOutcome(Struct, frozen=True):
     """From asking to the first token."""
     text_s: Quantiles | None = None
     """From asking to the last."""
+
+    @classmethod
+    def of(cls, person: Person, goodput: float, texts: Sequence[Written]) -> AgentOutcome:
+        """Of one agent's texts."""
+        return cls(
+            name=person.name,
+            group=person.group.name,
+            weight=person.group.weight,
+            goodput=goodput,
+            texts=len(texts),
+            first_token_ms=Quantiles.of([1e3 * (text.first_at - text.asked_at) for text in texts]),
+            text_s=Quantiles.of([text.done_at - text.asked_at for text in texts]),
+        )
 
 
 class Run(Struct, frozen=True):

@@ -122,17 +122,7 @@ def _figures(scenario: Scenario, contender: Contender, everybody: list[Person], 
     outcomes = []
     for person, goodput in zip(everybody, result.goodput.tolist(), strict=True):
         texts = [text for text in result.written if text.agent == person.number]
-        outcomes.append(
-            AgentOutcome(
-                name=person.name,
-                group=person.group.name,
-                weight=person.group.weight,
-                goodput=goodput,
-                texts=len(texts),
-                first_token_ms=Quantiles.of([1e3 * (text.first_at - text.asked_at) for text in texts]),
-                text_s=Quantiles.of([text.done_at - text.asked_at for text in texts]),
-            )
-        )
+        outcomes.append(AgentOutcome.of(person, goodput, texts))
     return Run(
         scheduler=contender.label,
         seed=seed,

@@ -26,6 +26,7 @@ from goodspeed_server.configuration import ENVIRONMENT, lines_in_force, use_file
 from goodspeed_server.dashboard import dashboard
 from goodspeed_server.errands import errors_named
 from goodspeed_server.monitor import run_monitor, top
+from goodspeed_server.options import DEFAULT_URL, Ca, ClientCert, ClientKey, Token
 from goodspeed_server.settings import (
     AUTO_MAX_LENGTH,
     AUTO_MAX_STREAMS,
@@ -187,18 +188,13 @@ def _settings(given: Mapping[str, Any]) -> ServerSettings:
 
 @app.command("top")
 def watch(
-    url: Annotated[str, typer.Argument(help="The server's address, ws://HOST:PORT.")] = "ws://127.0.0.1:8765",
+    url: Annotated[str, typer.Argument(help="The server's address, ws://HOST:PORT.")] = DEFAULT_URL,
     once: Annotated[bool, typer.Option("--once", help="Draw one picture and end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Snapshots as JSON lines.")] = False,
-    token: Annotated[
-        str | None, typer.Option(envvar="GOODSPEED_TOKEN", help="Better in the environment: others see your flags.")
-    ] = None,
-    ca: Annotated[
-        Path | None,
-        typer.Option(envvar="GOODSPEED_CA", help="Certificates to trust: the server's own, if self-signed."),
-    ] = None,
-    client_cert: Annotated[Path | None, typer.Option(help="For a server that asks for one.")] = None,
-    client_key: Annotated[Path | None, typer.Option(help="Of --client-cert.")] = None,
+    token: Token = None,
+    ca: Ca = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
 ) -> None:
     """Watch a server from afar."""
     with errors_named():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
@@ -28,6 +27,7 @@ from goodspeed.scheduling import SCHEDULERS
 from goodspeed_server.controlling import controlling, drained
 from goodspeed_server.errands import errors_named
 from goodspeed_server.monitor.marks import clean
+from goodspeed_server.options import DEFAULT_URL, Ca, ClientCert, ClientKey, Token
 
 __all__ = ["app"]
 
@@ -43,16 +43,11 @@ _NUMBERS = {"ignore_unknown_options": True}
 @app.callback()
 def server(
     ctx: typer.Context,
-    url: Annotated[str, typer.Option(help="The server's address, ws://HOST:PORT.")] = "ws://127.0.0.1:8765",
-    token: Annotated[
-        str | None, typer.Option(envvar="GOODSPEED_TOKEN", help="An admin's. Better in the environment.")
-    ] = None,
-    ca: Annotated[
-        Path | None,
-        typer.Option(envvar="GOODSPEED_CA", help="Certificates to trust: the server's own, if self-signed."),
-    ] = None,
-    client_cert: Annotated[Path | None, typer.Option(help="For a server that asks for one.")] = None,
-    client_key: Annotated[Path | None, typer.Option(help="Of --client-cert.")] = None,
+    url: Annotated[str, typer.Option(help="The server's address, ws://HOST:PORT.")] = DEFAULT_URL,
+    token: Token = None,
+    ca: Ca = None,
+    client_cert: ClientCert = None,
+    client_key: ClientKey = None,
 ) -> None:
     """Change a server while it runs; it starts again as it was started."""
     with errors_named():
