@@ -238,6 +238,12 @@ def test_a_file_of_prompts_to_standard_output(server: FakeServer, tmp_path: Path
     assert "3/3 prompts, 15 tokens, " in result.stderr.splitlines()[-1]
 
 
+def test_a_file_of_prompts_that_is_not_there_is_named_once() -> None:
+    result = invoke("run", "--prompts", "nowhere.jsonl", "--server", "ws://127.0.0.1:1", "--draft", "none")
+    assert result.exit_code == 2
+    assert result.stderr == "goodspeed-agent: nowhere.jsonl cannot be read: No such file or directory\n"
+
+
 def test_a_file_of_prompts_to_a_file_with_some_that_fail(server: FakeServer, tmp_path: Path) -> None:
     server.max_length = 40
     file = write_prompts(tmp_path, {"prompt": "x" * 50}, {"prompt": PROMPT, "max_new_tokens": 4})

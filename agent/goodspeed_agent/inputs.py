@@ -39,8 +39,9 @@ def read_prompt_lines(file: Path, defaults: TextRequest) -> list[PromptLine]:
     Raises:
         InvalidRequest: naming the file, the line, and what is wrong.
     """
+    lines = _read(file).splitlines()
     try:
-        return read_prompts(_read(file).splitlines(), defaults)
+        return read_prompts(lines, defaults)
     except InvalidRequest as error:
         raise InvalidRequest(f"{file}: {error}") from None
 
