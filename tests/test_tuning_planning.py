@@ -218,7 +218,7 @@ def test_no_figure_is_cut_off_at_80_columns() -> None:
     def measured(acceptance: float) -> dict[str, object]:
         return {"acceptance": acceptance, "coupled": acceptance, "length": {"3": 1 + acceptance, "12": 2 + acceptance}}
 
-    card = {
+    card: dict[str, object] = {
         "description": "a draft, tuned",
         "before": {"edge-prose[1]": {"0.7": measured(0.361)}},
         "after": {"edge-prose[1]": {"0.7": measured(0.472)}},
