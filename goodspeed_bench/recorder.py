@@ -10,7 +10,7 @@ from msgspec import Struct
 from goodspeed.estimation import expected_tokens
 from goodspeed.stream import Commit
 from goodspeed_server.live import LiveStream
-from goodspeed_server.telemetry import RoundRecord
+from goodspeed_server.observer import RoundRecord
 
 __all__ = ["Recorder", "Seen", "Times"]
 

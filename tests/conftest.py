@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from goodspeed_agent.tokenizer import TokenizerCache
-from goodspeed_server.telemetry import RoundRecord, Telemetry
+from goodspeed_server.observer import RoundRecord
+from goodspeed_server.telemetry import Telemetry
 
 torch.set_num_threads(1)
 

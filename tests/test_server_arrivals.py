@@ -14,7 +14,7 @@ from goodspeed.stream import ServedStream
 from goodspeed.timing import Pace
 from goodspeed_server.arrivals import Arrivals, look_back
 from goodspeed_server.live import AgentAccount, DraftWay, LiveStream
-from goodspeed_server.telemetry import RoundRecord
+from goodspeed_server.observer import RoundRecord
 from tests.planted import Agent, make_planner
 from tests.serving import linked, serving, tiny_settings
 from tests.test_server import PROMPT, target_text

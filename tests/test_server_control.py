@@ -35,8 +35,8 @@ from goodspeed_agent.drafters import SuffixDrafter
 from goodspeed_agent.drafters.model import ModelDrafter
 from goodspeed_agent.tokenizer import TokenizerCache
 from goodspeed_server.controlling import Controls, controlling, drained
+from goodspeed_server.observer import RoundRecord
 from goodspeed_server.server import VerificationServer
-from goodspeed_server.telemetry import RoundRecord
 from goodspeed_server.tokens import TokenStore
 from tests import stepping
 from tests.serving import GREEDY, Peer, linked, serving, tiny_settings

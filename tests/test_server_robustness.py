@@ -10,7 +10,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from goodspeed.messages import Draft, GetTokenizer, Goodbye, Open, Opened, Snapshot, Tokenizer, Verdict
-from goodspeed_server.telemetry import RoundRecord
+from goodspeed_server.observer import RoundRecord
 from goodspeed_server.verifier import Outcome, Pass, Verifier
 from tests.serving import GREEDY, linked, serving, tiny_settings
 from tests.test_server import PROMPT, target_text

@@ -9,8 +9,8 @@ import pytest
 from goodspeed.messages import Draft, DraftEnd, Failure, Open, Opened, Verdict
 from goodspeed.rounds import Barrier, Rolling
 from goodspeed.timing import EngineLoad, PassCost, PassSample
+from goodspeed_server.observer import RoundRecord
 from goodspeed_server.server import VerificationServer
-from goodspeed_server.telemetry import RoundRecord
 from tests.serving import GREEDY, Peer, linked, serving, tiny_settings
 from tests.stepping import TEXT, WRONG, Grants, SlowEngine, stepped
 from tests.test_server import PROMPT, target_text

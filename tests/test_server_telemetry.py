@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed.timing import PassSample
 from goodspeed.utility import AlphaFair
-from goodspeed_server.telemetry import RoundRecord, ServerFacts, Telemetry
+from goodspeed_server.observer import RoundRecord
+from goodspeed_server.telemetry import ServerFacts, Telemetry
 
 
 def pass_s(rows: int, tokens: int) -> float:

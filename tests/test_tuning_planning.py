@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import subprocess
@@ -10,12 +11,15 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
+from rich.table import Table
 from typer.testing import CliRunner
 
 from goodspeed.__main__ import app
 from goodspeed.catalog import bundled
 from goodspeed.errors import CorruptData, InvalidRequest
 from goodspeed.snapshot import AgentRow, ServerSnapshot
+from goodspeed.tuning.cli import _ranking, _results
 from goodspeed.tuning.planning import expected_length, measured_flops, plan
 from goodspeed.tuning.state import clients_of, read_state
 from tests.monitor_examples import AGENT, SNAPSHOT
@@ -199,3 +203,33 @@ def test_a_plain_goodspeed_imports_no_torch() -> None:
     script = "import sys, goodspeed.__main__; print(*({'torch', 'transformers', 'peft'} & set(sys.modules)))"
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == ""
+
+
+def at_80_columns(table: Table) -> str:
+    console = Console(width=80, file=io.StringIO())
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_no_figure_is_cut_off_at_80_columns() -> None:
+    """Two budgets of one client, and names with brackets, as somebody's folder may have."""
+
+    def measured(acceptance: float) -> dict[str, object]:
+        return {"acceptance": acceptance, "coupled": acceptance, "length": {"3": 1 + acceptance, "12": 2 + acceptance}}
+
+    card: dict[str, object] = {
+        "description": "a draft, tuned",
+        "before": {"edge-prose[1]": {"0.7": measured(0.361)}},
+        "after": {"edge-prose[1]": {"0.7": measured(0.472)}},
+    }
+    shown = at_80_columns(_results(card))
+    for figure in ("edge-prose[1]", "0.361 -> 0.472", "1.36 -> 1.47 at S = 3", "2.36 -> 2.47 at S = 12"):
+        assert figure in shown
+    name = "/srv/drafts/of-a-long-name/[second]"
+    at_work = state(agent("a", name, streams=12, goodput=140.0))
+    candidates, _ = plan(at_work, {name: 10**9}, train_tokens=1e6, flops=1e12, gap_closed=0.5)
+    ranked = at_80_columns(_ranking(candidates))
+    assert "…" not in shown + ranked
+    for figure in (f"{candidates[0].hours:.4f}", f"{candidates[0].gain_per_hour:.3g}"):
+        assert figure in ranked

@@ -113,6 +113,7 @@ def problem_said(problem: str) -> str:
 def _range(path: str) -> str:
     """What a number may be, by its field."""
     table, _, key = path.rpartition(".")
+    # msgspec's type says only that it is some type; that of a struct has fields.
     fields = inspect.type_info(_TABLES[_bare(table.rpartition(".")[2])]).fields  # type: ignore[attr-defined]
     kind = next(field.type for field in fields if field.name == _bare(key))
     for place in re.findall(r"\[(.*?)\]", key):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from goodspeed.catalog import DEFAULT_DRAFT, DEFAULT_TARGET, bundled, parameters_of, resolve
@@ -174,19 +175,20 @@ def _results(card: dict[str, object]) -> Table:
     before, after = card["before"], card["after"]
     assert isinstance(before, dict)
     assert isinstance(after, dict)
-    table = Table(title=f"{card['description']}", box=SIMPLE)
-    for heading in ("client", "T", "acceptance", "coupled", "tokens a round"):
-        table.add_column(heading, justify="left" if heading == "client" else "right", no_wrap=True)
+    table = Table(title=escape(str(card["description"])), box=SIMPLE, collapse_padding=True, pad_edge=False)
+    table.add_column("client", overflow="fold")
+    for heading in ("T", "acceptance", "coupled", "tokens a round"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for name, by_temperature in after.items():
         for temperature, new in by_temperature.items():
             old = before[name][temperature]
-            lengths = [f"{old['length'][s]:.2f} -> {new['length'][s]:.2f} (S = {s})" for s in new["length"]]
+            lengths = [f"{old['length'][s]:.2f} -> {new['length'][s]:.2f} at S = {s}" for s in new["length"]]
             table.add_row(
-                name or "(all)",
+                escape(name) or "(all)",
                 temperature,
                 f"{old['acceptance']:.3f} -> {new['acceptance']:.3f}",
                 f"{old['coupled']:.3f} -> {new['coupled']:.3f}",
-                ", ".join(lengths),
+                "\n".join(lengths),
             )
     return table
 
@@ -217,13 +219,14 @@ def _plan(
 
 
 def _ranking(candidates: list[Candidate]) -> Table:
-    table = Table(title="Drafts by expected gain in utility per hour of training", box=SIMPLE)
-    table.add_column("draft", no_wrap=True)
+    title = "Drafts by expected gain in utility per hour of training"
+    table = Table(title=title, box=SIMPLE, collapse_padding=True, pad_edge=False)
+    table.add_column("draft", overflow="fold")
     for heading in ("agents", "streams", "alpha", "S", "tokens a round", "gain", "hours", "gain per hour"):
-        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", overflow="fold")
     for one in candidates:
         table.add_row(
-            one.drafter,
+            escape(one.drafter),
             str(one.agents),
             str(one.streams),
             f"{one.alpha:.3f} -> {one.alpha_after:.3f}",

@@ -16,7 +16,7 @@ from goodspeed.messages import MAX_DRAFT_TOKENS
 from goodspeed.snapshot import AgentRow, ServerSnapshot
 from goodspeed.stream import Commit
 from goodspeed_server.live import LiveStream
-from goodspeed_server.telemetry import Observer, RoundRecord
+from goodspeed_server.observer import Observer, RoundRecord
 
 __all__ = ["ServerMetrics"]
 

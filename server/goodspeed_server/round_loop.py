@@ -16,33 +16,32 @@ from contextvars import copy_context
 from functools import partial
 
 from goodspeed.engine import Engine
-from goodspeed.errors import InvalidRequest, Overloaded
-from goodspeed.estimation import PRIOR_ALPHA, Goodput
+from goodspeed.errors import InvalidRequest
+from goodspeed.estimation import PRIOR_ALPHA
 from goodspeed.logprobs import entry_bytes
 from goodspeed.logs import about
 from goodspeed.messages import Draft, Open, Opened, Verdict
 from goodspeed.rounds import Barrier, Rolling, Rounds
 from goodspeed.scheduling import Scheduler
-from goodspeed.stream import Commit, ServedStream
+from goodspeed.stream import Commit
 from goodspeed.timing import Pace, PassSample
 from goodspeed.verification import Rule
-from goodspeed_server.admission import Admission
 from goodspeed_server.arrivals import Arrivals, look_back
 from goodspeed_server.boundary import Boundary
 from goodspeed_server.intake import Intake
 from goodspeed_server.live import AgentAccount, LiveStream, Outbox
+from goodspeed_server.observer import Phases, RoundRecord
 from goodspeed_server.passes import PlannedPass, plan_pass
 from goodspeed_server.planner import Planner
 from goodspeed_server.recording import Recorder, Verified
 from goodspeed_server.settings import OVERDUE, RoundSettings
-from goodspeed_server.telemetry import Phases, RoundRecord, Telemetry
+from goodspeed_server.streams import Streams
+from goodspeed_server.telemetry import Telemetry
 from goodspeed_server.verifier import Outcome, Verifier
 
 __all__ = ["RoundLoop"]
 
 logger = logging.getLogger(__name__)
-
-StreamKey = tuple[Outbox, int]
 
 _REDRAFT_S = 5.0
 
@@ -78,16 +77,21 @@ class RoundLoop:
         self._intake = Intake(planner, telemetry, rule, engine.vocab_size, clock)
         self.planner = planner
         planner.on_overtaken = telemetry.overtaken
-        self._eos_tokens = eos_tokens
         self.settings = settings
         self._telemetry = telemetry
         self._recorder = recorder
         self._clock = clock
         self._rounds = self._make_rounds()
-        self._live: dict[StreamKey, LiveStream] = {}
-        self._prefilling: dict[LiveStream, None] = {}  # in order of admission
-        self._admission: Admission[StreamKey, tuple[AgentAccount, ServedStream]] = Admission(
-            max_waiting=settings.max_waiting
+        self._streams = Streams(
+            engine,
+            planner,
+            telemetry,
+            recorder,
+            max_waiting=settings.max_waiting,
+            eos_tokens=eos_tokens,
+            clock=clock,
+            on_begin=self._begin,
+            on_end=self._leave,
         )
         self._changed = asyncio.Event()
         self.boundary = Boundary(self._changed.set)
@@ -105,22 +109,22 @@ class RoundLoop:
     @property
     def live(self) -> Sequence[LiveStream]:
         """Every stream that has a row."""
-        return tuple(self._live.values())
+        return tuple(self._streams)
 
     @property
     def waiting(self) -> int:
         """How many streams wait for a row."""
-        return len(self._admission)
+        return self._streams.waiting
 
     @property
     def capacity(self) -> int:
         """Draft tokens the next pass may verify."""
-        return self.planner.capacity(self._live.values())
+        return self.planner.capacity(self.live)
 
     @property
     def _granted(self) -> int:
         """Draft tokens that agents have been granted and that no pass has verified yet."""
-        return self._rounds.outstanding + sum(live.budget for live in self._prefilling)
+        return self._rounds.outstanding + sum(live.budget for live in self._streams.prefilling)
 
     def now(self) -> float:
         """The loop's clock, seconds."""
@@ -128,44 +132,15 @@ class RoundLoop:
 
     def is_prefilling(self, live: LiveStream) -> bool:
         """Whether the stream's prompt is still on its way into the slab."""
-        return live in self._prefilling
+        return live in self._streams.prefilling
 
     def streams_of(self, account: AgentAccount) -> int:
         """How many streams of a link have a row or wait for one."""
-        return sum(live.account is account for live in self._live.values()) + sum(
-            waiting is account for waiting, _ in self._admission
-        )
+        return self._streams.count(account)
 
     def open(self, outbox: Outbox, account: AgentAccount, message: Open) -> None:
-        """Admit a stream, or queue it.
-
-        Raises:
-            InvalidRequest: a value is out of range, or the number is taken by a stream of the same link.
-            Overloaded: no row is free and the queue is full, or the token allows no more.
-        """
-        key = (outbox, message.stream)
-        if key in self._live or key in self._admission:
-            raise InvalidRequest(
-                f"stream {message.stream} is open already: close it first, or choose another number",
-                code="duplicate_stream",
-            )
-        stream = ServedStream.opened(
-            message,
-            vocab_size=self._engine.vocab_size,
-            max_length=self._engine.max_length,
-            eos_tokens=self._eos_tokens,
-        )
-        stream.opened_at = self._clock()
-        account.admit(stream.opened_at, begun=stream.generated > 0)
-        if self._engine.free_rows:
-            self._admit(key, account, stream)
-            return
-        try:
-            self._admission.wait(key, (account, stream))
-        except Overloaded:
-            account.give_back()
-            raise
-        logger.info("a text waits for a row: %d before it", len(self._admission) - 1)
+        """Admit a stream, or queue it; raises as `Streams.open`."""
+        self._streams.open(outbox, account, message)
 
     def draft(self, outbox: Outbox, message: Draft) -> None:
         """Take a draft.
@@ -179,7 +154,7 @@ class RoundLoop:
             InvalidRequest: the stream is not open on this link.
             ProtocolError: the draft builds on more than was ever committed.
         """
-        live = self._live.get((outbox, message.stream))
+        live = self._streams.find(outbox, message.stream)
         if live is None:
             raise InvalidRequest(f"stream {message.stream} is not open on this link", code="unknown_stream")
         missing = live.stream.missing(message.base)
@@ -191,7 +166,7 @@ class RoundLoop:
         elif missing:
             outbox.post(Verdict(message.stream, message.base, 0, missing, live.lead, live.price_percent))
         elif live.draft is None:
-            moved = self._intake.draft(live, message, self._rounds, prefilling=live in self._prefilling)
+            moved = self._intake.draft(live, message, self._rounds, prefilling=live in self._streams.prefilling)
         if moved:
             self._changed.set()
 
@@ -206,29 +181,18 @@ class RoundLoop:
             return
         account.redrafted_at = now
         account.prior_alpha, account.pace = PRIOR_ALPHA, Pace()
-        for (owner, _), live in self._live.items():
-            if owner is outbox:
-                # A draft that is here or in the pass is still the old one's; guesses behind it are worth nothing.
-                live.fresh = self.planner.estimator(PRIOR_ALPHA)
-                live.guesses.drop()
+        for live in self._streams.of_link(outbox):
+            # A draft that is here or in the pass is still the old one's; guesses behind it are worth nothing.
+            live.fresh = self.planner.estimator(PRIOR_ALPHA)
+            live.guesses.drop()
 
     def close(self, outbox: Outbox, number: int) -> None:
         """End a stream its agent wants no more of; one that is not open is no error, since verdicts cross closes."""
-        key = (outbox, number)
-        waiting = self._admission.withdraw(key)
-        if waiting is not None:
-            waiting[0].give_back()
-        elif key in self._live:
-            self._end(self._live[key])
-            self._changed.set()
+        self._streams.close(outbox, number)
 
     def drop(self, outbox: Outbox) -> None:
         """End every stream of a link that has gone."""
-        # The queue first: a row that falls free must not go to a stream of the same link.
-        for account, _ in self._admission.withdraw_all(lambda key: key[0] is outbox):
-            account.give_back()
-        for key in [key for key in self._live if key[0] is outbox]:
-            self.close(*key)
+        self._streams.drop(outbox)
 
     def adopt(self, scheduler: Scheduler, settings: RoundSettings, announce: Callable[[], None]) -> None:
         """Plan by another scheduler and other settings from now on; all streams go on. Only at the `boundary`.
@@ -251,15 +215,15 @@ class RoundLoop:
         self._rounds = self._make_rounds()
         if self.waits != waited:
             announce()
-            for live in self._live.values():
+            for live in self._streams:
                 live.change_rounds(now, waits=self.waits)
             # All that was granted is granted anew, to those too whose prompts are still on their way.
-            if self._live:
+            if self._streams:
                 self.planner.plan(self.live, self.capacity, now)
-            for live in self._live.values():
+            for live in self._streams:
                 live.ask(now)
-        for live in self._live.values():
-            if live in self._prefilling:
+        for live in self._streams:
+            if live in self._streams.prefilling:
                 continue
             asked_at = live.asked_at
             self._join(live)
@@ -271,7 +235,7 @@ class RoundLoop:
     def ask_no_more(self, account: AgentAccount) -> None:
         """Decode a link's streams without its drafts, whatever it was granted. Only at the `boundary`."""
         now = self._clock()
-        for live in self._live.values():
+        for live in self._streams:
             if live.account is account:
                 live.spelled_out = True  # a draft that is on its way is as it was granted
                 live.budget = live.lead = live.price_percent = live.overtaken = 0
@@ -297,7 +261,7 @@ class RoundLoop:
                 gathered = self._clock()
                 # Neighbouring rows in order are one block of the slab, which the padded layout reads without a copy.
                 batch.sort(key=lambda live: live.row)
-                planned = plan_pass(batch, self._prefilling, self.settings.prefill_chunk)
+                planned = plan_pass(batch, self._streams.prefilling, self.settings.prefill_chunk)
                 if not planned.work.turns and not planned.work.chunks:
                     continue
                 arrivals = self._look_back(planned, gathering, gathered)
@@ -321,8 +285,8 @@ class RoundLoop:
         while not self._stopping:
             self.boundary.here()
             now = self._clock()
-            batch = self._rounds.close(now, prompts=bool(self._prefilling))
-            if batch or self._prefilling:
+            batch = self._rounds.close(now, prompts=bool(self._streams.prefilling))
+            if batch or self._streams.prefilling:
                 return batch
             self._changed.clear()
             closes_at = self._rounds.closes_at()
@@ -353,10 +317,8 @@ class RoundLoop:
         logprobs = outcome.logprobs or [b""] * len(outcome.judgements)
         turns = zip(planned.verified, planned.work.turns, outcome.judgements, logprobs, strict=True)
         for live, turn, judgement, packed in turns:
-            live.in_pass = False
             begun, first = first, first + len(turn.drafted) + 1
-            if live.closed:
-                self._release(live)
+            if not self._streams.pass_over(live):
                 continue
             commit = live.stream.commit(turn.drafted, judgement)
             commits.append(commit)
@@ -381,7 +343,7 @@ class RoundLoop:
                 # A text is recorded with what drafted it: what follows is another's.
                 self._recorder.ended(live)
         for live in ended:
-            self._end(live)
+            self._streams.end(live)
         self._advance_prefill(planned.prefilled)
         self._schedule([live for live, _ in going_on])
         for live, commit in going_on:
@@ -396,13 +358,11 @@ class RoundLoop:
     def _advance_prefill(self, pieces: Sequence[tuple[LiveStream, int]]) -> None:
         """Note what stands in the slab now; streams whose prompt is complete join the rounds."""
         for live, cached in pieces:
-            live.in_pass = False
-            if live.closed:
-                self._release(live)
+            if not self._streams.pass_over(live):
                 continue
             live.stream.cached = cached
             if live.stream.prefilled:
-                del self._prefilling[live]
+                del self._streams.prefilling[live]
                 self._join(live)
 
     def _schedule(self, streams: Sequence[LiveStream]) -> None:
@@ -414,35 +374,21 @@ class RoundLoop:
         for live in streams:
             self._expect(live, now)
 
-    def _admit(self, key: StreamKey, account: AgentAccount, stream: ServedStream) -> None:
-        outbox, number = key
-        now = self._clock()
-        plain = 1.0 / self.planner.meter.load.pass_s
-        live = LiveStream(
-            number=number,
-            outbox=outbox,
-            account=account,
-            stream=stream,
-            row=self._engine.allocate(),
-            estimator=self.planner.estimator(account.prior_alpha),
-            rate=Goodput(now, plain),
-            pace=account.pace.copy(),
-        )
-        self._live[key] = live
-        self._telemetry.opened(live, now)
-        with live.logged():
-            logger.info("a text begins: prompt %d tokens, row %d", stream.prompt_tokens, live.row)
-        # The first budget is a fair share of what is left; the first round's plan corrects it.
-        capacity = self.capacity
-        share = min(capacity // len(self._live), max(0, capacity - self._granted))
+    def _begin(self, live: LiveStream) -> None:
+        """Grant a stream that has its row a first budget, and tell its agent."""
+        # A fair share of what is left; the first round's plan corrects it.
+        capacity, now = self.capacity, self._clock()
+        share = min(capacity // len(self._streams), max(0, capacity - self._granted))
         self.planner.plan([live], share, now)
         live.began_at = now
-        live.told.append((stream.length, now))
-        outbox.post(Opened(number, stream.length, live.lead, live.price_percent, live.overtaken))
-        if stream.prefilled:
+        live.told.append((live.stream.length, now))
+        live.outbox.post(Opened(live.number, live.stream.length, live.lead, live.price_percent, live.overtaken))
+        if live.stream.prefilled:
             self._join(live)
-        else:
-            self._prefilling[live] = None
+        self._changed.set()
+
+    def _leave(self, live: LiveStream) -> None:
+        self._rounds.leave(live)
         self._changed.set()
 
     def _make_rounds(self) -> Rounds[LiveStream]:
@@ -462,30 +408,3 @@ class RoundLoop:
     def _expect(self, live: LiveStream, now: float) -> None:
         live.asked_at = now
         self._rounds.expect(live, live.budget, now, None if self.waits else self.planner.prospect(live, now))
-
-    def _end(self, live: LiveStream) -> None:
-        """Forget a stream; its row is free at once, or when the pass it is in is over."""
-        live.closed = True
-        with live.logged():
-            stream, took_s = live.stream, self._clock() - live.stream.opened_at
-            written = len(stream.tokens) - stream.prompt_tokens
-            logger.info("a text ends (%s): %d tokens in %.2f s", stream.finish or "given up", written, took_s)
-        live.account.give_back()
-        self._telemetry.ended(live, self._clock())
-        if self._recorder is not None:
-            self._recorder.ended(live)
-        if live.fresh is None:
-            live.account.prior_alpha += 0.3 * (live.estimator.alpha - live.account.prior_alpha)
-            live.account.pace = live.pace.copy()
-        self._rounds.leave(live)
-        self._prefilling.pop(live, None)
-        del self._live[(live.outbox, live.number)]
-        if not live.in_pass:
-            self._release(live)
-
-    def _release(self, live: LiveStream) -> None:
-        self._engine.release(live.row)
-        waiting = self._admission.next()
-        if waiting is not None:
-            key, (account, stream) = waiting
-            self._admit(key, account, stream)

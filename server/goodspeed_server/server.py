@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import http
 import logging
 import math
 import platform
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import torch
 from websockets.asyncio.server import Server, ServerConnection, serve
-from websockets.http11 import Request, Response
 
 import goodspeed
 from goodspeed.addresses import is_loopback_host
@@ -36,13 +34,15 @@ from goodspeed_server.doorkeeper import Doorkeeper
 from goodspeed_server.link import SNAPSHOT_INTERVAL_S, Link, ServedModel
 from goodspeed_server.memory import free_bytes, kv_bytes_per_token, rows_that_fit
 from goodspeed_server.metrics import ServerMetrics
+from goodspeed_server.observer import Observer
 from goodspeed_server.planner import Planner
+from goodspeed_server.probes import Probes
 from goodspeed_server.recording import Recorder
 from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.settings import AUTO_MAX_LENGTH, AUTO_MAX_STREAMS, ServerSettings, what_auto_means
 from goodspeed_server.shards import ShardFolder
-from goodspeed_server.telemetry import Observer, ServerFacts, Telemetry
-from goodspeed_server.tokens import Role, TokenStore
+from goodspeed_server.telemetry import ServerFacts, Telemetry
+from goodspeed_server.tokens import TokenStore
 from goodspeed_server.tracing import TraceFile, Tracer, trace_header
 
 if TYPE_CHECKING:
@@ -195,6 +195,7 @@ class VerificationServer:
             announce=self._announce_rounds,
         )
         self._doorkeeper = Doorkeeper(None if settings.tokens is None else TokenStore(settings.tokens))
+        self._probes = Probes(self._doorkeeper, self._metrics, lambda: self._draining)
         self._tls = settings.tls.context()
         self._links: set[Link] = set()
         self._running: asyncio.Task[None] | None = None
@@ -293,7 +294,7 @@ class VerificationServer:
                 self._serve_link,
                 settings.host,
                 settings.port,
-                process_request=self._answer_http,
+                process_request=self._probes.answer,
                 compression=None,
                 # A ping waits behind whatever is being sent, and a tokenizer takes its time on a slow link.
                 ping_timeout=_PING_TIMEOUT_S,
@@ -369,48 +370,11 @@ class VerificationServer:
                         logger.info("a link is cut: its token was revoked")
                     link.abort()
 
-    def _answer_http(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Answer plain GETs on the WebSocket's own port."""
-        path = request.path.partition("?")[0]
-        if path == "/health":
-            return connection.respond(http.HTTPStatus.OK, "ok\n")
-        if path == "/ready":
-            if self._draining:
-                return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "draining\n")
-            return connection.respond(http.HTTPStatus.OK, "ready\n")
-        if path == "/metrics":
-            return self._turned_away(connection, request, ("monitor", "admin")) or _metrics_response(
-                connection, self._metrics
-            )
-        if path == "/" and self._draining:
-            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "the server is shutting down\n")
-        if path != "/":
-            return connection.respond(
-                http.HTTPStatus.NOT_FOUND, "there is /health, /ready, /metrics, and a WebSocket at /\n"
-            )
-        return self._turned_away(connection, request)
-
-    def _turned_away(
-        self, connection: ServerConnection, request: Request, roles: Collection[Role] = get_args(Role)
-    ) -> Response | None:
-        """The doorkeeper's answer to who is not let in, counted."""
-        refusal = self._doorkeeper.refusal(connection, request, roles)
-        if refusal is not None:
-            self._metrics.refused(http.HTTPStatus(refusal.status_code).name.lower())
-        return refusal
-
 
 def _address(listener: Server, *, secure: bool) -> str:
     host, port = next(iter(listener.sockets)).getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     return f"{'wss' if secure else 'ws'}://{shown}:{port}"
-
-
-def _metrics_response(connection: ServerConnection, metrics: ServerMetrics) -> Response:
-    response = connection.respond(http.HTTPStatus.OK, metrics.text().decode())
-    del response.headers["Content-Type"]
-    response.headers["Content-Type"] = "text/plain; version=0.0.4; charset=utf-8"
-    return response
 
 
 def _on_signal(number: int, stop: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:

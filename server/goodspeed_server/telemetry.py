@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,11 +14,10 @@ from goodspeed.snapshot import AgentRow, PhaseTimes, RoundRow, ServerSnapshot
 from goodspeed.stream import Commit
 from goodspeed.timing import PassCost, PassSample
 from goodspeed.utility import AlphaFair, jain_index
-from goodspeed_server.arrivals import Arrivals
 from goodspeed_server.live import AgentAccount, DraftWay, LiveStream
-from goodspeed_server.verifier import Outcome, Pass
+from goodspeed_server.observer import Chronicle, Observer, RoundRecord
 
-__all__ = ["Chronicle", "Observer", "Phases", "Rate", "RoundRecord", "ServerFacts", "Telemetry"]
+__all__ = ["Rate", "ServerFacts", "Telemetry"]
 
 HISTORY_S = 60
 _RATE_WINDOW_S = 5
@@ -27,96 +25,6 @@ _RECENT_ROUNDS = 64
 _SHOWN_ROUNDS = 16
 """A monitor shows the very last ones; a snapshot goes out four times a second."""
 _LEAST_GOODPUT = 0.1
-
-
-class Phases(NamedTuple):
-    """When a round's phases began, seconds, and when the last was over."""
-
-    gathering: float
-    planning: float
-    verifying: float
-    committing: float
-    over: float
-
-
-@dataclass(frozen=True, slots=True)
-class RoundRecord:
-    """One pass, as it was measured."""
-
-    at: float
-    gather_s: float
-    plan_s: float
-    verify_s: float
-    """From handing the pass to the engine's thread until its outcome is back."""
-    forward_s: float
-    judge_s: float
-    commit_s: float
-    streams: int
-    prompts: int
-    """Prompts of which a chunk was in the pass."""
-    prefilled: int
-    """Prompt tokens in the pass."""
-    drafted: int
-    accepted: int
-    committed: int
-    arrivals: Arrivals = field(default_factory=Arrivals)
-
-    @classmethod
-    def of(
-        cls, work: Pass, outcome: Outcome, commits: Sequence[Commit], phases: Phases, arrivals: Arrivals
-    ) -> RoundRecord:
-        """What is to be counted of a pass, of what came of it, and of when."""
-        return cls(
-            at=phases.committing,
-            gather_s=phases.planning - phases.gathering,
-            plan_s=phases.verifying - phases.planning,
-            verify_s=phases.committing - phases.verifying,
-            forward_s=outcome.forward_s,
-            judge_s=outcome.judge_s,
-            commit_s=phases.over - phases.committing,
-            streams=len(commits),
-            prompts=len(work.chunks),
-            prefilled=sum(len(chunk.tokens) for chunk in work.chunks),
-            drafted=sum(len(turn.drafted) for turn in work.turns),
-            accepted=sum(commit.accepted for commit in commits),
-            committed=sum(commit.size for commit in commits),
-            arrivals=arrivals,
-        )
-
-
-class Observer(Protocol):
-    """Is told whatever happens, as it happens, on the event loop: for benchmarks and research."""
-
-    def committed(self, live: LiveStream, drafted: int, commit: Commit, now: float) -> None:
-        """A verdict was reached for one stream: its estimates know of it, its budget is still that of its draft."""
-
-    def round_over(self, record: RoundRecord) -> None:
-        """A pass has been committed."""
-
-
-class Chronicle(Observer, Protocol):
-    """Is told all that an observer is, who comes and goes, what is asked for, and what comes of drafts on the way."""
-
-    def joined(self, account: AgentAccount, now: float) -> None:
-        """An agent has linked up."""
-
-    def left(self, account: AgentAccount) -> None:
-        """Its link has gone."""
-
-    def opened(self, live: LiveStream, now: float) -> None:
-        """A stream has a row."""
-
-    def came(self, live: LiveStream, draft: Draft, way: DraftWay | None) -> None:
-        """A draft has come, or a piece of one; and how, if that is known."""
-
-    def overtaken(self, live: LiveStream, first: int, what: Overtaken) -> None:
-        """Guesses from a position of the transcript on were held against it without a pass."""
-
-    def ended(self, live: LiveStream, now: float) -> None:
-        """A stream is over."""
-
-    def planned_by(self, scheduler: str, fairness: float) -> None:
-        """Budgets come of another scheduler from now on."""
 
 
 class Rate:

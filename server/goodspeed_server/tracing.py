@@ -43,8 +43,8 @@ from goodspeed.traces.events import (
     to_line,
 )
 from goodspeed_server.live import AgentAccount, DraftWay, LiveStream
+from goodspeed_server.observer import RoundRecord
 from goodspeed_server.settings import RoundSettings, ServerSettings
-from goodspeed_server.telemetry import RoundRecord
 
 __all__ = ["TraceFile", "Tracer", "trace_header"]
 
