@@ -16,6 +16,7 @@ from goodspeed.sampling.warping import RowParams, log_probs, sample
 from goodspeed.verification import RATIO_TOP_K, Rule, draw_drafted, quantise, unpack_q
 from goodspeed_agent.drafters import DraftSession
 from goodspeed_agent.drafters.model import ModelDrafter, ModelSession
+from goodspeed_agent.drafters.swappable import Swappable
 from tests.fake_server import byte_tokenizer
 from tests.tiny_models import CONTEXT, VOCAB, tiny_llama, tiny_mistral, tiny_qwen3
 
@@ -279,3 +280,52 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path)
     with pytest.raises(UnknownModel, match="tokenizer"):
         ModelDrafter.load(str(tmp_path))
+
+
+def long_prompt() -> list[int]:
+    """It takes a model several passes."""
+    return [(7 * i * i + 3) % VOCAB for i in range(1300)]
+
+
+def test_a_draft_that_is_exchanged_in_the_middle_of_a_prompt_ends_there_and_the_other_begins_anew() -> None:
+    size = {"max_position_embeddings": 2048}
+    first, other = (ModelDrafter(tiny_llama(seed=seed, **size), f"of-{seed}", None) for seed in (0, 5))
+    owner = Swappable(first)
+    session_of_both = owner.open(SamplingParams(), rule="coupled", vocab_size=VOCAB)
+    guesses = session_of_both.guesses(long_prompt())
+    assert owner.prepare([session_of_both]) == [False]
+    owner.exchange(other)
+    assert owner.prepare([session_of_both]) == [True], "nothing more is computed for what nobody reads"
+    assert list(guesses) == []
+    assert guessed(session_of_both, long_prompt(), 3) == plain(
+        tiny_llama(seed=5, **size), long_prompt(), 3, SamplingParams()
+    )
+
+
+def test_a_cache_that_cannot_grow_spoils_nobody_elses_draft_and_grows_when_it_can(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever needs the longer rows has nothing to say while there is no memory; who needs none is drafted for."""
+    drafter = ModelDrafter(tiny_llama(max_position_embeddings=2048), "tiny", None)
+    owner = Swappable(drafter)
+    short, long = (owner.open(SamplingParams(), rule="coupled", vocab_size=VOCAB) for _ in range(2))
+    expected = guessed(session(tiny_llama()), PROMPT, 3)
+    assert guessed(short, PROMPT, 3) == expected
+
+    def no_memory(rows: int, max_length: int) -> None:
+        raise MemoryError(f"{rows} rows of {max_length}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drafter._engine, "resize", no_memory)
+        assert guessed(long, long_prompt(), 3) == []
+        waiting, going = long.guesses(long_prompt()), short.guesses(PROMPT)
+        owner.prepare([long, short])
+        assert [next(going).token for _ in range(3)] == expected
+        assert list(waiting) == []
+    assert [message for message in caplog.messages if "is broken" in message] == [
+        "the draft tiny is broken: texts go on without it"
+    ]
+    assert guessed(long, long_prompt(), 3) == plain(
+        tiny_llama(max_position_embeddings=2048), long_prompt(), 3, SamplingParams()
+    )
+    assert guessed(short, PROMPT, 3) == expected
