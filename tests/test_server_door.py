@@ -10,6 +10,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -39,7 +40,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[TlsSettings,
 
 
 @contextlib.asynccontextmanager
-async def guarded(door: DoorSettings, **changes: object) -> AsyncIterator[tuple[VerificationServer, str]]:
+async def guarded(door: DoorSettings, **changes: Any) -> AsyncIterator[tuple[VerificationServer, str]]:
     async with asyncio.timeout(60), serving(tiny_settings(door=door, **changes)) as (server, address):
         yield server, address
 
@@ -49,7 +50,7 @@ def port_of(address: str) -> int:
 
 
 async def answered(
-    address: str, path: str = "/", tls: ssl.SSLContext | None = None, **headers: str
+    address: str, path: str = "/", tls: ssl.SSLContext | None = None, **headers: Any
 ) -> tuple[int, dict[str, str]]:
     """A plain GET that asks for a link, as far as its answer's head."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port_of(address), ssl=tls)
@@ -228,7 +229,7 @@ async def test_who_is_not_let_in_makes_nobody_go(tmp_path: Path) -> None:
     """A request that becomes no link takes nobody's place."""
     secret = TokenStore(tmp_path / "tokens.json").create("edge", "agent")
     door = DoorSettings(max_links=1, idle_s=0.0)
-    right = {"Authorization": f"Bearer {secret}"}
+    right: dict[str, Any] = {"Authorization": f"Bearer {secret}"}
     async with (
         guarded(door, tokens=tmp_path / "tokens.json") as (server, address),
         connect(address, additional_headers=right),
@@ -268,7 +269,7 @@ async def test_a_link_begins_so_many_texts_a_second() -> None:
     async with guarded(door, rounds={"max_waiting": 1000}) as (server, address), linked(address) as peer:
         for stream in range(280):
             await peer.send(Open(stream, PROMPT, len(PROMPT), GREEDY, 1, 0, True))
-        opened = set()
+        opened: set[int] = set()
         while len(opened) < 280:
             message = await peer.receive()
             if isinstance(message, Opened):

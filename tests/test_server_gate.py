@@ -134,7 +134,8 @@ def test_handshakes_are_counted_by_the_minute() -> None:
         gate.left(gate.arrive("x", STRANGER, 0.0), 0.0)
     refusal = gate.arrive("x", STRANGER, 4.0).refusal
     assert refusal is not None
-    assert (refusal.code, refusal.retry_after_s) == ("too_many_handshakes", pytest.approx(6.0))
+    assert refusal.code == "too_many_handshakes"
+    assert refusal.retry_after_s == pytest.approx(6.0)
     assert gate.arrive("x", STRANGER, 4.001 + refusal.retry_after_s).refusal is None
 
 
@@ -148,7 +149,8 @@ def test_too_many_wrong_tokens_of_an_address_and_none_of_it_is_looked_at() -> No
     again = gate.arrive("again", STRANGER, 1.0)
     barred = gate.barred(again, 1.0)
     assert barred is not None
-    assert (barred.code, barred.status, barred.retry_after_s) == ("too_many_failures", 429, pytest.approx(5.0))
+    assert (barred.code, barred.status) == ("too_many_failures", 429)
+    assert barred.retry_after_s == pytest.approx(5.0)
     assert gate.barred(other, 1.0) is None
     assert gate.barred(again, 6.1) is None
     gate.failed(again, 6.1)

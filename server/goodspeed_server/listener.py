@@ -206,7 +206,7 @@ class Door:
                 # No agent is a web page: one that a user happens to look at is not to use this machine's server.
                 origins=[None],
                 server_header=f"goodspeed/{goodspeed.__version__}",
-                create_connection=functools.partial(Connection, door=self),
+                create_connection=functools.partial(Connection, door=self),  # type: ignore[arg-type]
             )
         except OSError as error:
             where = f"{host}:{port}"

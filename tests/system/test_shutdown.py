@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.frames import CloseCode
 
 from goodspeed.credentials import ROLE_HEADER
-from goodspeed.messages import PROTOCOL_VERSION, Draft, Goodbye, Hello, Open, Verdict
+from goodspeed.messages import PROTOCOL_VERSION, Draft, Goodbye, Hello, Open, ServerMessage, Verdict
 from goodspeed.stream import Transcript
 from goodspeed_server.monitor import fetch_snapshot, snapshots
 from tests.serving import GREEDY, Peer, linked
@@ -94,17 +94,20 @@ async def test_a_drain_ends_when_it_is_over_after_the_round_that_runs(drain_s: s
             await peer.open(0, PROMPT, max_draft=0, max_new_tokens=900)
             await peer.expect(Verdict)
             process.send_signal(signal.SIGTERM)
-            verdicts, goodbyes = [], []
+            verdicts: list[Verdict] = []
+            others: list[ServerMessage] = []
             with pytest.raises(ConnectionClosed) as closed:
                 while True:
                     message = await peer.receive()
-                    (verdicts if isinstance(message, Verdict) else goodbyes).append(message)
+                    if isinstance(message, Verdict):
+                        verdicts.append(message)
+                    else:
+                        others.append(message)
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == CloseCode.GOING_AWAY
-            assert len(goodbyes) == 1
-            assert isinstance(goodbyes[0], Goodbye)
+            assert [type(message) for message in others] == [Goodbye]
             assert verdicts
-            assert not any(isinstance(verdict, Verdict) and verdict.finish for verdict in verdicts)
+            assert not any(verdict.finish for verdict in verdicts)
         assert await process.communicate() == (b"", b"")
     assert process.returncode == 0
 
