@@ -146,6 +146,16 @@ async def test_who_never_comes_to_the_point_is_cut_off(
         await until(server)
 
 
+async def test_a_link_that_does_not_say_what_it_is_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("goodspeed_server.link._HANDSHAKE_TIMEOUT_S", 0.05)
+    async with guarded(DoorSettings()) as (server, address), linked(address, greet=False) as silent:
+        failure = await silent.failure()
+        assert (failure.code, failure.message) == ("protocol_error", "no Hello came within 0.05 s")
+        with pytest.raises(ConnectionClosed):
+            await silent.receive()
+        await until(server)
+
+
 async def test_a_handshake_that_is_no_tls_leaves_nothing_behind(
     certificates: tuple[TlsSettings, ssl.SSLContext],
 ) -> None:
