@@ -174,6 +174,8 @@ class ControlState(Struct, frozen=True, kw_only=True):
     agents: tuple[SteeredAgent, ...]
     changed: tuple[Changed, ...] = ()
     """By the change that this answers."""
+    draining_s: float | None = None
+    """For how much longer the server goes on with what was begun; None while it does not go away."""
 
     def agent(self, name: str) -> SteeredAgent | None:
         """What is known of an agent."""

@@ -14,9 +14,21 @@ from websockets.http11 import Response
 from goodspeed.addresses import is_loopback
 from goodspeed.errors import InvalidRequest, LinkLost, Refused
 
-__all__ = ["NOBODY", "Credentials", "hint_of_certificates", "refused_by_status", "server_tls", "untrusted"]
+__all__ = [
+    "NOBODY",
+    "ROLE_HEADER",
+    "Credentials",
+    "hint_of_certificates",
+    "refused_by_status",
+    "server_tls",
+    "untrusted",
+]
 
 _log = logging.getLogger(__name__)
+
+ROLE_HEADER = "GoodSpeed-Role"
+"""What who only looks or steers says at the door, since a server that goes away lets in nobody else; its `Hello` has to
+say the same."""
 
 
 @dataclass(frozen=True, slots=True)

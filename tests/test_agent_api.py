@@ -323,7 +323,7 @@ async def test_a_link_that_is_lost_for_good_ends_the_api_and_says_so_before(tmp_
         )
         async with held(here):
             await here.streams(1)
-            here.server._draining = True  # nobody is let in any more
+            here.server._drain.begin()  # nobody is let in any more
             for link in list(here.server._links):
                 link.abort()
             assert type(await here.agent.link.over()).__name__ == "LinkLost"

@@ -41,7 +41,10 @@ def test_what_has_no_value_is_chosen_or_is_not_there() -> None:
     silent = [line.split("  ")[0].strip() for line in config().splitlines() if line.startswith("# ")]
     chosen = {line.split()[1] for line in silent if line.endswith(" is chosen by itself")}
     absent = {line.split()[1] for line in silent if line.endswith(" is not set")}
-    assert chosen == {"capacity", "max_length", "max_streams", "threads"}
+    assert chosen == {
+        "capacity", "failed_tokens_per_minute", "handshakes_per_minute", "max_length", "max_links_per_address",
+        "max_streams", "threads",
+    }  # fmt: skip
     assert absent == {"record", "trace", "tokens", "tls_cert", "tls_key", "tls_client_ca", "log_file"}
     assert len(silent) == len(chosen) + len(absent)
 

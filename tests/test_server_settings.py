@@ -14,7 +14,7 @@ from goodspeed.scheduling import SCHEDULERS
 from goodspeed_server import server
 from goodspeed_server.memory import kv_bytes_per_token, rows_that_fit
 from goodspeed_server.server import VerificationServer
-from goodspeed_server.settings import AUTO_MAX_LENGTH, AUTO_MAX_STREAMS, RoundSettings, ServerSettings
+from goodspeed_server.settings import AUTO_MAX_LENGTH, AUTO_MAX_STREAMS, DoorSettings, RoundSettings, ServerSettings
 from tests.planted import PlantedEngine
 from tests.serving import tiny_tokenizer
 from tests.tiny_models import CONTEXT, tiny_llama
@@ -112,8 +112,31 @@ def test_the_streams_chosen_are_the_most_that_would_have_been_granted(
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("port", -1), ("port", 65_536), ("max_streams", 0), ("max_length", 1), ("max_length", 0), ("threads", 0)],
+    [
+        ("port", -1),
+        ("port", 65_536),
+        ("max_streams", 0),
+        ("max_length", 1),
+        ("max_length", 0),
+        ("threads", 0),
+        ("drain_s", -1e-9),
+        ("drain_s", 86_401),
+        ("drain_s", math.nan),
+    ],
 )
-def test_a_number_out_of_range_is_named(option: str, value: int) -> None:
+def test_a_number_out_of_range_is_named(option: str, value: float) -> None:
     with pytest.raises(InvalidRequest, match=f"^{option} must be "):
         ServerSettings(**{option: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("max_links", 0), ("max_links_per_address", 0), ("handshakes_per_minute", 0), ("failed_tokens_per_minute", -1),
+        ("idle_s", -1.0), ("idle_s", math.inf), ("messages_per_s", 0.5), ("messages_per_s", math.nan),
+        ("opens_per_s", math.inf),
+    ],
+)  # fmt: skip
+def test_a_limit_that_lets_nobody_in_is_named(option: str, value: float) -> None:
+    with pytest.raises(InvalidRequest, match=f"^{option} must be "):
+        DoorSettings(**{option: value})  # type: ignore[arg-type]

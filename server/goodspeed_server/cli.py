@@ -25,14 +25,20 @@ from goodspeed_server import ctl_commands, token_commands
 from goodspeed_server.configuration import ENVIRONMENT, lines_in_force, use_file
 from goodspeed_server.dashboard import dashboard
 from goodspeed_server.errands import errors_named
+from goodspeed_server.log_limits import FloodLimit
 from goodspeed_server.monitor import run_monitor, top
 from goodspeed_server.options import DEFAULT_URL, Ca, ClientCert, ClientKey, Token
 from goodspeed_server.settings import (
     AUTO_MAX_LENGTH,
     AUTO_MAX_STREAMS,
     CAPACITY_PER_STREAM,
+    FAILED_TOKENS_PER_MINUTE,
+    HANDSHAKES_PER_MINUTE,
+    LINKS_PER_ADDRESS,
+    LONGEST_DRAIN_S,
     MAX_PORT,
     OVERDUE,
+    DoorSettings,
     LayoutName,
     RoundSettings,
     RoundsName,
@@ -53,6 +59,8 @@ app.add_typer(token_commands.app, name="token")
 app.add_typer(ctl_commands.app, name="ctl")
 
 logger = logging.getLogger(__name__)
+
+_LOOPBACK_IS_FREE = "loopback free"
 
 
 @app.callback()
@@ -127,6 +135,30 @@ def run(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Listen beyond loopback without tokens and TLS.")
     ] = False,
+    max_links: Annotated[int, typer.Option(min=1, help="In all; then idle ones make way for others.")] = 4096,
+    max_links_per_address: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Of one IPv4 address or IPv6 /64.", show_default=f"{LINKS_PER_ADDRESS}, {_LOOPBACK_IS_FREE}"
+        ),
+    ] = None,
+    handshakes_per_minute: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of one address.", show_default=f"{HANDSHAKES_PER_MINUTE}, {_LOOPBACK_IS_FREE}"),
+    ] = None,
+    failed_tokens_per_minute: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of one address.", show_default=f"{FAILED_TOKENS_PER_MINUTE}, {_LOOPBACK_IS_FREE}"),
+    ] = None,
+    idle_s: Annotated[float, typer.Option(min=0, help="How long a link is silent before it counts as idle.")] = 300.0,
+    messages_per_s: Annotated[
+        float, typer.Option(min=1, help="Of one link, which is read no faster than that.")
+    ] = 5000.0,
+    opens_per_s: Annotated[float, typer.Option(min=1, help="Texts that one link begins, likewise.")] = 100.0,
+    drain_s: Annotated[
+        float,
+        typer.Option(min=0, max=LONGEST_DRAIN_S, help="How long it goes on with texts when it is told to end."),
+    ] = 10.0,
     monitor: Annotated[bool, typer.Option("--monitor", help="Draw the live monitor here.")] = False,
     log_file: Annotated[Path | None, typer.Option(help="Log here rather than to stderr; wise with --monitor.")] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON lines, for log collectors.")] = False,
@@ -153,6 +185,10 @@ def show_config(ctx: typer.Context, **_: Any) -> None:
             print(line)
 
 
+_DOOR = (
+    "max_links", "max_links_per_address", "handshakes_per_minute", "failed_tokens_per_minute", "idle_s",
+    "messages_per_s", "opens_per_s",
+)  # fmt: skip
 _FILES = ("record", "trace", "tokens", "tls_cert", "tls_key", "tls_client_ca")
 
 
@@ -171,7 +207,7 @@ def _settings(given: Mapping[str, Any]) -> ServerSettings:
     )
     names = (
         "model", "host", "port", "scheduler", "fairness", "rule", "layout", "device", "dtype", "max_streams",
-        "max_length", "threads", "insecure",
+        "max_length", "threads", "insecure", "drain_s",
     )  # fmt: skip
     files = {name: None if given[name] is None else Path(given[name]) for name in _FILES}
     return ServerSettings(
@@ -180,6 +216,7 @@ def _settings(given: Mapping[str, Any]) -> ServerSettings:
         trace=files["trace"],
         trace_max_bytes=int(given["trace_max_mb"] * 2**20),
         tokens=files["tokens"],
+        door=DoorSettings(**{name: given[name] for name in _DOOR}),
         tls=TlsSettings(files["tls_cert"], files["tls_key"], files["tls_client_ca"]),
         record_max_bytes=int(record_max_bytes),
         rounds=rounds,
@@ -242,5 +279,6 @@ def _log_to(file: Path | None, *, log_json: bool, verbose: bool) -> None:
         handler = logging.FileHandler(file, encoding="utf-8") if file else logging.StreamHandler()
     except OSError as error:
         raise InvalidRequest(f"cannot log to {file}: {error.strerror}") from None
+    handler.addFilter(FloodLimit())
     formatter = JsonLines() if log_json else Readable("%(asctime)s %(levelname)s %(message)s")
     log_to(handler, formatter, ours=("goodspeed_server", "websockets.server"), verbose=verbose)

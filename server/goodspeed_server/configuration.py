@@ -16,7 +16,12 @@ ENVIRONMENT = "GOODSPEED"
 """`--max-streams` is `GOODSPEED_MAX_STREAMS` there, and `max_streams` or `max-streams` in a file."""
 
 _NOT_IN_FILES = frozenset({"config", "help"})
-_CHOSEN = frozenset({"capacity", "max_length", "max_streams", "threads"})
+_CHOSEN = frozenset(
+    {
+        "capacity", "failed_tokens_per_minute", "handshakes_per_minute", "max_length", "max_links_per_address",
+        "max_streams", "threads",
+    }
+)  # fmt: skip
 """Without a value these are chosen by the server; whatever else has none is not there."""
 
 

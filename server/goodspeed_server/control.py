@@ -51,6 +51,7 @@ class LiveControl:
         fairness: of its utility.
         kind: of rounds, as the server was started: `auto` goes with the scheduler.
         announce: tells all agents whether they are waited for.
+        draining_s: for how much longer the server goes on, once it goes away.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class LiveControl:
         fairness: float,
         kind: RoundsName,
         announce: Callable[[], None],
+        draining_s: Callable[[], float | None] = lambda: None,
     ) -> None:
         self._rounds = rounds
         self._telemetry = telemetry
@@ -69,6 +71,7 @@ class LiveControl:
         self._fairness = fairness
         self._kind: RoundsName = kind
         self._announce = announce
+        self._draining_s = draining_s
         self._at_start = self._policy()
         rounds.planner.on_fault = lambda: telemetry.planned_by(self._planning, AlphaFair(self._fairness))
         self._accounts: dict[AgentAccount, float] = {}
@@ -208,6 +211,7 @@ class LiveControl:
             capacity_now=None if planner.limited_by_price else self._rounds.capacity,
             agents=tuple(self._agent(name) for name in sorted(names)),
             changed=changed,
+            draining_s=self._draining_s(),
         )
 
     def _agent(self, name: str) -> SteeredAgent:

@@ -75,7 +75,7 @@ async def controlling(url: str, credentials: Credentials = NOBODY) -> AsyncItera
         Refused: it does not take orders from here, or is too old to take any.
         ProtocolError: it is no GoodSpeed server, or one of another version.
     """
-    async with connected(url, credentials) as connection:
+    async with connected(url, credentials, "control") as connection:
         hello = Hello(PROTOCOL_VERSION, "control", _operator(), software=f"goodspeed {goodspeed.__version__}")
         await _send(connection, hello)
         try:

@@ -164,6 +164,8 @@ def _number(what: str, text: str, kind: type[Number], wanted: str) -> Number:
 
 
 def _in_force(state: ControlState) -> Iterator[str]:
+    if state.draining_s is not None:
+        yield f"{'draining':<14} begins nothing any more, and ends in {state.draining_s:.0f} s at the latest"
     capacity = "by price" if state.capacity_now is None else f"{state.capacity_now} at present"
     now, then = (_named(policy, capacity) for policy in (state.now, state.at_start))
     for what, value in now.items():

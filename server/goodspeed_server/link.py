@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
+from websockets.protocol import State
 
 from goodspeed.errors import GoodSpeedError, InvalidRequest, Overloaded, ProtocolError, TokenizerMismatch
 from goodspeed.estimation import PRIOR_ALPHA
@@ -41,6 +42,8 @@ from goodspeed.messages import (
 from goodspeed.verification import Rule
 from goodspeed_server.allowance import Allowance
 from goodspeed_server.control import LiveControl
+from goodspeed_server.draining import Drain
+from goodspeed_server.gate import LinkPace
 from goodspeed_server.live import AgentAccount
 from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.telemetry import Telemetry
@@ -100,7 +103,11 @@ class Link:
         trusts_everybody: whether who shows no token may change it: nobody but this machine reaches the server.
         token: what the peer showed at the door; None where nobody has to show anything.
         allowance: of that token.
+        drain: says whether the server goes away.
         refused: is told the code of everything that is refused.
+        heard: is told of every message.
+        throttled: is told for how long the link is not read.
+        pace: how fast it is read.
     """
 
     def __init__(
@@ -113,13 +120,23 @@ class Link:
         snapshot_frame: Callable[[], bytes],
         control: LiveControl,
         trusts_everybody: bool,
+        drain: Drain,
         token: Token | None = None,
         allowance: Allowance | None = None,
         refused: Callable[[str], None] = lambda code: None,
+        heard: Callable[[], None] = lambda: None,
+        throttled: Callable[[float], None] = lambda wait_s: None,
+        pace: LinkPace,
     ) -> None:
         self.agent: str | None = None
         """Its name, once it has said it."""
         self._refused = refused
+        self._heard = heard
+        self._throttled = throttled
+        self._pace = pace
+        self._account: AgentAccount | None = None
+        self._drain = drain
+        self._sent_away = False
         self._token = token
         self._allowance = allowance
         self.connection = connection
@@ -136,6 +153,11 @@ class Link:
         self._tokenizer_sent = False
         self._writer: asyncio.Task[None] | None = None
         self._peer = f"{connection.remote_address[0]}:{connection.remote_address[1]}"
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has streams."""
+        return self._account is not None and self._rounds.streams_of(self._account) > 0
 
     def post(self, message: ServerMessage) -> None:
         """Queue a message; a peer that does not read is cut off rather than waited for."""
@@ -178,9 +200,16 @@ class Link:
         finally:
             self._writer.cancel()
 
+    def send_away(self, reason: str, retry_after_s: float) -> None:
+        """Tell an agent to go elsewhere; until the link is closed it may stay, and end what it has begun."""
+        if self._drafts and not self._sent_away:
+            self._sent_away = True
+            self.post(Goodbye(reason, retry_after_s))
+
     async def say_goodbye(self, reason: str, retry_after_s: float | None = None) -> None:
-        """Send what is queued, then a `Goodbye`, and close."""
-        self.post(Goodbye(reason, retry_after_s))
+        """Send what is queued, then a `Goodbye` if there was none yet, and close."""
+        if not self._sent_away:
+            self.post(Goodbye(reason, retry_after_s))
         await self._flush_and_close(CloseCode.GOING_AWAY, reason)
 
     def _post_frame(self, frame: bytes) -> None:
@@ -204,6 +233,8 @@ class Link:
         if not isinstance(hello, Hello):
             raise ProtocolError(f"the first message is a {type(hello).__name__}: it must be a Hello")
         self._check_role(hello)
+        if hello.role == "agent":  # whoever looks, or steers, may do so to the end
+            self._drain.check()
         self._check_fingerprint(hello)
         self.welcome()
         self._drafts = hello.role == "agent"
@@ -260,6 +291,7 @@ class Link:
 
     async def _serve_agent(self, hello: Hello) -> None:
         account = AgentAccount(hello.name, hello.drafter, PRIOR_ALPHA, allowance=self._allowance)
+        self._account = account
         if self._token is not None:
             account.weight = self._token.weight
         self._telemetry.joined(account, self._rounds.now())
@@ -290,13 +322,14 @@ class Link:
             except (Overloaded, InvalidRequest) as error:
                 # One stream's trouble: the link, and every other stream on it, goes on.
                 logger.info("refused: %s", error)
-                self._refuse(error, stream, error.retry_after_s if isinstance(error, Overloaded) else None)
+                self._refuse(error, stream)
 
     def _take(self, account: AgentAccount, message: AgentMessage) -> None:
         match message:
             case Draft():
                 self._rounds.draft(self, message)
             case Open():
+                self._drain.check()
                 self._rounds.open(self, account, message)
             case Close():
                 self._rounds.close(self, message.stream)
@@ -314,7 +347,8 @@ class Link:
             case Control():
                 raise ProtocolError("an agent's link does not control the server: say so in the Hello")
 
-    def _refuse(self, error: GoodSpeedError, stream: int | None = None, retry_after_s: float | None = None) -> None:
+    def _refuse(self, error: GoodSpeedError, stream: int | None = None) -> None:
+        retry_after_s = error.retry_after_s if isinstance(error, Overloaded) else None
         # A sentence may quote what the peer sent, and may not be longer than the peer accepts.
         self.post(Failure(error.code, str(error)[:_LONGEST_SENTENCE], stream, retry_after_s))
 
@@ -327,12 +361,22 @@ class Link:
 
     async def _receive(self) -> AgentMessage:
         frame = await self.connection.recv()
+        self._heard()
+        await self._wait_before_reading_on(self._pace.message(self._rounds.now()))
         if len(frame) > self._model.max_frame_bytes:
             raise ProtocolError(
                 f"a frame of {len(frame)} bytes came and {self._model.max_frame_bytes} are the most this server takes: "
                 f"a stream holds {self._model.max_length} tokens, prompt and text together"
             )
-        return decode_agent(frame)
+        message = decode_agent(frame)
+        if isinstance(message, Open):
+            await self._wait_before_reading_on(self._pace.opening(self._rounds.now()))
+        return message
+
+    async def _wait_before_reading_on(self, wait_s: float) -> None:
+        if wait_s > 0.0 and self.connection.state is State.OPEN:  # who has gone keeps nobody waiting
+            self._throttled(wait_s)
+            await asyncio.sleep(wait_s)
 
     async def _write(self) -> None:
         with contextlib.suppress(ConnectionClosed):

@@ -64,6 +64,7 @@ class ServerMetrics:
         self._forward = seconds("forward", "Of a forward pass.")
         self._lag = seconds("loop_lag", "How late the event loop is.")
         self._refusals = counter("refusals", "What was refused: at the door, links, texts, drafts.", "code")
+        self._throttled = counter("throttled_seconds", "For which links were not read, since they sent too fast.")
         self._price = Gauge(
             "goodspeed_draft_price",
             "From which chance of being accepted on a drafted token was worth its time: the mean of the last round.",
@@ -109,6 +110,14 @@ class ServerMetrics:
     def refused(self, code: str) -> None:
         """Something that a peer asked for was refused."""
         self._refusals.labels(code).inc()
+
+    def throttled(self, wait_s: float) -> None:
+        """A link is not read for so long."""
+        self._throttled.inc(wait_s)
+
+    def watch(self, name: str, what: str, value: Callable[[], float]) -> None:
+        """Show one more number, which is asked for whenever somebody looks."""
+        Gauge(f"goodspeed_{name}", what, registry=self._registry).set_function(value)
 
     async def watch_loop(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Measure, for ever, how late the event loop wakes who sleeps."""

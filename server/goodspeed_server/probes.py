@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import http
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from typing import get_args
 
-from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
+from goodspeed.credentials import ROLE_HEADER
 from goodspeed_server.doorkeeper import Doorkeeper
+from goodspeed_server.draining import Drain
+from goodspeed_server.listener import Connection, Door, later
 from goodspeed_server.metrics import ServerMetrics
 from goodspeed_server.tokens import Role
 
@@ -20,23 +22,27 @@ class Probes:
     """Answers every HTTP request, or lets a link through.
 
     Args:
+        door: turns away whoever comes too often.
         doorkeeper: knows who is let in.
         metrics: what `/metrics` shows, and where refusals are counted.
-        draining: whether the server takes no more links.
+        drain: says whether the server takes no more links.
     """
 
-    def __init__(self, doorkeeper: Doorkeeper, metrics: ServerMetrics, draining: Callable[[], bool]) -> None:
+    def __init__(self, door: Door, doorkeeper: Doorkeeper, metrics: ServerMetrics, drain: Drain) -> None:
+        self._door = door
         self._doorkeeper = doorkeeper
         self._metrics = metrics
-        self._draining = draining
+        self._drain = drain
 
-    def answer(self, connection: ServerConnection, request: Request) -> Response | None:
+    def answer(self, connection: Connection, request: Request) -> Response | None:
         """The answer to a request; None to one that may become a link."""
+        if connection.visitor.refusal is not None:
+            return self._door.answered(connection, connection.visitor.refusal)
         path = request.path.partition("?")[0]
         if path == "/health":
             return connection.respond(http.HTTPStatus.OK, "ok\n")
         if path == "/ready":
-            if self._draining():
+            if self._drain.begun:
                 return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "draining\n")
             return connection.respond(http.HTTPStatus.OK, "ready\n")
         if path == "/metrics":
@@ -45,20 +51,29 @@ class Probes:
             return connection.respond(
                 http.HTTPStatus.NOT_FOUND, "there is /health, /ready, /metrics, and a WebSocket at /\n"
             )
-        if self._draining():
-            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "the server is shutting down\n")
+        if self._drain.begun and request.headers.get(ROLE_HEADER) not in ("monitor", "control"):
+            self._metrics.refused("draining")
+            return later(
+                connection, 503, "the server is going away, and begins nothing any more", self._drain.retry_after_s
+            )
         return self._turned_away(connection, request)
 
     def _turned_away(
-        self, connection: ServerConnection, request: Request, roles: Collection[Role] = get_args(Role)
+        self, connection: Connection, request: Request, roles: Collection[Role] = get_args(Role)
     ) -> Response | None:
         """The doorkeeper's answer to who is not let in, counted."""
+        barred = self._door.barred(connection)
+        if barred is not None:
+            self._metrics.refused("too_many_failures")
+            return barred
         refusal = self._doorkeeper.refusal(connection, request, roles)
         if refusal is not None:
             self._metrics.refused(http.HTTPStatus(refusal.status_code).name.lower())
+            if refusal.status_code == http.HTTPStatus.UNAUTHORIZED and "Authorization" in request.headers:
+                self._door.failed(connection)
         return refusal
 
-    def _measured(self, connection: ServerConnection) -> Response:
+    def _measured(self, connection: Connection) -> Response:
         response = connection.respond(http.HTTPStatus.OK, self._metrics.text().decode())
         del response.headers["Content-Type"]
         response.headers["Content-Type"] = "text/plain; version=0.0.4; charset=utf-8"

@@ -16,7 +16,7 @@ from contextvars import copy_context
 from functools import partial
 
 from goodspeed.engine import Engine
-from goodspeed.errors import InvalidRequest
+from goodspeed.errors import InvalidRequest, Overloaded
 from goodspeed.estimation import PRIOR_ALPHA
 from goodspeed.logprobs import entry_bytes
 from goodspeed.logs import about
@@ -96,6 +96,8 @@ class RoundLoop:
         self._changed = asyncio.Event()
         self.boundary = Boundary(self._changed.set)
         """Between two rounds."""
+        self._ended = asyncio.Event()
+        """Set whenever a stream has."""
         self._stopping = False
         self._round = 0
         """How many have begun: the number of the one that runs, or ran last."""
@@ -193,6 +195,16 @@ class RoundLoop:
     def drop(self, outbox: Outbox) -> None:
         """End every stream of a link that has gone."""
         self._streams.drop(outbox)
+
+    def turn_away(self, error: Overloaded) -> None:
+        """Refuse all who wait for a row."""
+        self._streams.turn_away(error)
+
+    async def emptied(self) -> None:
+        """Wait until no stream has a row."""
+        while self._streams:
+            self._ended.clear()
+            await self._ended.wait()
 
     def adopt(self, scheduler: Scheduler, settings: RoundSettings, announce: Callable[[], None]) -> None:
         """Plan by another scheduler and other settings from now on; all streams go on. Only at the `boundary`.
@@ -389,6 +401,7 @@ class RoundLoop:
 
     def _leave(self, live: LiveStream) -> None:
         self._rounds.leave(live)
+        self._ended.set()
         self._changed.set()
 
     def _make_rounds(self) -> Rounds[LiveStream]:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import math
 import platform
-import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.asyncio.server import Server
 
 import goodspeed
 from goodspeed.addresses import is_loopback_host
 from goodspeed.catalog import Files, digest, fingerprint, load_model, tokenizer_files, weights_digest
 from goodspeed.engine import Engine, Layout
-from goodspeed.errors import GoodSpeedError, InvalidRequest
+from goodspeed.errors import InvalidRequest
 from goodspeed.logs import about, announce
 from goodspeed.messages import MAX_AGENT_FRAME_BYTES, Snapshot, Tokenizer, encode
 from goodspeed.rules import use_rule
@@ -31,7 +29,10 @@ from goodspeed.utility import AlphaFair
 from goodspeed_server.calibration import measure_passes
 from goodspeed_server.control import LiveControl
 from goodspeed_server.doorkeeper import Doorkeeper
+from goodspeed_server.draining import RESTART_S, Drain, stop_on_signals
+from goodspeed_server.gate import LinkPace
 from goodspeed_server.link import SNAPSHOT_INTERVAL_S, Link, ServedModel
+from goodspeed_server.listener import Connection, Door
 from goodspeed_server.memory import free_bytes, kv_bytes_per_token, rows_that_fit
 from goodspeed_server.metrics import ServerMetrics
 from goodspeed_server.observer import Observer
@@ -52,13 +53,13 @@ __all__ = ["VerificationServer", "load_server"]
 
 logger = logging.getLogger(__name__)
 
-_CLOSE_TIMEOUT_S = 10.0
-_PING_TIMEOUT_S = 120.0
+_CLOSE_TIMEOUT_S = 4.0
 _TOKEN_CHECK_S = 2.0
 """How soon a token that is revoked opens nothing any more."""
 _TOKEN_BYTES = 5
 _FRAME_ROOM_BYTES = 2**16
 """The largest frame taken holds twice the longest prompt and this much."""
+_GOING_AWAY = "the server is shutting down"
 _CUT_OFF = 4
 """A frame so many times larger than that gets a close code, before it has cost anybody the memory to read it."""
 
@@ -186,6 +187,7 @@ class VerificationServer:
             telemetry=self._telemetry,
             recorder=self._recorder,
         )
+        self._drain = Drain(settings.drain_s)
         self._control = LiveControl(
             self._rounds,
             self._telemetry,
@@ -193,13 +195,22 @@ class VerificationServer:
             fairness=settings.fairness,
             kind=settings.rounds.rounds,
             announce=self._announce_rounds,
+            draining_s=lambda: self._drain.left_s,
         )
         self._doorkeeper = Doorkeeper(None if settings.tokens is None else TokenStore(settings.tokens))
-        self._probes = Probes(self._doorkeeper, self._metrics, lambda: self._draining)
         self._tls = settings.tls.context()
+        self._door = Door(
+            settings.door,
+            self._tls,
+            largest_frame_bytes=len(self._model.tokenizer_frame),
+            refused=self._metrics.refused,
+        )
+        gate = self._door.gate
+        self._metrics.watch("links", "Links, of agents and of whoever looks or steers.", lambda: gate.links)
+        self._metrics.watch("connections_pending", "Connections that are no links yet.", lambda: gate.pending)
+        self._probes = Probes(self._door, self._doorkeeper, self._metrics, self._drain)
         self._links: set[Link] = set()
         self._running: asyncio.Task[None] | None = None
-        self._draining = False
         self._shown = (-math.inf, b"")
 
     @property
@@ -217,7 +228,7 @@ class VerificationServer:
             capacity=None if self._rounds.planner.limited_by_price else self._rounds.capacity,
             waiting=self._rounds.waiting,
             prefilling=self._rounds.is_prefilling,
-            draining=self._draining,
+            draining=self._drain.begun,
         )
 
     def _snapshot_frame(self) -> bytes:
@@ -237,7 +248,13 @@ class VerificationServer:
             GoodSpeedError: the port is taken, or the address cannot be used.
             Exception: whatever made the engine fail meanwhile.
         """
-        listener = await self._bind()
+        listener = await self._door.listen(
+            self._settings.host,
+            self._settings.port,
+            self._serve_link,
+            self._probes.answer,
+            max_bytes=_CUT_OFF * self._model.max_frame_bytes,
+        )
         self._running = asyncio.create_task(self._rounds.run(), name="rounds")
         self._running.add_done_callback(self._rounds_ended)
         watching = [
@@ -253,7 +270,7 @@ class VerificationServer:
         self._running.result()
 
     async def run(self, on_listening: Callable[[], None] | None = None) -> None:
-        """Print the address and serve until SIGTERM, SIGINT or SIGHUP; a second SIGTERM or SIGINT ends it at once.
+        """Print the address, serve until SIGTERM, SIGINT or SIGHUP, and drain; a second SIGTERM or SIGINT ends it.
 
         Args:
             on_listening: called once the address is printed.
@@ -263,16 +280,13 @@ class VerificationServer:
             Exception: whatever made the engine fail.
         """
         stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, _on_signal, number, stop, loop)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
-            loop.add_signal_handler(signal.SIGHUP, _on_hangup, stop)
+        stop_on_signals(stop, self._settings.drain_s)
         async with self.listen() as address:
             announce("goodspeed-server", f"listening on {address}")
             if on_listening is not None:
                 on_listening()
             await self.until(stop)
+            await self.drain()
 
     async def until(self, stop: asyncio.Event) -> None:
         """Wait for `stop`.
@@ -287,43 +301,47 @@ class VerificationServer:
         if self._running.done():
             self._running.result()
 
-    async def _bind(self) -> Server:
-        settings = self._settings
-        try:
-            return await serve(
-                self._serve_link,
-                settings.host,
-                settings.port,
-                process_request=self._probes.answer,
-                compression=None,
-                # A ping waits behind whatever is being sent, and a tokenizer takes its time on a slow link.
-                ping_timeout=_PING_TIMEOUT_S,
-                max_size=_CUT_OFF * self._model.max_frame_bytes,
-                ssl=self._tls,
-                # No agent is a web page: one that a user happens to look at is not to use this machine's server.
-                origins=[None],
-                server_header=f"goodspeed/{goodspeed.__version__}",
-            )
-        except OSError as error:
-            where = f"{settings.host}:{settings.port}"
-            if error.errno == errno.EADDRINUSE:
-                raise GoodSpeedError(
-                    f"{where} is in use by another program: choose another --port, or 0 for any free one"
-                ) from None
-            raise GoodSpeedError(f"cannot listen on {where}: {error.strerror or error}") from None
+    async def drain(self) -> None:
+        """Begin nothing any more, and send agents elsewhere.
+
+        Those that stay are served until all they began has ended, or for as long as the operator allows.
+
+        Raises:
+            Exception: whatever made the engine fail meanwhile.
+        """
+        assert self._running is not None
+        self._drain.begin()
+        self._rounds.turn_away(self._drain.refusal())
+        ending = asyncio.create_task(self._send_away(), name="drain")
+        await asyncio.wait([ending, self._running], timeout=self._drain.left_s, return_when=asyncio.FIRST_COMPLETED)
+        if self._running.done():
+            self._running.result()
+        ending.cancel()
+        await asyncio.wait([ending])
+        if not ending.cancelled():
+            ending.result()
+
+    async def _send_away(self) -> None:
+        def tell() -> None:
+            for link in self._links:
+                link.send_away(_GOING_AWAY, RESTART_S)
+
+        await self._rounds.boundary.reached(tell)
+        await self._rounds.emptied()
 
     async def _close(self, listener: Server) -> None:
         """Stop accepting, finish the round that runs, say goodbye, and only then cut off who does not answer."""
         assert self._running is not None
-        self._draining = True  # refuses new links, and says so on /ready
+        self._drain.begin(at_once=True)
         self._rounds.stop()
         await asyncio.wait([self._running])
-        goodbyes = [asyncio.create_task(link.say_goodbye("the server is shutting down", 1.0)) for link in self._links]
+        goodbyes = [asyncio.create_task(link.say_goodbye(_GOING_AWAY, RESTART_S)) for link in self._links]
         if goodbyes:
             await asyncio.wait(goodbyes, timeout=_CLOSE_TIMEOUT_S)
         for link in self._links:
             link.abort()
         listener.close()
+        self._door.close()
         await listener.wait_closed()
         if self._recorder is not None:
             await asyncio.to_thread(self._recorder.close)
@@ -336,7 +354,7 @@ class VerificationServer:
             for link in self._links:
                 link.abort()
 
-    async def _serve_link(self, connection: ServerConnection) -> None:
+    async def _serve_link(self, connection: Connection) -> None:
         token = self._doorkeeper.token_of(connection)
         link = Link(
             connection,
@@ -349,7 +367,12 @@ class VerificationServer:
             token=token,
             allowance=None if token is None else self._doorkeeper.allowance(token),
             refused=self._metrics.refused,
+            drain=self._drain,
+            heard=lambda: self._door.heard(connection),
+            throttled=self._metrics.throttled,
+            pace=LinkPace(self._settings.door.messages_per_s, self._settings.door.opens_per_s),
         )
+        connection.served = link
         self._links.add(link)
         try:
             await link.run()
@@ -375,19 +398,6 @@ def _address(listener: Server, *, secure: bool) -> str:
     host, port = next(iter(listener.sockets)).getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     return f"{'wss' if secure else 'ws'}://{shown}:{port}"
-
-
-def _on_signal(number: int, stop: asyncio.Event, loop: asyncio.AbstractEventLoop) -> None:
-    logger.info("%s: finishing the round and closing; once more to end at once", signal.Signals(number).name)
-    loop.remove_signal_handler(number)
-    stop.set()
-
-
-def _on_hangup(stop: asyncio.Event) -> None:
-    # A terminal that is closed may say so twice, and that is not somebody's impatience.
-    if not stop.is_set():
-        logger.info("SIGHUP: finishing the round and closing")
-        stop.set()
 
 
 def _eos_tokens(model: PreTrainedModel) -> frozenset[int]:

@@ -22,8 +22,13 @@ __all__ = [
     "AUTO_MAX_LENGTH",
     "AUTO_MAX_STREAMS",
     "CAPACITY_PER_STREAM",
+    "FAILED_TOKENS_PER_MINUTE",
+    "HANDSHAKES_PER_MINUTE",
+    "LINKS_PER_ADDRESS",
+    "LONGEST_DRAIN_S",
     "MAX_PORT",
     "OVERDUE",
+    "DoorSettings",
     "LayoutName",
     "RoundSettings",
     "RoundsName",
@@ -35,6 +40,10 @@ LayoutName: TypeAlias = Literal["auto", "packed", "padded"]
 RoundsName: TypeAlias = Literal["auto", "barrier", "rolling"]
 
 MAX_PORT = 65_535
+LONGEST_DRAIN_S = 86_400
+LINKS_PER_ADDRESS = 256
+HANDSHAKES_PER_MINUTE = 600
+FAILED_TOKENS_PER_MINUTE = 10
 OVERDUE = 10
 """How many round timeouts a draft may be late."""
 AUTO_MAX_STREAMS = 64
@@ -73,6 +82,39 @@ class RoundSettings:
         _check("prefill_chunk", self.prefill_chunk >= 1, "1 or above")
         _check("max_waiting", self.max_waiting >= 0, "0 or above")
         _check("beta", 0 < self.beta <= 1, "above 0 and at most 1")
+
+
+@dataclass(frozen=True, slots=True)
+class DoorSettings:
+    """How much of the server strangers, and single links, may have.
+
+    A limit of an address that is None is the usual one, and none for loopback: what comes from there is this machine's
+    own, or a proxy's.
+
+    Raises:
+        InvalidRequest: a number is out of range.
+    """
+
+    max_links: int = 4096
+    max_links_per_address: int | None = None
+    handshakes_per_minute: int | None = None
+    """Connections of one address."""
+    failed_tokens_per_minute: int | None = None
+    """Of one address; then no token of it is looked at."""
+    idle_s: float = 300.0
+    """How long a link without streams has to be silent to make way for another where there are `max_links`."""
+    messages_per_s: float = 5000.0
+    """Of one link; one that sends more is read more slowly."""
+    opens_per_s: float = 100.0
+    """Streams that one link begins, likewise."""
+
+    def __post_init__(self) -> None:
+        _check("max_links", self.max_links >= 1, "1 or above")
+        for name in ("max_links_per_address", "handshakes_per_minute", "failed_tokens_per_minute"):
+            _check(name, getattr(self, name) is None or getattr(self, name) >= 1, "1 or above")
+        _check("idle_s", 0 <= self.idle_s < math.inf, "0 or above, and finite")
+        for name in ("messages_per_s", "opens_per_s"):
+            _check(name, 1 <= getattr(self, name) < math.inf, "1 or above, and finite")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +180,12 @@ class ServerSettings:
     """Where to write what was asked for, verified and passed, when, and no texts; None writes nothing."""
     trace_max_bytes: int = 2**28
     """Of that file; it ends there."""
+    door: DoorSettings = field(default_factory=DoorSettings)
     tls: TlsSettings = field(default_factory=TlsSettings)
     tokens: Path | None = None
     """The file of those who may link up (`TokenStore`); None lets everybody."""
+    drain_s: float = 10.0
+    """For how long a server that is told to end goes on with the texts that were begun."""
     insecure: bool = False
     """Whether strangers may reach a server that asks for no token, or whose links can be listened to."""
 
@@ -156,6 +201,7 @@ class ServerSettings:
             "max_length", self.max_length is None or self.max_length >= 2, "2 or above: a prompt token, and one more"
         )
         _check("threads", self.threads is None or self.threads >= 1, "1 or above")
+        _check("drain_s", 0 <= self.drain_s <= LONGEST_DRAIN_S, f"0 or above, and at most {LONGEST_DRAIN_S:,}")
         utility = AlphaFair(self.fairness)
         if self.scheduler != "auto":
             if find(SCHEDULER, self.scheduler) is None:

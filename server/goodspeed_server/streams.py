@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from goodspeed.engine import Engine
 from goodspeed.errors import InvalidRequest, Overloaded
 from goodspeed.estimation import Goodput
-from goodspeed.messages import Open
+from goodspeed.messages import Failure, Open
 from goodspeed.stream import ServedStream
 from goodspeed_server.admission import Admission
 from goodspeed_server.live import AgentAccount, LiveStream, Outbox
@@ -135,6 +135,13 @@ class Streams:
             account.give_back()
         for live in self.of_link(outbox):
             self.end(live)
+
+    def turn_away(self, error: Overloaded) -> None:
+        """Refuse all who wait for a row."""
+        while (waiting := self._admission.next()) is not None:
+            (outbox, number), (account, _) = waiting
+            account.give_back()
+            outbox.post(Failure(error.code, str(error), number, error.retry_after_s))
 
     def end(self, live: LiveStream) -> None:
         """Forget a stream; its row is free at once, or when the pass it is in is over."""

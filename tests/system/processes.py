@@ -26,6 +26,7 @@ __all__ = [
     "address_of",
     "agent",
     "complete",
+    "ctl",
     "get",
     "one_target",
     "reaped",
@@ -86,6 +87,15 @@ async def start_agent(*options: str) -> Forked:
 async def agent(*options: str) -> tuple[int, str, str]:
     """Run `goodspeed-agent` to its end: exit code, standard output, standard error."""
     async with reaped(await start_agent(*options)) as process:
+        output, complaints = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode(), complaints.decode()
+
+
+async def ctl(address: str, *arguments: str) -> tuple[int, str, str]:
+    """Run `goodspeed-server ctl` to its end: exit code, standard output, standard error."""
+    start = Forked.start("goodspeed_server", "ctl", "--url", address, *arguments, environment=ENVIRONMENT)
+    async with reaped(await start) as process:
         output, complaints = await process.communicate()
     assert process.returncode is not None
     return process.returncode, output.decode(), complaints.decode()

@@ -5,21 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.system.forked import Forked
-from tests.system.processes import ENVIRONMENT, address_of, agent, reaped, start_agent, start_server
+from tests.system.processes import address_of, agent, ctl, reaped, start_agent, start_server
 
 NEW_TOKENS = 64
 PROMPTS = 400
 ENDED = "agent edge: its last stream has ended"
-
-
-async def ctl(address: str, *arguments: str) -> tuple[int, str, str]:
-    """Run `goodspeed-server ctl` to its end: exit code, standard output, standard error."""
-    start = Forked.start("goodspeed_server", "ctl", "--url", address, *arguments, environment=ENVIRONMENT)
-    async with reaped(await start) as process:
-        output, complaints = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, output.decode(), complaints.decode()
 
 
 async def test_an_operator_changes_a_server_and_no_text_notices(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import ssl
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
+from typing import Literal
 
 from rich.console import Console
 from websockets.asyncio.client import ClientConnection, connect
@@ -19,7 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 
 import goodspeed
 from goodspeed.addresses import check_url, proxy_for
-from goodspeed.credentials import NOBODY, Credentials, hint_of_certificates, refused_by_status, untrusted
+from goodspeed.credentials import NOBODY, ROLE_HEADER, Credentials, hint_of_certificates, refused_by_status, untrusted
 from goodspeed.errors import LinkLost, MalformedMessage, Refused
 from goodspeed.messages import (
     MAX_SERVER_FRAME_BYTES,
@@ -93,7 +94,7 @@ async def snapshots(url: str, credentials: Credentials = NOBODY) -> AsyncGenerat
         LinkLost: the connection cannot be made, or has ended.
         (and what `top` raises)
     """
-    async with connected(url, credentials) as connection:
+    async with connected(url, credentials, "monitor") as connection:
         await connection.send(
             encode(
                 Hello(
@@ -128,7 +129,9 @@ async def snapshots(url: str, credentials: Credentials = NOBODY) -> AsyncGenerat
 
 
 @contextlib.asynccontextmanager
-async def connected(url: str, credentials: Credentials) -> AsyncIterator[ClientConnection]:
+async def connected(
+    url: str, credentials: Credentials, role: Literal["monitor", "control"]
+) -> AsyncIterator[ClientConnection]:
     """A connection to a server, before anything is said on it; raises what `top` raises."""
     check_url(url)
     try:
@@ -139,7 +142,7 @@ async def connected(url: str, credentials: Credentials) -> AsyncIterator[ClientC
             open_timeout=_OPEN_TIMEOUT_S,
             proxy=proxy_for(url),
             ssl=credentials.tls(url),
-            additional_headers=credentials.headers(url),
+            additional_headers={**credentials.headers(url), ROLE_HEADER: role},
         )
     except InvalidStatus as error:
         raise refused_by_status(url, error.response) from None

@@ -1,0 +1,302 @@
+"""Where connections come in: each is shown to the gate once it is accepted, before it has said or encrypted a word.
+
+TLS is started here rather than by the listener, which would tell nobody of a connection before its handshake is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import http
+import logging
+import math
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, cast
+
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.http11 import Request, Response
+
+import goodspeed
+from goodspeed.errors import GoodSpeedError
+from goodspeed_server.gate import Gate, Refusal, Visitor
+from goodspeed_server.settings import DoorSettings
+
+__all__ = ["Connection", "Door", "later"]
+
+logger = logging.getLogger(__name__)
+
+OPEN_TIMEOUT_S = 10.0
+"""For the TLS handshake, and then for the HTTP request, however slowly it comes."""
+_PING_TIMEOUT_S = 120.0
+_CLOSE_TIMEOUT_S = 10.0
+_UNSENT_BYTES = 2**20
+"""A peer that has so much more unread than the largest frame only asks and does not listen: pongs wait for nobody."""
+_OTHER_FILES = 1024
+"""Connections that are no links yet among them."""
+_IDLE = "the server is full, and this link was idle"
+_IDLE_RETRY_S = 10.0
+
+
+class Served(Protocol):
+    """What is served on a connection."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has streams."""
+
+    async def say_goodbye(self, reason: str, retry_after_s: float | None = None) -> None:
+        """Close in order."""
+
+
+class Connection(ServerConnection):
+    """A connection that the gate knows.
+
+    Args:
+        door: where it came in.
+        arguments: of a `ServerConnection`.
+        options: likewise.
+    """
+
+    def __init__(self, *arguments: Any, door: Door, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._door = door
+        self._raw: asyncio.Transport
+        self._early: list[bytes] | None = []
+        """What came before the connection was made, which takes until TLS is spoken; None from then on."""
+        self._encrypting: asyncio.Task[None] | None = None
+        self.visitor: Visitor[Connection]
+        self.served: Served | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It was accepted."""
+        self._raw = raw = cast(asyncio.Transport, transport)  # uvloop's have that type's methods alone
+        self.visitor = self._door.arrive(self)
+        if self.visitor.cut:
+            raw.abort()
+        elif self._door.tls is None:
+            self._made(raw)
+        else:
+            self._encrypting = self.loop.create_task(self._encrypt(raw, self._door.tls))
+
+    def data_received(self, data: bytes) -> None:
+        """Something came."""
+        if self._early is not None:
+            self._early.append(data)
+            return
+        super().data_received(data)
+        if self.transport.get_write_buffer_size() > self._door.most_unsent_bytes:
+            self._door.refused("slow_reader")
+            self.cut_off()
+
+    def eof_received(self) -> None:
+        """Nothing more will come."""
+        if self._early is None:
+            super().eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It has gone."""
+        self._door.left(self)
+        if self._early is None:
+            super().connection_lost(exc)
+
+    @property
+    def host(self) -> str:
+        """The other side's address; empty if it has gone already."""
+        peer = self._raw.get_extra_info("peername")
+        return str(peer[0]) if isinstance(peer, tuple) else ""
+
+    def cut_off(self) -> None:
+        """End it without a word."""
+        self._raw.abort()
+
+    async def _encrypt(self, raw: asyncio.Transport, tls: ssl.SSLContext) -> None:
+        try:
+            encrypted = await self.loop.start_tls(
+                raw, self, tls, server_side=True, ssl_handshake_timeout=OPEN_TIMEOUT_S,
+                ssl_shutdown_timeout=_CLOSE_TIMEOUT_S,
+            )  # fmt: skip
+        except (OSError, asyncio.CancelledError) as error:  # a failed or late handshake is one of the former
+            logger.info("no TLS with %s: %s", self.host, error)
+            self._door.refused("no_tls")
+            encrypted = None
+        if encrypted is None:  # it went away meanwhile
+            self.cut_off()
+            self._door.left(self)
+        else:
+            self._made(encrypted)
+
+    def _made(self, transport: asyncio.Transport) -> None:
+        early, self._early = self._early, None
+        super().connection_made(transport)
+        for data in early or ():
+            self.data_received(data)
+
+
+class Door:
+    """Listens, and shows whoever comes to the gate.
+
+    Args:
+        settings: the operator's choices.
+        tls: how links are encrypted; None for links in the clear.
+        largest_frame_bytes: that the server ever sends.
+        refused: is told the code of everything that is refused.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        settings: DoorSettings,
+        tls: ssl.SSLContext | None,
+        *,
+        largest_frame_bytes: int,
+        refused: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.tls = tls
+        self.most_unsent_bytes = largest_frame_bytes + _UNSENT_BYTES
+        self.refused = refused
+        self._max_links = settings.max_links
+        self._clock = clock
+        self._goodbyes: set[asyncio.Task[None]] = set()
+        self.gate: Gate[Connection] = Gate(
+            settings,
+            cut_off=self._cut_off,
+            make_way=self._make_way,
+            is_busy=lambda connection: connection.served is not None and connection.served.busy,
+        )
+
+    async def listen(
+        self,
+        host: str,
+        port: int,
+        handler: Callable[[Connection], Awaitable[None]],
+        answer: Callable[[Connection, Request], Response | None],
+        *,
+        max_bytes: int,
+    ) -> Server:
+        """Listen.
+
+        Args:
+            host: address to listen on.
+            port: 0 for any free one.
+            handler: serves a link.
+            answer: a plain request; None to one that may become a link.
+            max_bytes: of a frame.
+
+        Raises:
+            GoodSpeedError: the port is taken, or the address cannot be used.
+        """
+        _allow_files(self._max_links)
+        try:
+            return await serve(
+                handler,  # type: ignore[arg-type]  # they are ours, all of them
+                host,
+                port,
+                process_request=answer,  # type: ignore[arg-type]
+                process_response=self._let_in,  # type: ignore[arg-type]
+                compression=None,
+                open_timeout=OPEN_TIMEOUT_S,
+                close_timeout=_CLOSE_TIMEOUT_S,
+                # A ping waits behind whatever is being sent, and a tokenizer takes its time on a slow link.
+                ping_timeout=_PING_TIMEOUT_S,
+                max_size=max_bytes,
+                # No agent is a web page: one that a user happens to look at is not to use this machine's server.
+                origins=[None],
+                server_header=f"goodspeed/{goodspeed.__version__}",
+                create_connection=functools.partial(Connection, door=self),  # type: ignore[arg-type]
+            )
+        except OSError as error:
+            where = f"{host}:{port}"
+            if error.errno == errno.EADDRINUSE:
+                raise GoodSpeedError(
+                    f"{where} is in use by another program: choose another --port, or 0 for any free one"
+                ) from None
+            raise GoodSpeedError(f"cannot listen on {where}: {error.strerror or error}") from None
+
+    def arrive(self, connection: Connection) -> Visitor[Connection]:
+        """A connection was accepted."""
+        visitor = self.gate.arrive(connection, connection.host, self._clock())
+        if visitor.refusal is not None:
+            self.refused(visitor.refusal.code)
+        return visitor
+
+    def heard(self, connection: Connection) -> None:
+        """A link brought a message."""
+        self.gate.heard(connection.visitor, self._clock())
+
+    def left(self, connection: Connection) -> None:
+        """A connection has gone."""
+        self.gate.left(connection.visitor, self._clock())
+
+    def barred(self, connection: Connection) -> Response | None:
+        """The answer to who may not show a token now."""
+        refusal = self.gate.barred(connection.visitor, self._clock())
+        return None if refusal is None else self.answered(connection, refusal)
+
+    def failed(self, connection: Connection) -> None:
+        """A token was wrong."""
+        self.gate.failed(connection.visitor, self._clock())
+
+    def answered(self, connection: Connection, refusal: Refusal) -> Response:
+        """What who is refused is answered."""
+        logger.info("%s is refused: %s", connection.host, refusal.sentence)
+        return later(connection, refusal.status, refusal.sentence, refusal.retry_after_s)
+
+    def close(self) -> None:
+        """Cut off whoever has not become a link."""
+        for connection in self.gate.waiting():
+            connection.cut_off()
+
+    def _let_in(self, connection: Connection, _: Request, response: Response) -> Response | None:
+        if response.status_code != http.HTTPStatus.SWITCHING_PROTOCOLS or connection.visitor.gone:
+            return None
+        refusal = self.gate.admit(connection.visitor, self._clock())
+        if refusal is None:
+            return None
+        self.refused(refusal.code)
+        return self.answered(connection, refusal)
+
+    def _cut_off(self, connection: Connection) -> None:
+        logger.info("%s is cut off: it has not become a link, and others come", connection.host)
+        self.refused("displaced")
+        connection.cut_off()
+
+    def _make_way(self, connection: Connection) -> None:
+        logger.info("%s makes way for another: it was idle", connection.host)
+        self.refused("idle")
+        if connection.served is None:
+            connection.cut_off()
+        else:
+            goodbye = asyncio.create_task(connection.served.say_goodbye(_IDLE, _IDLE_RETRY_S))
+            self._goodbyes.add(goodbye)
+            goodbye.add_done_callback(self._goodbyes.discard)
+
+
+def _allow_files(count: int) -> None:
+    """Let this process have so many connections open, if the system does."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    wanted = count + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY not in (soft, hard) and hard < wanted:
+        logger.warning(
+            "max-links is %d and this process may open no more than %d files: raise its limit (ulimit -n; LimitNOFILE "
+            "in a unit), or connections fail before they are refused",
+            count,
+            hard,
+        )
+        wanted = hard
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def later(connection: ServerConnection, status: int, sentence: str, retry_after_s: float) -> Response:
+    """An answer that says when to come back."""
+    response = connection.respond(http.HTTPStatus(status), f"{sentence}: try again in {math.ceil(retry_after_s)} s\n")
+    response.headers["Retry-After"] = str(math.ceil(retry_after_s))
+    return response

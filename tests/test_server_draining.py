@@ -1,0 +1,32 @@
+"""For how long a server that goes away goes on, and what it tells whoever comes."""
+
+from __future__ import annotations
+
+import pytest
+
+from goodspeed.errors import Overloaded
+from goodspeed_server.draining import Drain
+
+
+def test_it_goes_on_for_a_while_and_begins_nothing() -> None:
+    now = [100.0]
+    drain = Drain(4.0, lambda: now[0])
+    drain.check()
+    assert (drain.begun, drain.left_s) == (False, None)
+    drain.begin()
+    now[0] = 101.5
+    drain.begin()
+    assert (drain.begun, drain.left_s) == (True, 2.5)
+    with pytest.raises(Overloaded, match="the server is going away") as refused:
+        drain.check()
+    assert refused.value.retry_after_s == drain.retry_after_s == 3.5
+    now[0] = 200.0
+    assert (drain.left_s, drain.retry_after_s) == (0.0, 1.0)
+
+
+def test_nobody_is_told_to_wait_for_longer_than_users_do() -> None:
+    drain = Drain(3600.0, lambda: 0.0)
+    drain.begin()
+    assert (drain.left_s, drain.retry_after_s) == (3600.0, 10.0)
+    drain.begin(at_once=True)
+    assert drain.left_s == 0.0
