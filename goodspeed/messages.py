@@ -52,6 +52,7 @@ __all__ = [
     "MAX_AGENT_FRAME_BYTES",
     "MAX_DRAFT_TOKENS",
     "MAX_SERVER_FRAME_BYTES",
+    "MAX_SESSION_BYTES",
     "PROTOCOL_VERSION",
     "AgentMessage",
     "Close",
