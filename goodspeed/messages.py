@@ -52,6 +52,7 @@ __all__ = [
     "MAX_AGENT_FRAME_BYTES",
     "MAX_DRAFT_TOKENS",
     "MAX_SERVER_FRAME_BYTES",
+    "MAX_SESSION_BYTES",
     "PROTOCOL_VERSION",
     "AgentMessage",
     "Close",
@@ -85,6 +86,7 @@ MAX_SERVER_FRAME_BYTES = 64 * 2**20
 
 MAX_TEXT = 4096
 """Characters, in whatever a peer says of itself."""
+MAX_SESSION_BYTES = 32
 
 TokenId = Annotated[int, Meta(ge=0, lt=2**31)]
 Asked = Annotated[int, Meta(ge=-(2**31), lt=2**31)]
@@ -115,6 +117,10 @@ class Hello(_Message, tag=ord("H"), frozen=True):
     fingerprint: ShortText | None = None
     """Of the draft's own tokenizer; None for a drafter without one, and for one that the agent compares itself."""
     software: ShortText = ""
+    session: Annotated[bytes, Meta(max_length=MAX_SESSION_BYTES)] = b""
+    """Random bytes that nobody else knows, the same on every link by which an agent goes on where an earlier one broke
+    off; or nothing. For a while the server keeps what it has cached of the session's streams, by their numbers, and it
+    ends a link of the session that still seems to stand."""
 
 
 class Open(_Message, tag=ord("O"), frozen=True):

@@ -121,6 +121,12 @@ class ServerSnapshot(Struct, frozen=True, kw_only=True):
     plain_busy_s: float
     """Estimate of the time the same tokens would have taken by plain decoding in the same batches."""
     draining: bool = False
+    parked: int = 0
+    """Streams whose link has gone and whose rows are kept for them until somebody needs these: they count as free."""
+    resumed_parked: int = 0
+    """Texts that went on on a later link in the row they had."""
+    resumed_transcript: int = 0
+    """Texts that came with some of their tokens written, and went through the target from their beginning."""
     jain: float = 1.0
     """Jain's index of the streams' goodputs: 1 where all are alike."""
     recent: tuple[RoundRow, ...] = ()

@@ -163,6 +163,9 @@ any_snapshot = st.builds(
     judge_s=any_float,
     plain_busy_s=any_float,
     draining=st.booleans(),
+    parked=any_int,
+    resumed_parked=any_int,
+    resumed_transcript=any_int,
     jain=any_float,
     recent=st.lists(any_round, max_size=4).map(tuple),
 )

@@ -42,7 +42,9 @@ async def test_the_handshake_brings_welcome_and_tokenizer(cache: TokenizerCache)
     async with linked(server, cache) as link:
         assert link.welcome == server.welcome()
         assert link.files == server.files
-    assert server.received == [HELLO, GetTokenizer()]
+    hello, asked = server.received
+    assert isinstance(hello, Hello)
+    assert (replace(hello, session=b""), asked) == (HELLO, GetTokenizer())
 
 
 async def test_a_cached_tokenizer_is_not_fetched_again(cache: TokenizerCache) -> None:
@@ -50,7 +52,21 @@ async def test_a_cached_tokenizer_is_not_fetched_again(cache: TokenizerCache) ->
     cache.store(server.welcome().tokenizer, server.files)
     async with linked(server, cache) as link:
         assert link.files == server.files
-    assert server.received == [HELLO]
+    assert [type(message) for message in server.received] == [Hello]
+
+
+async def test_a_link_says_the_same_session_whenever_it_is_made_again_and_no_other_link_does(
+    cache: TokenizerCache,
+) -> None:
+    server = FakeServer(hook=losing(1))
+    async with linked(server, cache) as link, Link(server.url, HELLO, cache, NEVER_AGAIN):
+        one = link.channel()
+        await one.send(opening(one))
+        assert await one.receive() == Relinked()
+        await link.redraft("another", None)
+    first, other, again = (hello.session for hello in server.got(Hello))
+    assert first == again != other
+    assert len(first) == len(other) == 16
 
 
 async def test_the_rounds_may_change_while_a_tokenizer_is_on_its_way(cache: TokenizerCache) -> None:

@@ -14,6 +14,7 @@ from goodspeed.errors import MalformedMessage, ProtocolError, VersionMismatch
 from goodspeed.messages import (
     MAX_AGENT_FRAME_BYTES,
     MAX_DRAFT_TOKENS,
+    MAX_SESSION_BYTES,
     PROTOCOL_VERSION,
     AgentMessage,
     Close,
@@ -68,6 +69,7 @@ AGENT: dict[type, st.SearchStrategy[AgentMessage]] = {
         texts,
         fingerprint=st.none() | texts,
         software=texts,
+        session=st.binary(max_size=MAX_SESSION_BYTES),
     ),
     Open: st.builds(
         Open,

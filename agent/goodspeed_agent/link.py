@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import secrets
 import ssl
 from types import TracebackType
 from typing import Self, TypeVar
@@ -64,6 +65,7 @@ _ATTEMPT_S = 10.0
 """The longest that one attempt to connect and shake hands may take."""
 _LEAST_ATTEMPT_S = 1.0
 """However little patience there is: a refusal takes a moment to come."""
+_SESSION_BYTES = 16
 _TRANSFER_S = 300.0
 """The longest that a tokenizer may take: 11 MB through 0.3 Mbit/s."""
 _SOUND_S = 10.0
@@ -101,7 +103,8 @@ class Link:
         self._hint = hint_of_certificates(url, credentials)
         self.url = url
         self.reconnections = 0
-        self._hello = hello
+        # The server knows this link by it when it comes back, and keeps what is cached of its streams until then.
+        self._hello = msgspec.structs.replace(hello, session=secrets.token_bytes(_SESSION_BYTES))
         self._cache = cache
         self._backoff = backoff or Backoff()
         self._channels: dict[int, Channel] = {}

@@ -41,8 +41,12 @@ class Allowance:
         self._run_out(now)
         self._level += tokens
 
-    def admit(self, now: float) -> None:
+    def admit(self, now: float, *, begins: bool = True) -> None:
         """Count one more stream.
+
+        Args:
+            now: seconds.
+            begins: whether a text begins with it, so that it takes tokens of the minute to have it.
 
         Raises:
             Overloaded: there are as many as may be, or too many tokens in the last minute.
@@ -54,7 +58,7 @@ class Allowance:
                 retry_after_s=1.0,
             )
         self._run_out(now)
-        if self._tokens_per_minute is not None and self._level >= self._tokens_per_minute:
+        if begins and self._tokens_per_minute is not None and self._level >= self._tokens_per_minute:
             wait_s = (self._level - self._tokens_per_minute) / self._tokens_per_minute * _MINUTE_S + 1.0
             wait_s = min(wait_s, _LONGEST_S)
             raise Overloaded(

@@ -110,6 +110,9 @@ def run(
         ),
     ] = None,
     max_waiting: Annotated[int, typer.Option(min=0, help="Streams that may wait for a row.")] = 64,
+    park_s: Annotated[
+        float, typer.Option(min=0, help="Keep a lost link's rows so long, as far as nobody else needs them.")
+    ] = 30.0,
     round_timeout_ms: Annotated[
         float, typer.Option(min=0, help=f"How long the barrier waits; drafts {OVERDUE} times as late go unused.")
     ] = 500.0,
@@ -203,6 +206,7 @@ def _settings(given: Mapping[str, Any]) -> ServerSettings:
         round_timeout_s=given["round_timeout_ms"] / 1e3,
         prefill_chunk=given["prefill_chunk"],
         max_waiting=given["max_waiting"],
+        park_s=given["park_s"],
         early_stop=given["early_stop"],
     )
     names = (

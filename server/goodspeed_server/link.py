@@ -46,6 +46,7 @@ from goodspeed_server.draining import Drain
 from goodspeed_server.gate import LinkPace
 from goodspeed_server.live import AgentAccount
 from goodspeed_server.round_loop import RoundLoop
+from goodspeed_server.sessions import Sessions
 from goodspeed_server.telemetry import Telemetry
 from goodspeed_server.tokens import Role, Token
 
@@ -100,6 +101,7 @@ class Link:
         telemetry: is told who comes and goes.
         snapshot_frame: what a monitor is shown now, encoded.
         control: changes the server while it runs.
+        sessions: knows which link an agent is on.
         trusts_everybody: whether who shows no token may change it: nobody but this machine reaches the server.
         token: what the peer showed at the door; None where nobody has to show anything.
         allowance: of that token.
@@ -119,6 +121,7 @@ class Link:
         telemetry: Telemetry,
         snapshot_frame: Callable[[], bytes],
         control: LiveControl,
+        sessions: Sessions,
         trusts_everybody: bool,
         drain: Drain,
         token: Token | None = None,
@@ -145,6 +148,7 @@ class Link:
         self._telemetry = telemetry
         self._snapshot_frame = snapshot_frame
         self._control = control
+        self._sessions = sessions
         self._trusts_everybody = trusts_everybody
         self._drafts = False
         self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue(_MAX_QUEUED)
@@ -169,6 +173,18 @@ class Link:
         """Cut the peer off without a word."""
         self._dropped = True
         self.connection.transport.abort()
+
+    def expel(self) -> None:
+        """Cut the peer off, and keep nothing for it."""
+        self._rounds.drop(self)
+        self.abort()
+
+    def supersede(self) -> None:
+        """The agent is back on another link, where it goes on with what is parked here."""
+        with about(agent=self.agent):
+            logger.info("link %s ends: its agent is back on another", self._peer)
+        self._rounds.park(self)
+        self.abort()
 
     async def run(self) -> None:
         """Serve the peer until the link is closed; never raises what a peer can cause."""
@@ -296,12 +312,26 @@ class Link:
             account.weight = self._token.weight
         self._telemetry.joined(account, self._rounds.now())
         self._control.joined(account)
+        if hello.session:
+            account.session = ("" if self._token is None else self._token.name, hello.session)
+            self._sessions.begin(account.session, self)
         logger.info("agent %s (%s) has linked up from %s", hello.name, hello.drafter, self._peer)
+        leave = self._rounds.drop
         try:
             while not self._dropped:
-                self._handle(account, await self._receive())
+                message = await self._receive()
+                # What was read before the link was cut off may still come; its streams are another link's by now.
+                if not self._dropped:
+                    self._handle(account, message)
+            leave = self._rounds.park
+        except ConnectionClosed as closed:
+            if not _left_in_order(closed):
+                leave = self._rounds.park
+            raise
         finally:
-            self._rounds.drop(self)
+            leave(self)
+            if account.session is not None:
+                self._sessions.end(account.session, self)
             self._telemetry.left(account)
             self._control.left(account)
 
@@ -395,6 +425,13 @@ class Link:
             self._outgoing.put_nowait(None)
         await asyncio.wait([self._writer], timeout=_FLUSH_TIMEOUT_S)
         await self.connection.close(close_code, reason)
+
+
+def _left_in_order(closed: ConnectionClosed) -> bool:
+    """Whether the peer itself said that it goes; whoever does, comes back for nothing."""
+    if closed.rcvd is None or not closed.rcvd_then_sent:
+        return False
+    return closed.rcvd.code in (CloseCode.NORMAL_CLOSURE, CloseCode.GOING_AWAY)
 
 
 def _stream_of(message: AgentMessage) -> int | None:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from goodspeed.control import Service
 from goodspeed.errors import InvalidRequest, Overloaded
@@ -22,7 +22,7 @@ from goodspeed.timing import Pace
 from goodspeed.verification import Rule
 from goodspeed_server.allowance import Allowance
 
-__all__ = ["AgentAccount", "DraftWay", "LiveStream", "Outbox"]
+__all__ = ["AgentAccount", "DraftWay", "LiveStream", "Outbox", "RowUse", "Session"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,10 @@ _REMEMBERED = 32
 """How many of the last lengths: an agent's answer is not so many passes late."""
 _DRAINED_RETRY_S = 10.0
 """An agent that keeps to it asks again while its user waits, and says so to the user if the drain lasts."""
+
+
+Session: TypeAlias = tuple[str, bytes]
+"""The name of the token that was shown, and `messages.Hello.session`: nobody comes back under another's token."""
 
 
 class Outbox(Protocol):
@@ -76,6 +80,8 @@ class AgentAccount:
     """Of the token it showed."""
     service: Service = "served"
     """What the operator has said of it."""
+    session: Session | None = None
+    """By which its streams are known when it comes back on another link; None if they are not."""
     redrafted_at: float = -math.inf
     """When its estimates were last started anew."""
     draft_s: float = 0.0
@@ -85,24 +91,25 @@ class AgentAccount:
     wait_s: float = 0.0
     """and waited here for a pass."""
 
-    def admit(self, now: float, *, begun: bool = False) -> None:
+    def admit(self, now: float, *, begun: bool = False, parked: bool = False) -> None:
         """One more stream.
 
         Args:
             now: seconds.
             begun: whether some of its text is written, which an agent that is drained may finish.
+            parked: whether it goes on with a stream that was admitted on an earlier link, which is no beginning.
 
         Raises:
             Overloaded: the token allows no more, or the agent is drained.
         """
-        if self.service != "served" and not begun:
+        if self.service != "served" and not (begun or parked):
             raise Overloaded(
                 f"the server's operator drains the agent {self.name!r}, and it begins no new text here: "
                 f"try again in {_DRAINED_RETRY_S:g} s, or on another server",
                 retry_after_s=_DRAINED_RETRY_S,
             )
         if self.allowance is not None:
-            self.allowance.admit(now)
+            self.allowance.admit(now, begins=not parked)
 
     def spend(self, tokens: int, now: float) -> None:
         """Tokens were committed to it."""
@@ -113,6 +120,16 @@ class AgentAccount:
         """A stream less."""
         if self.allowance is not None:
             self.allowance.ended()
+
+
+@dataclass(slots=True, eq=False)
+class RowUse:
+    """What a row is in use for: shared by its stream, by what is parked of it, and by the stream that takes it over."""
+
+    in_pass: bool = False
+    """Whether the pass that runs now reads or writes it."""
+    given_up: bool = False
+    """Whether nobody holds it any more, so that it is free when the pass is over."""
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -159,8 +176,8 @@ class LiveStream:
     q: list[Any] = field(default_factory=list)
     logprobs: bytes = b""
     """Of what was committed last, where they are asked for."""
-    in_pass: bool = False
-    """Whether the pass that runs now reads or writes its row."""
+    use: RowUse = field(default_factory=RowUse)
+    """Of its row."""
     goodput: float = 1.0
     """Smoothed tokens per round, `X` of equation (4); every round commits at least one."""
     fresh: AcceptanceEstimator | None = None
@@ -169,7 +186,7 @@ class LiveStream:
     """Whether its verdicts say every token: the rounds changed under it, and what its agent drafts in answer to which
     word is not known."""
     closed: bool = False
-    """Whether it has ended; if a pass is at its row then, the row is released when the pass is over."""
+    """Whether it takes part in nothing any more: it has ended, or is parked. What a pass brings for it is void."""
 
     def logged(self) -> AbstractContextManager[None]:
         """Within the block, log lines are about this stream."""

@@ -146,6 +146,7 @@ class _Now(Collector):
         for name, what, value in (
             ("num_requests_running", "Streams that have a row.", now.streams),
             ("num_requests_waiting", "Streams in the queue.", now.waiting),
+            ("streams_parked", "Streams whose link has gone, and whose rows are kept for them.", now.parked),
             ("kv_cache_usage_perc", "Of the slab, 0 to 1.", now.kv_used_tokens / max(1, now.kv_tokens)),
             ("agents", "Links of agents.", len(now.agents)),
             ("goodput", "Committed tokens per second.", now.goodput),
@@ -155,6 +156,14 @@ class _Now(Collector):
         ):
             yield GaugeMetricFamily(f"goodspeed_{name}", what, value=float(value))
         yield CounterMetricFamily("goodspeed_busy_seconds", "Time that the engine has spent in passes.", now.busy_s)
+        resumed = CounterMetricFamily(
+            "goodspeed_streams_resumed",
+            "Texts that went on on another link, by what from.",
+            labels=["how"],
+        )
+        resumed.add_metric(["parked"], now.resumed_parked)
+        resumed.add_metric(["transcript"], now.resumed_transcript)
+        yield resumed
         chosen = sorted(_by_name(now.agents).items(), key=lambda entry: -entry[1]["streams"])[:_MOST_AGENTS]
         for name, what in _OF_AGENTS.items():
             family = GaugeMetricFamily(f"goodspeed_agent_{name}", what, labels=["agent"])

@@ -23,7 +23,7 @@ class PlannedPass:
 
 
 def plan_pass(batch: Sequence[LiveStream], prefilling: Collection[LiveStream], prefill_chunk: int) -> PlannedPass:
-    """Lay out a pass; its streams are `in_pass` from now on.
+    """Lay out a pass; it is at the rows of its streams from now on (`RowUse.in_pass`).
 
     Args:
         batch: the streams to verify.
@@ -32,7 +32,7 @@ def plan_pass(batch: Sequence[LiveStream], prefilling: Collection[LiveStream], p
     """
     turns = []
     for live in batch:
-        live.in_pass = True
+        live.use.in_pass = True
         drafted, q = live.to_verify()
         stream = live.stream
         generated = stream.tokens[stream.prompt_tokens :] if stream.params.penalised else ()
@@ -46,7 +46,7 @@ def plan_pass(batch: Sequence[LiveStream], prefilling: Collection[LiveStream], p
         stream = live.stream
         if size <= 0:
             continue
-        live.in_pass = True
+        live.use.in_pass = True
         chunks.append(Chunk(live.row, stream.cached, stream.tokens[stream.cached : stream.cached + size]))
         prefilled.append((live, stream.cached + size))
     return PlannedPass(Pass(turns, chunks), batch, prefilled)

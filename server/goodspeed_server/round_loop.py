@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -88,6 +89,7 @@ class RoundLoop:
             telemetry,
             recorder,
             max_waiting=settings.max_waiting,
+            park_s=settings.park_s,
             eos_tokens=eos_tokens,
             clock=clock,
             on_begin=self._begin,
@@ -117,6 +119,11 @@ class RoundLoop:
     def waiting(self) -> int:
         """How many streams wait for a row."""
         return self._streams.waiting
+
+    @property
+    def parked(self) -> int:
+        """How many streams are parked."""
+        return self._streams.parked
 
     @property
     def capacity(self) -> int:
@@ -193,7 +200,7 @@ class RoundLoop:
         self._streams.close(outbox, number)
 
     def drop(self, outbox: Outbox) -> None:
-        """End every stream of a link that has gone."""
+        """End every stream of a link that has gone, and will not come back for them."""
         self._streams.drop(outbox)
 
     def turn_away(self, error: Overloaded) -> None:
@@ -205,6 +212,13 @@ class RoundLoop:
         while self._streams:
             self._ended.clear()
             await self._ended.wait()
+
+    def park(self, outbox: Outbox) -> None:
+        """Keep the streams of a link that was lost for a while: `Streams.park`."""
+        if self._stopping:
+            self._streams.drop(outbox)
+        else:
+            self._streams.park(outbox)
 
     def adopt(self, scheduler: Scheduler, settings: RoundSettings, announce: Callable[[], None]) -> None:
         """Plan by another scheduler and other settings from now on; all streams go on. Only at the `boundary`.
@@ -288,6 +302,8 @@ class RoundLoop:
                     phases = Phases(gathering, gathered, verifying, verified, self._clock())
                     self._telemetry.round_over(RoundRecord.of(planned.work, outcome, commits, phases, arrivals))
         finally:
+            self._stopping = True
+            self._streams.give_up_parked(math.inf)
             self.boundary.end()
             self._engine_thread.shutdown(wait=True)
 

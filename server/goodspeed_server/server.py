@@ -40,6 +40,7 @@ from goodspeed_server.planner import Planner
 from goodspeed_server.probes import Probes
 from goodspeed_server.recording import Recorder
 from goodspeed_server.round_loop import RoundLoop
+from goodspeed_server.sessions import Sessions
 from goodspeed_server.settings import AUTO_MAX_LENGTH, AUTO_MAX_STREAMS, ServerSettings, what_auto_means
 from goodspeed_server.shards import ShardFolder
 from goodspeed_server.telemetry import ServerFacts, Telemetry
@@ -210,6 +211,7 @@ class VerificationServer:
         self._metrics.watch("connections_pending", "Connections that are no links yet.", lambda: gate.pending)
         self._probes = Probes(self._door, self._doorkeeper, self._metrics, self._drain)
         self._links: set[Link] = set()
+        self._sessions = Sessions()
         self._running: asyncio.Task[None] | None = None
         self._shown = (-math.inf, b"")
 
@@ -227,6 +229,7 @@ class VerificationServer:
             self._rounds.live,
             capacity=None if self._rounds.planner.limited_by_price else self._rounds.capacity,
             waiting=self._rounds.waiting,
+            parked=self._rounds.parked,
             prefilling=self._rounds.is_prefilling,
             draining=self._drain.begun,
         )
@@ -363,6 +366,7 @@ class VerificationServer:
             telemetry=self._telemetry,
             snapshot_frame=self._snapshot_frame,
             control=self._control,
+            sessions=self._sessions,
             trusts_everybody=self._settings.tokens is None and is_loopback_host(self._settings.host),
             token=token,
             allowance=None if token is None else self._doorkeeper.allowance(token),
@@ -391,7 +395,7 @@ class VerificationServer:
                 if not self._doorkeeper.still_welcome(link.connection):
                     with about(agent=link.agent):
                         logger.info("a link is cut: its token was revoked")
-                    link.abort()
+                    link.expel()
 
 
 def _address(listener: Server, *, secure: bool) -> str:

@@ -70,6 +70,8 @@ class RoundSettings:
     prefill_chunk: int = 512
     """Prompt tokens one pass may carry beside its drafts, so that a long prompt stalls nobody."""
     max_waiting: int = 64
+    park_s: float = 30.0
+    """How long the rows of a link that was lost are kept for it, as far as nobody else needs them; 0 keeps none."""
     early_stop: bool = True
     """Whether agents are told the price of a drafted token, so that they may stop short; see `Plan.worth_s`."""
     beta: float = 0.5
@@ -81,6 +83,7 @@ class RoundSettings:
         _check("round_timeout_s", 0 <= self.round_timeout_s < math.inf, "0 or above, and finite")
         _check("prefill_chunk", self.prefill_chunk >= 1, "1 or above")
         _check("max_waiting", self.max_waiting >= 0, "0 or above")
+        _check("park_s", 0 <= self.park_s < math.inf, "0 or above, and finite")
         _check("beta", 0 < self.beta <= 1, "above 0 and at most 1")
 
 

@@ -1,17 +1,20 @@
-"""Every stream that has a row or waits for one: who comes, who goes, and whose a row is next."""
+"""Every stream that has a row, waits for one or is parked: who comes, who goes, and whose a row is next."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterator
 
 from goodspeed.engine import Engine
 from goodspeed.errors import InvalidRequest, Overloaded
 from goodspeed.estimation import Goodput
+from goodspeed.logs import about
 from goodspeed.messages import Failure, Open
 from goodspeed.stream import ServedStream
 from goodspeed_server.admission import Admission
-from goodspeed_server.live import AgentAccount, LiveStream, Outbox
+from goodspeed_server.live import AgentAccount, LiveStream, Outbox, RowUse
+from goodspeed_server.parking import Parked, Parking
 from goodspeed_server.planner import Planner
 from goodspeed_server.recording import Recorder
 from goodspeed_server.telemetry import Telemetry
@@ -32,6 +35,7 @@ class Streams:
         telemetry: is told who comes and goes.
         recorder: is told which texts have ended.
         max_waiting: how many may wait for a row.
+        park_s: how long a parked stream is kept; 0 parks none.
         eos_tokens: any of them ends a stream.
         clock: seconds, monotonic.
         on_begin: called with a stream that has just been given its row.
@@ -46,6 +50,7 @@ class Streams:
         recorder: Recorder | None,
         *,
         max_waiting: int,
+        park_s: float,
         eos_tokens: frozenset[int],
         clock: Callable[[], float],
         on_begin: Callable[[LiveStream], None],
@@ -63,6 +68,10 @@ class Streams:
         self.prefilling: dict[LiveStream, None] = {}
         """Whose prompt is still on its way into the slab, in order of admission."""
         self._admission: Admission[StreamKey, tuple[AgentAccount, ServedStream]] = Admission(max_waiting=max_waiting)
+        self._parking = Parking(park_s)
+        self._parks = park_s > 0
+        self._alarm: asyncio.TimerHandle | None = None
+        """At which the first of the parked streams is given up."""
 
     def __iter__(self) -> Iterator[LiveStream]:
         """Those that have a row."""
@@ -75,6 +84,11 @@ class Streams:
     def waiting(self) -> int:
         """How many wait for a row."""
         return len(self._admission)
+
+    @property
+    def parked(self) -> int:
+        """How many are parked; their rows are free to whoever needs one."""
+        return len(self._parking)
 
     def find(self, outbox: Outbox, number: int) -> LiveStream | None:
         """A link's stream of that number, if it has a row."""
@@ -89,7 +103,7 @@ class Streams:
         return sum(live.account is account for live in self) + sum(waiting is account for waiting, _ in self._admission)
 
     def open(self, outbox: Outbox, account: AgentAccount, message: Open) -> None:
-        """Admit a stream, or queue it.
+        """Admit a stream, or queue it; one that is parked goes on in its own row, unless others wait for that.
 
         Raises:
             InvalidRequest: a value is out of range, or the number is taken by a stream of the same link.
@@ -108,9 +122,11 @@ class Streams:
             eos_tokens=self._eos_tokens,
         )
         stream.opened_at = self._clock()
-        account.admit(stream.opened_at, begun=stream.generated > 0)
-        if self._engine.free_rows:
-            self._admit(key, account, stream)
+        parked = self._taken_over(account, stream, message.stream)
+        if parked is None and not self._engine.free_rows:
+            self._reclaim()
+        if parked is not None or self._engine.free_rows:
+            self._admit(key, account, stream, parked)
             return
         try:
             self._admission.wait(key, (account, stream))
@@ -130,9 +146,7 @@ class Streams:
 
     def drop(self, outbox: Outbox) -> None:
         """End every stream of a link that has gone."""
-        # The queue first: a row that falls free must not go to a stream of the same link.
-        for account, _ in self._admission.withdraw_all(lambda key: key[0] is outbox):
-            account.give_back()
+        self._withdraw(outbox)
         for live in self.of_link(outbox):
             self.end(live)
 
@@ -143,34 +157,93 @@ class Streams:
             account.give_back()
             outbox.post(Failure(error.code, str(error), number, error.retry_after_s))
 
+    def park(self, outbox: Outbox) -> None:
+        """Take the streams of a link that has gone out of the rounds, and keep those that have a row for a while.
+
+        Those of a link without a session end, and so do all where none is parked.
+        """
+        self._withdraw(outbox)
+        now = self._clock()
+        for live in self.of_link(outbox):
+            session = live.account.session
+            if session is None or not self._parks:
+                self.end(live)
+                continue
+            with live.logged():
+                logger.info("a text is parked: %d tokens of it cached, row %d", live.stream.cached, live.row)
+            self._leave(live)
+            self._parking.park(Parked.of(live, session, now))
+        while self.waiting and self._reclaim():
+            pass
+        self._wait_for_expiry()
+
+    def give_up_parked(self, now: float) -> None:
+        """Forget what nobody has come back for in time."""
+        for parked in self._parking.expire(now):
+            with about(agent=parked.agent, stream=parked.key[1]):
+                logger.info("a parked text is given up: its agent did not come back in time")
+            self._give_up(parked.row, parked.use)
+        self._wait_for_expiry()
+
     def end(self, live: LiveStream) -> None:
         """Forget a stream; its row is free at once, or when the pass it is in is over."""
-        live.closed = True
         with live.logged():
             stream, took_s = live.stream, self._clock() - live.stream.opened_at
             written = len(stream.tokens) - stream.prompt_tokens
             logger.info("a text ends (%s): %d tokens in %.2f s", stream.finish or "given up", written, took_s)
+        if live.fresh is None:
+            live.account.prior_alpha += 0.3 * (live.estimator.alpha - live.account.prior_alpha)
+            live.account.pace = live.pace.copy()
+        self._leave(live)
+        self._give_up(live.row, live.use)
+
+    def pass_over(self, live: LiveStream) -> bool:
+        """The pass that was at a stream's row is over: whether the stream is still there."""
+        live.use.in_pass = False
+        if live.use.given_up:
+            self._release(live.row)
+        elif live.closed and self.waiting:
+            self._reclaim()
+        return not live.closed
+
+    def _leave(self, live: LiveStream) -> None:
+        """Take a stream out of everything but its row."""
+        live.closed = True
         live.account.give_back()
         self._telemetry.ended(live, self._clock())
         if self._recorder is not None:
             self._recorder.ended(live)
-        if live.fresh is None:
-            live.account.prior_alpha += 0.3 * (live.estimator.alpha - live.account.prior_alpha)
-            live.account.pace = live.pace.copy()
         self.prefilling.pop(live, None)
         del self._live[(live.outbox, live.number)]
         self._on_end(live)
-        if not live.in_pass:
-            self._release(live)
 
-    def pass_over(self, live: LiveStream) -> bool:
-        """The pass that was at a stream's row is over: whether the stream is still there."""
-        live.in_pass = False
-        if live.closed:
-            self._release(live)
-        return not live.closed
+    def _withdraw(self, outbox: Outbox) -> None:
+        """Take a link's streams out of the queue: a row that falls free must not go to one of them."""
+        for account, _ in self._admission.withdraw_all(lambda key: key[0] is outbox):
+            account.give_back()
 
-    def _admit(self, key: StreamKey, account: AgentAccount, stream: ServedStream) -> None:
+    def _taken_over(self, account: AgentAccount, stream: ServedStream, number: int) -> Parked | None:
+        """Count a stream that is opened, and take what is parked of it; None if there is nothing to take.
+
+        Raises:
+            Overloaded: as `AgentAccount.admit`; what is parked stays where it is.
+        """
+        parked = None
+        if account.session is not None and self.parked:
+            self.give_up_parked(stream.opened_at)  # an alarm may be a little late
+            parked = self._parking.find((account.session, number))
+        continues = parked is not None and parked.begins_as(stream.tokens, stream.prompt_tokens)
+        account.admit(stream.opened_at, begun=stream.generated > 0, parked=continues)
+        if parked is None:
+            return None
+        self._parking.take(parked)
+        if self.waiting:
+            # Only a pass has kept the row from those who wait; it is theirs when that is over.
+            self._give_up(parked.row, parked.use)
+            return None
+        return parked
+
+    def _admit(self, key: StreamKey, account: AgentAccount, stream: ServedStream, parked: Parked | None = None) -> None:
         outbox, number = key
         now = self._clock()
         live = LiveStream(
@@ -178,22 +251,52 @@ class Streams:
             outbox=outbox,
             account=account,
             stream=stream,
-            row=self._engine.allocate(),
+            row=self._engine.allocate() if parked is None else parked.row,
             estimator=self._planner.estimator(account.prior_alpha),
             rate=Goodput(now, 1.0 / self._planner.meter.load.pass_s),
             pace=account.pace.copy(),
         )
+        continues = parked is not None and parked.begins_as(stream.tokens, stream.prompt_tokens)
+        if parked is not None:
+            parked.hand_over(live)
         self._live[key] = live
         if not stream.prefilled:
             self.prefilling[live] = None
         self._telemetry.opened(live, now)
+        if continues or stream.generated:
+            self._telemetry.resumed(by_row=continues)
         with live.logged():
-            logger.info("a text begins: prompt %d tokens, row %d", stream.prompt_tokens, live.row)
+            known = f", {stream.cached} tokens of it cached" if continues else ""
+            logger.info("a text begins: prompt %d tokens, row %d%s", stream.prompt_tokens, live.row, known)
         self._on_begin(live)
 
-    def _release(self, live: LiveStream) -> None:
-        self._engine.release(live.row)
+    def _give_up(self, row: int, use: RowUse) -> None:
+        """Nobody holds a row any more: it is free at once, or when the pass that is at it is over."""
+        use.given_up = True
+        if not use.in_pass:
+            self._release(row)
+
+    def _reclaim(self) -> bool:
+        """Free the row of a parked stream for whoever needs one; whether there is one that can be."""
+        parked = self._parking.reclaim()
+        if parked is None:
+            return False
+        self._give_up(parked.row, parked.use)
+        return True
+
+    def _release(self, row: int) -> None:
+        self._engine.release(row)
         waiting = self._admission.next()
         if waiting is not None:
             key, (account, stream) = waiting
             self._admit(key, account, stream)
+
+    def _wait_for_expiry(self) -> None:
+        """Texts stay in memory for no longer than was said."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        expires_at = self._parking.expires_at
+        if expires_at is not None:
+            wait_s, expire = max(0.0, expires_at - self._clock()), lambda: self.give_up_parked(self._clock())
+            self._alarm = asyncio.get_running_loop().call_later(wait_s, expire)

@@ -106,6 +106,7 @@ class Telemetry:
         self._round_rate = Rate(now)
         self._meters: dict[AgentAccount, Rate] = {}
         self._committed = self._drafted = self._accepted = 0
+        self._resumed_parked = self._resumed_transcript = 0
         self._busy_s = self._judge_s = 0.0
         self._cost = PassCost(facts.measured)
         self._expected_s = self._plain_s = 0.0
@@ -133,6 +134,13 @@ class Telemetry:
         """A stream has a row."""
         if self._chronicle is not None:
             self._chronicle.opened(live, now)
+
+    def resumed(self, *, by_row: bool) -> None:
+        """A text goes on that was begun on an earlier link: in its own row, or else from its transcript alone."""
+        if by_row:
+            self._resumed_parked += 1
+        else:
+            self._resumed_transcript += 1
 
     def came(self, live: LiveStream, draft: Draft, way: DraftWay | None) -> None:
         """A draft has come, or a piece of one; and how, if that is known."""
@@ -185,6 +193,7 @@ class Telemetry:
         *,
         capacity: int | None,
         waiting: int,
+        parked: int,
         prefilling: Callable[[LiveStream], bool],
         draining: bool,
     ) -> ServerSnapshot:
@@ -208,6 +217,9 @@ class Telemetry:
             agents=agents,
             streams=len(live),
             waiting=waiting,
+            parked=parked,
+            resumed_parked=self._resumed_parked,
+            resumed_transcript=self._resumed_transcript,
             rows=facts.rows,
             free_rows=facts.rows - len(live),
             kv_used_tokens=sum(stream.stream.cached for stream in live),
