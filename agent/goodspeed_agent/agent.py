@@ -13,11 +13,12 @@ from types import TracebackType
 from typing import Any, Self, TypeGuard, cast
 
 import goodspeed
+from goodspeed.catalog import Files
 from goodspeed.credentials import NOBODY, Credentials
 from goodspeed.errors import InvalidRequest, TokenizerMismatch
 from goodspeed.logprobs import TokenLogprobs
 from goodspeed.logs import about
-from goodspeed.messages import MAX_DRAFT_TOKENS, MAX_TEXT, PROTOCOL_VERSION, Hello
+from goodspeed.messages import MAX_DRAFT_TOKENS, MAX_TEXT, PROTOCOL_VERSION, Hello, Welcome
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.ahead import Ahead, AheadMode
 from goodspeed_agent.backoff import Backoff
@@ -157,7 +158,7 @@ class Agent:
     """An agent at work while the block runs.
 
     Args:
-        url: the server's address.
+        servers: the server's address, or several; see `Link`.
         drafter: what to draft with.
         name: what the server's operator sees.
         cache: where tokenizers are kept.
@@ -166,7 +167,7 @@ class Agent:
         credentials: to be let in with.
 
     Raises:
-        InvalidRequest: on construction, the address is not one, or the name not text.
+        InvalidRequest: on construction, an address is none, or the name not text.
     """
 
     link: Link
@@ -174,7 +175,7 @@ class Agent:
 
     def __init__(
         self,
-        url: str,
+        servers: str | Sequence[str],
         drafter: Drafter,
         *,
         name: str | None = None,
@@ -196,7 +197,9 @@ class Agent:
             drafter.fingerprint,
             f"goodspeed {goodspeed.__version__}",
         )
-        self.link = Link(url, hello, cache or TokenizerCache(), self._backoff, credentials)
+        self.link = Link(
+            servers, hello, cache or TokenizerCache(), self._backoff, credentials, adopt=self._adopt
+        )
         self._ahead = Ahead(draft_ahead)
         self._calibrations: defaultdict[float | None, Calibration] = defaultdict(Calibration)
 
@@ -210,13 +213,11 @@ class Agent:
             ModelError: the draft cannot guess.
             ProtocolError: the server does not speak this protocol.
         """
-        await self.link.__aenter__()
         self._desk = Desk(self._drafter)
         try:
-            self.tokenizer = TargetTokenizer(self.link.files)
-            await self._check(self._drafter.current)
-        except BaseException as error:
-            await self.__aexit__(type(error), error, error.__traceback__)
+            await self.link.__aenter__()
+        except BaseException:
+            self._desk.close()
             raise
         return self
 
@@ -240,14 +241,19 @@ class Agent:
             TokenizerMismatch: the draft's tokenizer is not the target's; nothing has changed.
             ModelError: it cannot guess; nothing has changed.
         """
-        await self._check(drafter)
+        await self._check(drafter, self.link.welcome, self.tokenizer)
         self._drafter.exchange(drafter)
         for calibration in self._calibrations.values():
             calibration.restart()
         await self.link.redraft(drafter.name, drafter.fingerprint)
 
-    async def _check(self, drafter: Drafter) -> None:
-        welcome = self.link.welcome
+    async def _adopt(self, welcome: Welcome, files: Files) -> None:
+        """Work for this target from now on, if the draft can."""
+        tokenizer = TargetTokenizer(files)
+        await self._check(self._drafter.current, welcome, tokenizer)
+        self.tokenizer = tokenizer
+
+    async def _check(self, drafter: Drafter, welcome: Welcome, tokenizer: TargetTokenizer) -> None:
         if drafter.fingerprint not in (None, welcome.fingerprint):
             raise TokenizerMismatch(
                 f"the draft {drafter.name!r} does not share a tokenizer with {welcome.model!r}: "
@@ -256,8 +262,8 @@ class Agent:
 
         def examine() -> None:
             if isinstance(drafter, TokenLister):
-                check_tokens(drafter.name, drafter.tokens, welcome.model, self.tokenizer.tokens[: welcome.vocab_size])
-            highest = self.tokenizer.highest_token
+                check_tokens(drafter.name, drafter.tokens, welcome.model, tokenizer.tokens[: welcome.vocab_size])
+            highest = tokenizer.highest_token
             try_out(drafter, [0, highest], rule=welcome.rule, vocab_size=welcome.vocab_size)
 
         await self._desk.alone(examine)

@@ -39,6 +39,8 @@ class Channel:
         self._leave = leave
         self._connection = connection
         self._events: asyncio.Queue[tuple[Event, ClientConnection] | Exception] = asyncio.Queue()
+        self._elsewhere = asyncio.Event()
+        """Whether what was said last, on whatever connection, is void."""
 
     async def send(self, message: AgentMessage) -> None:
         """Send a message, unless the connection it belongs to is gone: then `Relinked` is on its way here.
@@ -66,7 +68,13 @@ class Channel:
             self._events.put_nowait(item)
             raise item
         event, self._connection = item
+        if isinstance(event, Relinked):
+            self._elsewhere.clear()
         return event
+
+    async def elsewhere(self) -> None:
+        """Wait until `Relinked`, or the end of the link, is the next to be received."""
+        await self._elsewhere.wait()
 
     def close(self) -> None:
         """Take the stream off the link; what still comes for it is dropped."""
@@ -81,7 +89,9 @@ class Channel:
         while not self._events.empty():
             self._events.get_nowait()
         self.put(Relinked(), connection)
+        self._elsewhere.set()
 
     def end(self, error: Exception) -> None:
         """The link has ended for good."""
         self._events.put_nowait(error)
+        self._elsewhere.set()

@@ -10,9 +10,9 @@ from goodspeed.errors import GoodSpeedError, Overloaded
 from goodspeed.messages import Close, Failure, Opened, Verdict, Welcome
 from goodspeed_agent.backoff import Backoff, Patience
 from goodspeed_agent.channel import Channel, Relinked
+from goodspeed_agent.connecting import refusal
 from goodspeed_agent.drafting import Drafting
 from goodspeed_agent.generation import Generation
-from goodspeed_agent.link import refusal
 from goodspeed_agent.lookahead import Wanted
 
 __all__ = ["tokens_of"]
@@ -79,8 +79,8 @@ async def tokens_of(
                     continue
                 case Failure() as failure:
                     drafting.lost()
-                    await _wait_for_room(patience, refusal(failure))
-                    await channel.send(generation.opening())
+                    if await _room_again(patience, refusal(failure), channel):
+                        await channel.send(generation.opening())
                     continue
                 case Opened() as asking:
                     queued.cancel()
@@ -111,11 +111,20 @@ async def tokens_of(
         await drafting.close()
 
 
-async def _wait_for_room(patience: Patience, error: GoodSpeedError) -> None:
-    """Wait as long as an overloaded server asked for; raise anything else, and that too when it lasts too long."""
+async def _room_again(patience: Patience, error: GoodSpeedError, channel: Channel) -> bool:
+    """Wait as long as an overloaded server asked for; raise anything else, and that too when it lasts too long.
+
+    Returns:
+        Whether to ask the same server again; False if there is another meanwhile, which has not been asked yet.
+    """
     if not isinstance(error, Overloaded):
         raise error
     wait_s = patience.failed(asyncio.get_running_loop().time(), at_least_s=error.retry_after_s)
     if wait_s is None:
         raise error
-    await asyncio.sleep(wait_s)
+    try:
+        async with asyncio.timeout(wait_s):
+            await channel.elsewhere()
+    except TimeoutError:
+        return True
+    return False

@@ -35,7 +35,12 @@ __all__ = [
 ]
 
 Server = Annotated[
-    str, typer.Option(envvar="GOODSPEED_SERVER", help="The server's address: ws://HOST:PORT or wss://HOST:PORT.")
+    list[str],
+    typer.Option(
+        envvar="GOODSPEED_SERVER",
+        help="The server's address, ws://HOST:PORT or wss://HOST:PORT; of several (repeatable, or with commas between) "
+        "the first that works, and the next when it does not.",
+    ),
 ]
 Draft = Annotated[
     str | None,
