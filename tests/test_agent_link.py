@@ -208,7 +208,7 @@ async def test_a_server_that_is_not_there_yet_is_waited_for(cache: TokenizerCach
             failed.set()
             return super().failed(now_s, at_least_s)
 
-    link._itinerary = Telling(1, link._backoff)
+    link._journey.itinerary = Telling(1, Backoff(first_s=0.01, longest_s=0.01))
     async with asyncio.timeout(60):
         connecting = asyncio.create_task(link.__aenter__())
         await failed.wait()
@@ -228,14 +228,14 @@ async def test_a_server_that_is_not_there_at_all(cache: TokenizerCache) -> None:
 
 async def test_a_verdict_makes_the_next_loss_the_first(cache: TokenizerCache) -> None:
     async with linked(FakeServer(), cache) as link:
-        link._itinerary.failed(0.0)
+        link._journey.itinerary.failed(0.0)
         channel = link.channel()
         await channel.send(opening(channel))
         await channel.receive()
-        assert link._itinerary.laps == 1
+        assert link._journey.itinerary.laps == 1
         await channel.send(Draft(channel.stream, 3, []))
         await channel.receive()
-        assert link._itinerary.laps == 0
+        assert link._journey.itinerary.laps == 0
 
 
 async def test_a_link_that_is_lost_at_once_every_time_is_given_up(cache: TokenizerCache) -> None:

@@ -16,7 +16,8 @@ from websockets.http11 import Request, Response
 
 from goodspeed.errors import GoodSpeedError, LinkLost, Refused, TargetChanged
 from goodspeed.messages import AgentMessage, Draft, Failure, Goodbye, Hello, Open, Opened, Verdict
-from goodspeed_agent.agent import Agent, TextRequest
+from goodspeed.sampling import SamplingParams
+from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.channel import Relinked
 from goodspeed_agent.drafters import SuffixDrafter
@@ -24,6 +25,7 @@ from goodspeed_agent.link import Link
 from goodspeed_agent.tokenizer import TokenizerCache
 from tests.fake_server import FakeServer, Hook, byte_tokenizer, refusing, saying
 from tests.linking import HELLO, NEVER_AGAIN, QUICK, opening
+from tests.serving import serving
 
 PROMPT = "once upon a time"
 STORY = " there was a naïve 😀 and there was a naïve 😀."
@@ -288,9 +290,9 @@ async def test_a_server_that_says_when_to_come_back_by_http_rests_until_then(
 
 async def test_a_server_without_room_for_a_text_is_asked_again_and_not_left(tmp_path: Path) -> None:
     first, second = telling(hook=refusing("overloaded", retry_after_s=0.01)), telling()
-    async with listening(first, second) as urls:
-        async with Agent(urls, SuffixDrafter(), cache=TokenizerCache(tmp_path), backoff=QUICK) as agent:
-            assert (await agent.complete(TextRequest(PROMPT))).text == STORY
+    cache = TokenizerCache(tmp_path)
+    async with listening(first, second) as urls, Agent(urls, SuffixDrafter(), cache=cache, backoff=QUICK) as agent:
+        assert (await agent.complete(TextRequest(PROMPT))).text == STORY
     assert second.links == 0
 
 
@@ -301,9 +303,12 @@ async def test_a_draft_that_one_target_does_not_share_a_tokenizer_with_moves_on(
         return isinstance(message, Hello)
 
     first, second = telling(hook=hook), telling()
-    async with listening(first, second) as urls:
-        async with Agent(urls, SuffixDrafter(), cache=TokenizerCache(tmp_path), backoff=NEVER_WAITING) as agent:
-            assert agent.link.url == second.url
+    cache = TokenizerCache(tmp_path)
+    async with (
+        listening(first, second) as urls,
+        Agent(urls, SuffixDrafter(), cache=cache, backoff=NEVER_WAITING) as agent,
+    ):
+        assert agent.link.url == second.url
 
 
 async def test_an_agent_that_ends_while_it_moves_leaves_nothing_open(cache: TokenizerCache) -> None:
@@ -322,6 +327,28 @@ async def test_an_agent_that_ends_while_it_moves_leaves_nothing_open(cache: Toke
             await greeted.wait()
         assert link._over is None
         assert not [task for task in asyncio.all_tasks() if task.get_name() in ("link", "parting")]
+
+
+async def test_a_real_server_that_is_stopped_hands_its_texts_to_another(tmp_path: Path) -> None:
+    requests = [TextRequest("w5 w17 w3", SamplingParams(t, seed=3), 80, ignore_eos=True) for t in (0.0, 0.8)]
+    begun = asyncio.Event()
+
+    def hear(piece: Piece) -> None:
+        if piece.tokens:
+            begun.set()
+
+    cache = TokenizerCache(tmp_path)
+    stopping = contextlib.AsyncExitStack()
+    async with stopping, serving() as (_, second):
+        _, first = await stopping.enter_async_context(serving())
+        async with Agent([first, second], SuffixDrafter(), cache=cache, backoff=NEVER_WAITING) as agent:
+            undisturbed = [(await agent.complete(request)).tokens for request in requests]
+            assert agent.link.url == first
+            writing = [asyncio.create_task(agent.complete(request, hear)) for request in requests]
+            await begun.wait()
+            await stopping.aclose()
+            assert [(await text).tokens for text in writing] == undisturbed
+            assert (agent.link.url, agent.link.reconnections) == (second, 1)
 
 
 def test_errors_that_say_when_to_come_back_are_of_the_tree() -> None:

@@ -43,6 +43,8 @@ class Connected:
     """A connection that has been welcomed."""
 
     url: str
+    hello: Hello
+    """What the server was greeted with."""
     connection: ClientConnection
     welcome: Welcome
     files: Files
@@ -114,14 +116,15 @@ class Door:
                 await connection.send(encode(hello))
                 welcome = _expect(await receive(connection), Welcome)
                 rule_named(welcome.rule)
-                return await self._with_tokenizer(connection, welcome, limit)
+                welcome, files = await self._with_tokenizer(connection, welcome, limit)
+                return Connected(self.url, hello, connection, welcome, files)
             except BaseException:
                 await connection.close()
                 raise
 
     async def _with_tokenizer(
         self, connection: ClientConnection, welcome: Welcome, limit: asyncio.Timeout
-    ) -> Connected:
+    ) -> tuple[Welcome, Files]:
         digest = welcome.tokenizer
         files = self._cache.load(digest)
         if files is None:
@@ -134,7 +137,7 @@ class Door:
             files = _expect(answer, Tokenizer).files
             connection.ping_timeout = usual_s
             self._cache.store(digest, files)
-        return Connected(self.url, connection, welcome, files)
+        return welcome, files
 
 
 async def receive(connection: ClientConnection) -> ServerMessage:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 from goodspeed.addresses import check_url
-from goodspeed.errors import InvalidRequest
 from goodspeed_agent.backoff import Backoff
 
 __all__ = ["Itinerary", "addresses"]

@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
@@ -22,20 +24,14 @@ from websockets.protocol import State
 
 from goodspeed.catalog import Files
 from goodspeed.credentials import NOBODY, Credentials
-from goodspeed.errors import (
-    GoodSpeedError,
-    LinkLost,
-    ModelError,
-    Overloaded,
-    ProtocolError,
-    TargetChanged,
-    TokenizerMismatch,
-)
+from goodspeed.errors import GoodSpeedError, LinkLost, ProtocolError, TargetChanged
 from goodspeed.messages import Failure, Goodbye, Hello, Opened, Redraft, ServerMessage, Verdict, Welcome, encode
 from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.channel import Channel
 from goodspeed_agent.connecting import Connected, Door, lost_for_good, receive, refusal
 from goodspeed_agent.itinerary import Itinerary, addresses
+from goodspeed_agent.journey import Journey
+from goodspeed_agent.outage import Outage
 from goodspeed_agent.tokenizer import TokenizerCache
 
 __all__ = ["Adopt", "Link"]
@@ -45,12 +41,6 @@ _log = logging.getLogger(__name__)
 Adopt = Callable[[Welcome, Files], Awaitable[None]]
 """Prepares for a target before anything is said to it; raises where it cannot be worked for."""
 
-_ATTEMPT_S = 10.0
-"""The longest that one attempt to connect and shake hands may take."""
-_ATTEMPT_OF_SEVERAL_S = 4.0
-"""The same where there is another server that may answer sooner."""
-_LEAST_ATTEMPT_S = 1.0
-"""However little patience there is: a refusal takes a moment to come."""
 _SOUND_S = 10.0
 """A link that has stood this long, or brought a verdict, counts as made: the next loss starts a new count."""
 
@@ -59,12 +49,14 @@ class Link:
     """A link to a server, kept up while the block runs.
 
     Args:
-        servers: `ws://HOST:PORT` or `wss://HOST:PORT`, or several (see `itinerary.addresses`), the most preferred first.
+        servers: `ws://HOST:PORT` or `wss://HOST:PORT`; or several (`itinerary.addresses`), the most preferred first.
         hello: what this agent is.
         cache: where tokenizers are kept.
         backoff: how patiently a link that fails is made again.
         credentials: to be let in with.
-        adopt: is awaited with the first server's target before streams are opened there.
+        adopt: is awaited with the first server's target before streams are opened there, and with a remembered one.
+        alone_after_s: after how long without a link texts are begun without a server (`alone`); from then on a link is
+            tried for until there is one. None waits for a server as long as there is patience.
 
     Raises:
         InvalidRequest: on construction, an address is none, or a file of the credentials cannot be used.
@@ -83,15 +75,24 @@ class Link:
         credentials: Credentials = NOBODY,
         *,
         adopt: Adopt | None = None,
+        alone_after_s: float | None = None,
     ) -> None:
-        self._doors = [Door(url, cache, credentials) for url in addresses(servers)]
-        self.url = self._doors[0].url
+        doors = [Door(url, cache, credentials) for url in addresses(servers)]
+        self.url = doors[0].url
         """The address where the link stands, or did last."""
-        self._backoff = backoff or Backoff()
-        self._itinerary = Itinerary(len(self._doors), self._backoff)
+        backoff = backoff or Backoff()
+        patient = backoff if alone_after_s is None else replace(backoff, give_up_after_s=math.inf)
+        itinerary = Itinerary(len(doors), patient)
+        self._journey = Journey(doors, itinerary, backoff, lambda: self._hello, self._check)
         self.reconnections = 0
-        self._hello = self._greeted = hello
+        self._hello = hello
+        self._cache = cache
         self._adopt = adopt
+        self._outage: Outage | None = None
+        if alone_after_s is not None:
+            self._outage = Outage(alone_after_s, backoff.give_up_after_s, self._go_alone, self._give_up)
+        self.alone = False
+        """Whether no server can be reached, and texts are to be begun without one."""
         self._channels: dict[int, Channel] = {}
         self._ids = itertools.count(1)
         self._connection: ClientConnection | None = None
@@ -99,7 +100,7 @@ class Link:
         """Connections that are being closed, since there is another."""
         self._keeper: asyncio.Task[None]
         self._settled = asyncio.Event()
-        """Whether there is a link, or never will be."""
+        """Whether there is a link, or never will be, or for now none is to be waited for."""
         self._over: Exception | None = None
         self._rest_s: float | None = None
         """How long the server has asked to be left alone from when it closes the connection, if it has."""
@@ -107,7 +108,7 @@ class Link:
         """Whether it is being left for another."""
 
     async def __aenter__(self) -> Self:
-        """Connect and shake hands.
+        """Connect and shake hands; or go `alone`, where that is wanted and the target is known from before.
 
         Raises:
             LinkLost: no connection could be made in time.
@@ -118,18 +119,22 @@ class Link:
             Exception: whatever `adopt` raised.
         """
         self._keeper = asyncio.create_task(self._keep(), name="link")
+        self._fell()
         try:
             await self._settled.wait()
-            if self._over is not None:
-                raise self._over
         except BaseException as error:
             await self.__aexit__(type(error), error, error.__traceback__)
             raise
+        if self._over is not None:
+            await self.__aexit__(None, None, None)
+            raise self._over
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._outage is not None:
+            self._outage.end()
         self._keeper.cancel()
         try:
             with contextlib.suppress(asyncio.CancelledError):
@@ -149,6 +154,10 @@ class Link:
         await asyncio.wait([self._keeper])
         assert self._over is not None
         return self._over
+
+    async def settled(self) -> None:
+        """Wait until it is certain whether texts are begun at a server, or `alone`, or not at all."""
+        await self._settled.wait()
 
     async def ping(self) -> float:
         """The round trip of a ping, seconds.
@@ -186,25 +195,74 @@ class Link:
     async def _keep(self) -> None:
         """Read until the link is lost, make it again, and so on, until it cannot be made."""
         try:
-            connected = await self._connect()
+            connected = await self._journey.connect()
             while True:
                 await self._take_up(connected)
-                connected = await self._stand() or await self._connect()
+                connected = await self._stand() or await self._journey.connect()
         except Exception as error:
             # Whatever it is, nobody may wait for a link that nobody keeps.
-            self._over = error
-            self._settled.set()
-            for channel in self._channels.values():
-                channel.end(error)
+            self._end(error)
             if not isinstance(error, GoodSpeedError):
                 raise
 
+    def _end(self, error: Exception) -> None:
+        self._over, self.alone = error, False
+        if self._outage is not None:
+            self._outage.end()
+        self._settled.set()
+        for channel in self._channels.values():
+            channel.end(error)
+
+    def _fell(self) -> None:
+        """There is no link now."""
+        if self._outage is not None:
+            if not self.alone:
+                self._settled.clear()
+            self._outage.begin()
+
+    async def _go_alone(self) -> None:
+        """There has been no link for a while: let the draft answer, if the target is known."""
+        try:
+            if self._connection is None:
+                known = self._cache.recall(self._journey.urls)
+                if known is None:
+                    _log.warning("nothing is known yet of what %s serves: the draft cannot answer alone", self.url)
+                    return
+                if self._adopt is not None:
+                    await self._adopt(*known)
+                self.welcome, self.files = known
+        except GoodSpeedError as error:
+            _log.warning("the draft cannot answer alone: %s", error)
+            return
+        except Exception as error:
+            self._end(error)
+            self._keeper.cancel()
+            return
+        self.alone = True
+        _log.warning("no server can be reached: the draft answers new texts alone, and nobody verifies them")
+        self._settled.set()
+        for channel in self._channels.values():
+            channel.alone()
+
+    def _give_up(self) -> None:
+        """There has been no link for so long that nothing waits for one any more."""
+        error = self._journey.given_up()
+        if not self.alone:
+            self._end(error)
+            self._keeper.cancel()
+            return
+        for channel in self._channels.values():
+            channel.end(error)
+        self._channels.clear()
+
     async def _take_up(self, connected: Connected) -> None:
         again = self._connection is not None
+        if self._outage is not None:
+            self._outage.end()
         self._part()
         self._connection, self.url = connected.connection, connected.url
         self.welcome, self.files = connected.welcome, connected.files
-        if self._hello is not self._greeted:
+        if self._hello is not connected.hello:
             # Another drafter meanwhile; which of the two was greeted with is not known, and twice does no harm.
             await self.redraft(self._hello.drafter, self._hello.fingerprint)
         if again:
@@ -212,6 +270,10 @@ class Link:
             _log.warning("the link to %s is there again", connected.url)
         else:
             _log.info("linked up to %s: %s, served by %s", connected.url, self.welcome.model, self.welcome.server)
+        if self.alone:
+            _log.warning("new texts are verified again")
+        self.alone = False
+        self._cache.remember(connected.url, connected.welcome)
         for channel in self._channels.values():
             channel.relinked(connected.connection)
         self._settled.set()
@@ -226,7 +288,7 @@ class Link:
     async def _stand(self) -> Connected | None:
         """Hand on what comes until the connection is lost; another one, where the server has sent the agent away."""
         self._rest_s, self._leaving = None, False
-        sound = asyncio.get_running_loop().call_later(_SOUND_S, self._itinerary.succeeded)
+        sound = asyncio.get_running_loop().call_later(_SOUND_S, self._journey.itinerary.succeeded)
         try:
             if await self._read():
                 self._leaving = True
@@ -235,14 +297,13 @@ class Link:
         except GoodSpeedError as error:
             if self._leaving:
                 raise
-            await self._get_over(error)
+            self._fell()
+            await self._journey.get_over(error)
             return None
         finally:
             sound.cancel()
-        now_s = asyncio.get_running_loop().time()
-        announced = self._rest_s is not None
-        wait_s = self._itinerary.failed(now_s, self._rest_s or 0.0) if announced else self._itinerary.lost(now_s)
-        await self._wait(wait_s, self.url, "the connection was lost")
+        self._fell()
+        await self._journey.lost(self._rest_s)
         return None
 
     async def _read(self) -> bool:
@@ -253,10 +314,8 @@ class Link:
             while True:
                 message = await receive(connection)
                 self._take(message, connection)
-                if isinstance(message, Goodbye) and not self._leaving:
-                    now_s = asyncio.get_running_loop().time()
-                    if self._itinerary.leave(now_s, message.retry_after_s or 0.0):
-                        return True
+                if isinstance(message, Goodbye) and not self._leaving and self._journey.leave(self._rest_s or 0.0):
+                    return True
         except ConnectionClosed as closed:
             if (hopeless := lost_for_good(self.url, closed)) is not None:
                 raise hopeless from None
@@ -271,11 +330,13 @@ class Link:
         Raises:
             GoodSpeedError: there is no other after all, and this one has closed the connection.
         """
-        moving, reading = asyncio.create_task(self._connect()), asyncio.create_task(self._read())
+        moving, reading = asyncio.create_task(self._journey.connect()), asyncio.create_task(self._read())
         try:
             await asyncio.wait({moving, reading}, return_when=asyncio.FIRST_COMPLETED)
             if moving.done() and moving.exception() is not None:
                 await asyncio.wait({reading})
+            if not moving.done():
+                self._fell()
             return await moving
         except asyncio.CancelledError:
             if moving.done() and not moving.cancelled() and moving.exception() is None:
@@ -296,7 +357,7 @@ class Link:
                 self._dispatch(message, message.stream, connection)
             case Verdict():
                 if not self._leaving:
-                    self._itinerary.succeeded()
+                    self._journey.itinerary.succeeded()
                 self._dispatch(message, message.stream, connection)
             case Failure(stream=int(stream)):
                 self._dispatch(message, stream, connection)
@@ -321,58 +382,12 @@ class Link:
         if channel is not None:  # else the last words to a stream that was closed here meanwhile
             channel.put(message, connection)
 
-    async def _connect(self) -> Connected:
-        """Try until there is a link to some server.
-
-        Raises:
-            LinkLost: for too long there was none.
-            GoodSpeedError: none of them can be worked with; what the last one said.
-        """
-        while True:
-            try:
-                return await self._attempt()
-            except GoodSpeedError as error:
-                await self._get_over(error)
-
-    async def _attempt(self) -> Connected:
-        door, greeting = self._doors[self._itinerary.place], self._hello
-        several = not self._itinerary.alone and not self._itinerary.laps
-        most_s = min(_ATTEMPT_OF_SEVERAL_S if several else _ATTEMPT_S, self._backoff.give_up_after_s)
-        connected = await door.connect(greeting, max(_LEAST_ATTEMPT_S, most_s))
-        try:
-            if self._connection is not None:
-                self._check_same(connected.welcome, door.url)
-            elif self._adopt is not None:
-                await self._adopt(connected.welcome, connected.files)
-        except BaseException:
-            await connected.connection.close()
-            raise
-        self._greeted = greeting
-        return connected
-
-    async def _get_over(self, error: GoodSpeedError) -> None:
-        """Wait until the next attempt is due, after one that has failed; raise where none is of any use."""
-        now_s, url = asyncio.get_running_loop().time(), self._doors[self._itinerary.place].url
-        if isinstance(error, LinkLost | Overloaded):
-            await self._wait(self._itinerary.failed(now_s, error.retry_after_s), url, str(error))
-        elif self._itinerary.alone or _ours(error):
-            raise error
-        else:
-            wait_s = self._itinerary.strike_off(now_s)
-            _log.warning("%s is passed over from now on: %s", url, error)
-            await self._wait(wait_s, url, str(error))
-
-    async def _wait(self, wait_s: float | None, url: str, reason: str) -> None:
-        if wait_s is None:
-            urls = [door.url for door in self._doors]
-            raise LinkLost(
-                f"no link to {' or '.join(urls)} for {self._backoff.give_up_after_s:.0f} s ({reason}): "
-                f"check the address{'es' if len(urls) > 1 else ''}, and that a goodspeed-server runs there"
-            )
-        level, goal = logging.WARNING if self._itinerary.laps <= 1 else logging.INFO, self._doors[self._itinerary.place]
-        where, when = "again" if goal.url == url else goal.url, f" in {wait_s:.1f} s" if wait_s else ""
-        _log.log(level, "no link to %s (%s); trying %s%s", url, reason, where, when)
-        await asyncio.sleep(wait_s)
+    async def _check(self, connected: Connected) -> None:
+        """See whether the streams can go on there, or, where there are none yet, whether the draft fits."""
+        if self._connection is not None:
+            self._check_same(connected.welcome, connected.url)
+        elif self._adopt is not None:
+            await self._adopt(connected.welcome, connected.files)
 
     def _check_same(self, welcome: Welcome, url: str) -> None:
         if _target(welcome) != _target(self.welcome):
@@ -380,11 +395,6 @@ class Link:
                 f"the server at {url} came back with another target or rule ({welcome.model}, {welcome.rule}): "
                 "what was generated so far cannot be continued there; start anew"
             )
-
-
-def _ours(error: GoodSpeedError) -> bool:
-    """Whether it is the agent's own draft that cannot be used, whatever the server."""
-    return isinstance(error, ModelError) and not isinstance(error, TokenizerMismatch | TargetChanged)
 
 
 def _target(welcome: Welcome) -> tuple[object, ...]:
