@@ -44,7 +44,7 @@ def with_agent(work: Callable[[Agent], Coroutine[None, None, T]], given: Mapping
             try:
                 agent = await stack.enter_async_context(make(drafter))
             except TokenizerMismatch:
-                if given["draft"] is not None:
+                if given["draft"] is not None or given["offline_fallback"]:
                     raise
                 # Nobody asked for this draft; the one that fits every target does as well.
                 note(f"{chosen} does not fit this server's model; drafting from the text's own repetitions instead")
@@ -67,6 +67,7 @@ def agent_maker(given: Mapping[str, Any]) -> Callable[[Drafter], Agent]:
         name=given.get("name"),
         backoff=Backoff(give_up_after_s=given["connect_timeout"]),
         draft_ahead=given.get("draft_ahead", "auto"),
+        alone_after_s=given["offline_after_s"] if given.get("offline_fallback") else None,
         credentials=Credentials(given["token"], *(_path(given[name]) for name in ("ca", "client_cert", "client_key"))),
     )
 
