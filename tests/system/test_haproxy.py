@@ -81,7 +81,7 @@ async def write(agents: list[Agent], begun: list[asyncio.Event] | None = None) -
         texts = [text(prompt, params) for prompt in PROMPTS for params in PARAMS]
         return [completion.tokens for completion in await asyncio.gather(*texts)]
 
-    events = begun or [None] * len(agents)
+    events: list[asyncio.Event | None] = [*begun] if begun else [None] * len(agents)
     return list(await asyncio.gather(*map(one, agents, events)))
 
 
