@@ -99,6 +99,14 @@ def test_however_little_patience_there_is_everybody_is_asked_once() -> None:
     assert [itinerary.failed(now_s) for now_s in (0.0, 7.0, 14.0)] == [0.0, 0.0, None]
 
 
+def test_patience_may_end_in_the_middle_of_a_lap_but_not_of_the_first() -> None:
+    itinerary = Itinerary(2, steady(give_up_after_s=10.0))
+    assert itinerary.failed(0.0) == 0.0
+    assert itinerary.failed(5.0)
+    # The other was not asked in this lap yet.
+    assert itinerary.failed(11.0) is None
+
+
 @given(st.lists(st.tuples(st.floats(0, 5), st.floats(0, 3))), st.integers(), st.floats(0, 60))
 def test_with_one_address_it_is_patience_itself(
     failures: list[tuple[float, float]], seed: int, give_up_after_s: float
@@ -186,6 +194,7 @@ def test_whatever_happens_the_itinerary_keeps_its_laws(
             return
         if wait_s == 0.0:
             assert itinerary.place == ready()[0]
+            assert itinerary.laps == 0 or now_s <= since_s + give_up_after_s
         else:
             # Nobody could be asked at once.
             assert not ready()
