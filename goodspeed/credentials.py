@@ -6,6 +6,7 @@ import http
 import logging
 import ssl
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -29,6 +30,8 @@ _log = logging.getLogger(__name__)
 ROLE_HEADER = "GoodSpeed-Role"
 """What who only looks or steers says at the door, since a server that goes away lets in nobody else; its `Hello` has to
 say the same."""
+
+_LONGEST_REST_S = 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +96,32 @@ def hint_of_certificates(url: str, credentials: Credentials) -> str:
 
 
 def refused_by_status(url: str, response: Response) -> Refused | LinkLost:
-    """What an HTTP answer to a handshake means: who wants a token says so with 401."""
+    """What an HTTP answer to a handshake means: who wants a token says so with 401, who has no room with 429 or 503."""
     status = response.status_code
     if status == http.HTTPStatus.UNAUTHORIZED:
         said = bytes(response.body or b"").decode(errors="replace").strip()
         return Refused(
             f"{url}: {said or 'a token is wanted'}; give it as GOODSPEED_TOKEN or --token", code="unauthorized"
         )
-    if status >= http.HTTPStatus.INTERNAL_SERVER_ERROR:
+    if status >= http.HTTPStatus.INTERNAL_SERVER_ERROR or status == http.HTTPStatus.TOO_MANY_REQUESTS:
         return LinkLost(
-            f"{url} answers with HTTP {status}: {bytes(response.body or b'').decode(errors='replace').strip()}"
+            f"{url} answers with HTTP {status}: {bytes(response.body or b'').decode(errors='replace').strip()}",
+            retry_after_s=_retry_after_s(response),
         )
     return Refused(f"{url} answers with HTTP {status}: that is not a goodspeed-server", code="not_a_server")
+
+
+def _retry_after_s(response: Response) -> float:
+    """What `Retry-After` says (RFC 9110, 10.2.3), of at most a day; 0 without it, and for what cannot be read."""
+    said = response.headers.get("Retry-After", "").strip()
+    if said.isascii() and said.isdecimal():
+        return float(min(int(said[:9]), _LONGEST_REST_S))
+    try:
+        # By the server's own clock, which need not be ours.
+        rest = parsedate_to_datetime(said) - parsedate_to_datetime(response.headers.get("Date", ""))
+    except (TypeError, ValueError):
+        return 0.0
+    return min(max(rest.total_seconds(), 0.0), _LONGEST_REST_S)
 
 
 def untrusted(url: str, error: ssl.SSLCertVerificationError) -> str:

@@ -115,6 +115,11 @@ class LinkLost(GoodSpeedError):
 
     code = "link_lost"
 
+    def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """How long the server asked to be left alone."""
+
 
 class ModelError(GoodSpeedError):
     """A model cannot be used here."""

@@ -145,6 +145,24 @@ async def test_what_is_said_is_shown_to_the_letter_and_a_terminal_is_not_steered
     assert [message["content"] for message in conversation.messages] == ["hello", said]
 
 
+async def test_an_answer_that_nobody_verified_is_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Speaker:
+        async def complete(self, request: TextRequest, show: Callable[[Piece], None]) -> Completion:
+            show(Piece("yes", [1], ["yes"], ["unverified"], draft="small"))
+            return Completion("yes", [1], "stop", 5, draft="small")
+
+    (tmp_path / "said").write_text("hello\n")
+    written = io.StringIO()
+    with (tmp_path / "said").open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        console = Console(file=written, force_terminal=True, width=200, color_system="standard")
+        await repl.chat(cast("Agent", Speaker()), Conversation(origins=True), console)
+    assert "\x1b[31myes\x1b[39m" in written.getvalue()
+    assert capsys.readouterr().err == "goodspeed-agent: nobody has verified this: small answered alone\n"
+
+
 def test_help_names_every_command() -> None:
     lines = Conversation().command("/help").splitlines()
     assert [line.split()[0] for line in lines] == [

@@ -262,7 +262,7 @@ def test_who_is_not_at_work_makes_room_and_is_computed_again(
 
 def test_a_context_is_bounded_by_the_memory_there_is(load: Load) -> None:
     small = GgufDrafter(load(tiny_llama)._model, "small", threads=1, kv_bytes=1)
-    assert small.max_length == CONTEXT  # The smallest context there is holds more.
+    assert small.context == CONTEXT  # The smallest context there is holds more.
     assert len(guessed(opened(small), PROMPT, 4)) == 4
 
 

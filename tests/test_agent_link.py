@@ -29,9 +29,11 @@ from goodspeed.messages import (
     Verdict,
     encode,
 )
-from goodspeed_agent.backoff import Backoff, Patience
+from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.channel import Relinked
-from goodspeed_agent.link import Link, refusal
+from goodspeed_agent.connecting import refusal
+from goodspeed_agent.itinerary import Itinerary
+from goodspeed_agent.link import Link
 from goodspeed_agent.tokenizer import TokenizerCache
 from tests.fake_server import FakeServer
 from tests.linking import HELLO, NEVER_AGAIN, linked, opening
@@ -186,6 +188,7 @@ async def test_a_stream_made_while_the_link_is_down_is_told_when_it_is_up(cache:
     async with linked(server, cache) as link:
         one = link.channel()
         await one.send(opening(one))
+        assert link._connection is not None
         await link._connection.wait_closed()
         two = link.channel()
         await two.send(opening(two))
@@ -216,12 +219,12 @@ async def test_a_server_that_is_not_there_yet_is_waited_for(cache: TokenizerCach
     link = Link(server.url, HELLO, cache, Backoff(first_s=0.01, longest_s=0.01))
     failed = asyncio.Event()
 
-    class Telling(Patience):
+    class Telling(Itinerary):
         def failed(self, now_s: float, at_least_s: float = 0.0) -> float | None:
             failed.set()
             return super().failed(now_s, at_least_s)
 
-    link._patience = Telling(link._backoff)
+    link._journey.itinerary = Telling(1, Backoff(first_s=0.01, longest_s=0.01))
     async with asyncio.timeout(60):
         connecting = asyncio.create_task(link.__aenter__())
         await failed.wait()
@@ -241,14 +244,14 @@ async def test_a_server_that_is_not_there_at_all(cache: TokenizerCache) -> None:
 
 async def test_a_verdict_makes_the_next_loss_the_first(cache: TokenizerCache) -> None:
     async with linked(FakeServer(), cache) as link:
-        link._patience.failed(0.0)
+        link._journey.itinerary.failed(0.0)
         channel = link.channel()
         await channel.send(opening(channel))
         await channel.receive()
-        assert link._patience.failures == 1
+        assert link._journey.itinerary.laps == 1
         await channel.send(Draft(channel.stream, 3, []))
         await channel.receive()
-        assert link._patience.failures == 0
+        assert link._journey.itinerary.laps == 0
 
 
 async def test_a_link_that_is_lost_at_once_every_time_is_given_up(cache: TokenizerCache) -> None:

@@ -152,7 +152,7 @@ async def test_a_server_that_sends_more_than_an_agent_takes_is_not_asked_again(
             await channel.send(opening(channel))
             await channel.receive()
 
-    monkeypatch.setattr("goodspeed_agent.link.MAX_SERVER_FRAME_BYTES", 100_000)
+    monkeypatch.setattr("goodspeed_agent.connecting.MAX_SERVER_FRAME_BYTES", 100_000)
     server = FakeServer(hook=hook)
     with pytest.raises(ProtocolError, match="sent a message of more than 100000 bytes"):
         await talk()
@@ -182,10 +182,10 @@ async def test_a_tokenizer_that_never_comes_is_asked_for_again(
         if server.links > 1 or not isinstance(message, GetTokenizer):
             return False
         # Only the first is to be late, however slow this machine is.
-        monkeypatch.setattr("goodspeed_agent.link._TRANSFER_S", 60.0)
+        monkeypatch.setattr("goodspeed_agent.connecting._TRANSFER_S", 60.0)
         return True
 
-    monkeypatch.setattr("goodspeed_agent.link._TRANSFER_S", 0.01)
+    monkeypatch.setattr("goodspeed_agent.connecting._TRANSFER_S", 0.01)
     server = FakeServer(hook=hook)
     async with linked(server, cache) as link:
         assert link.files == server.files

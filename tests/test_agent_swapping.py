@@ -10,7 +10,6 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,14 +17,15 @@ import torch
 from goodspeed import catalog
 from goodspeed.errors import ModelError, TokenizerMismatch
 from goodspeed.estimation import PRIOR_ALPHA
+from goodspeed.messages import Hello
 from goodspeed.sampling import SamplingParams
 from goodspeed.verification import Rule
 from goodspeed_agent import reloading
 from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.backoff import Backoff
+from goodspeed_agent.connecting import Connected, Door
 from goodspeed_agent.drafters import Drafter, DraftSession, Guess, NoDrafter, SuffixDrafter
 from goodspeed_agent.drafters.model import ModelDrafter
-from goodspeed_agent.link import Link
 from goodspeed_agent.lookahead import Calibration
 from goodspeed_agent.reloading import Reloading
 from goodspeed_agent.tokenizer import TokenizerCache
@@ -113,14 +113,14 @@ async def test_a_swap_after_the_greeting_of_a_new_link_is_told_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving() as (server, address), agent_of(address, SuffixDrafter(), tmp_path) as agent:
-        attempt = Link._attempt
+        connect = Door.connect
 
-        async def swap_behind(self: Link, timeout_s: float) -> Any:
-            made = await attempt(self, timeout_s)
+        async def swap_behind(self: Door, hello: Hello, timeout_s: float) -> Connected:
+            made = await connect(self, hello, timeout_s)
             await agent.swap(model_drafter("target"))
             return made
 
-        monkeypatch.setattr(Link, "_attempt", swap_behind)
+        monkeypatch.setattr(Door, "connect", swap_behind)
         for link in list(server._links):
             link.abort()
         await agent.complete(TextRequest(PROMPT, max_new_tokens=8))

@@ -50,14 +50,14 @@ def test_the_file_in_the_tree_is_what_the_command_prints() -> None:
 
 
 def test_only_what_servers_and_agents_tell_is_asked_for() -> None:
-    server, agent = told(ServerMetrics(lambda: SNAPSHOT).text()), told(ApiMetrics(lambda: True).text())
+    server, agent = told(ServerMetrics(lambda: SNAPSHOT).text()), told(ApiMetrics(lambda: True, lambda: False).text())
     assert asked() - server - agent == set()
     assert {name for name in server if name.startswith("goodspeed_agent_")} <= asked()
 
 
 def test_all_servers_are_servers_and_all_apis_are_apis() -> None:
     """Both tell of `goodspeed_num_requests_running`, so that all of them is a list, of who tells what only they do."""
-    server, agent = told(ServerMetrics(lambda: SNAPSHOT).text()), told(ApiMetrics(lambda: True).text())
+    server, agent = told(ServerMetrics(lambda: SNAPSHOT).text()), told(ApiMetrics(lambda: True, lambda: False).text())
     assert "goodspeed_num_requests_running" in server & agent
     for name, own in (("server", server - agent), ("api", agent - server)):
         variable = variables()[name]

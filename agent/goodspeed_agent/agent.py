@@ -6,20 +6,22 @@ import logging
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeGuard, cast
 
 import goodspeed
+from goodspeed.catalog import Files
 from goodspeed.credentials import NOBODY, Credentials
 from goodspeed.errors import InvalidRequest, TokenizerMismatch
 from goodspeed.logprobs import TokenLogprobs
 from goodspeed.logs import about
-from goodspeed.messages import MAX_DRAFT_TOKENS, MAX_TEXT, PROTOCOL_VERSION, Hello
+from goodspeed.messages import MAX_DRAFT_TOKENS, MAX_TEXT, PROTOCOL_VERSION, Hello, Welcome
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.ahead import Ahead, AheadMode
+from goodspeed_agent.alone import able_alone, tokens_alone
 from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.channel import Channel
 from goodspeed_agent.desk import Desk
@@ -27,7 +29,7 @@ from goodspeed_agent.drafters import Drafter
 from goodspeed_agent.drafters.swappable import Swappable, try_out
 from goodspeed_agent.drafters.vocabulary import TokenLister, check_tokens
 from goodspeed_agent.drafting import Drafting
-from goodspeed_agent.driver import tokens_of
+from goodspeed_agent.driver import NotBegun, tokens_of
 from goodspeed_agent.generation import Generation, Request
 from goodspeed_agent.link import Link
 from goodspeed_agent.lookahead import Calibration, Lookahead
@@ -54,6 +56,8 @@ class Piece:
     """Of the tokens."""
     logprobs: Sequence[TokenLogprobs | None] = ()
     """Of the tokens, where they were asked for."""
+    draft: str | None = None
+    """As in `Completion`."""
 
 
 OnText = Callable[[Piece], None]
@@ -157,16 +161,18 @@ class Agent:
     """An agent at work while the block runs.
 
     Args:
-        url: the server's address.
+        servers: the server's address, or several; see `Link`.
         drafter: what to draft with.
         name: what the server's operator sees.
         cache: where tokenizers are kept.
         backoff: how patiently a link that fails is made again, and an overloaded server asked again.
         draft_ahead: whether to draft on while a verdict is on its way.
         credentials: to be let in with.
+        alone_after_s: after how long without a server the draft answers new texts alone, which are marked as such
+            (`Piece.draft`, `Completion.draft`); None waits for a server.
 
     Raises:
-        InvalidRequest: on construction, the address is not one, or the name not text.
+        InvalidRequest: on construction, an address is none, or the name not text, or the drafter cannot answer alone.
     """
 
     link: Link
@@ -174,7 +180,7 @@ class Agent:
 
     def __init__(
         self,
-        url: str,
+        servers: str | Sequence[str],
         drafter: Drafter,
         *,
         name: str | None = None,
@@ -182,7 +188,11 @@ class Agent:
         backoff: Backoff | None = None,
         draft_ahead: AheadMode = "auto",
         credentials: Credentials = NOBODY,
+        alone_after_s: float | None = None,
     ) -> None:
+        if alone_after_s is not None:
+            able_alone(drafter)
+        self._alone_after_s = alone_after_s
         _check_text("the agent's name", name or "")
         if len(name or "") > MAX_TEXT:
             raise InvalidRequest(f"the agent's name has {len(name or '')} characters: {MAX_TEXT} at most")
@@ -196,7 +206,10 @@ class Agent:
             drafter.fingerprint,
             f"goodspeed {goodspeed.__version__}",
         )
-        self.link = Link(url, hello, cache or TokenizerCache(), self._backoff, credentials)
+        self.link = Link(
+            servers, hello, cache or TokenizerCache(), self._backoff, credentials,
+            adopt=self._adopt, alone_after_s=alone_after_s,
+        )  # fmt: skip
         self._ahead = Ahead(draft_ahead)
         self._calibrations: defaultdict[float | None, Calibration] = defaultdict(Calibration)
 
@@ -210,13 +223,11 @@ class Agent:
             ModelError: the draft cannot guess.
             ProtocolError: the server does not speak this protocol.
         """
-        await self.link.__aenter__()
         self._desk = Desk(self._drafter)
         try:
-            self.tokenizer = TargetTokenizer(self.link.files)
-            await self._check(self._drafter.current)
-        except BaseException as error:
-            await self.__aexit__(type(error), error, error.__traceback__)
+            await self.link.__aenter__()
+        except BaseException:
+            self._desk.close()
             raise
         return self
 
@@ -239,15 +250,23 @@ class Agent:
         Raises:
             TokenizerMismatch: the draft's tokenizer is not the target's; nothing has changed.
             ModelError: it cannot guess; nothing has changed.
+            InvalidRequest: it cannot answer alone, and is to; nothing has changed.
         """
-        await self._check(drafter)
+        if self._alone_after_s is not None:
+            able_alone(drafter)
+        await self._check(drafter, self.link.welcome, self.tokenizer)
         self._drafter.exchange(drafter)
         for calibration in self._calibrations.values():
             calibration.restart()
         await self.link.redraft(drafter.name, drafter.fingerprint)
 
-    async def _check(self, drafter: Drafter) -> None:
-        welcome = self.link.welcome
+    async def _adopt(self, welcome: Welcome, files: Files) -> None:
+        """Work for this target from now on, if the draft can."""
+        tokenizer = TargetTokenizer(files)
+        await self._check(self._drafter.current, welcome, tokenizer)
+        self.tokenizer = tokenizer
+
+    async def _check(self, drafter: Drafter, welcome: Welcome, tokenizer: TargetTokenizer) -> None:
         if drafter.fingerprint not in (None, welcome.fingerprint):
             raise TokenizerMismatch(
                 f"the draft {drafter.name!r} does not share a tokenizer with {welcome.model!r}: "
@@ -256,8 +275,8 @@ class Agent:
 
         def examine() -> None:
             if isinstance(drafter, TokenLister):
-                check_tokens(drafter.name, drafter.tokens, welcome.model, self.tokenizer.tokens[: welcome.vocab_size])
-            highest = self.tokenizer.highest_token
+                check_tokens(drafter.name, drafter.tokens, welcome.model, tokenizer.tokens[: welcome.vocab_size])
+            highest = tokenizer.highest_token
             try_out(drafter, [0, highest], rule=welcome.rule, vocab_size=welcome.vocab_size)
 
         await self._desk.alone(examine)
@@ -274,13 +293,17 @@ class Agent:
 
         Raises:
             InvalidRequest: a value is out of range, or the prompt too long for this server.
-            GoodSpeedError: as `generation.tokens_of`.
+            GoodSpeedError: as `driver.tokens_of`, or `alone.tokens_alone`.
         """
         request.validate()
-        tokenized = self._tokenized(request)
-        channel = self.link.channel()
-        with about(stream=channel.stream):
-            return await self._generate(request, tokenized, channel, on_text, on_queued)
+        if self._alone_after_s is not None:
+            await self.link.settled()
+        if not self.link.alone:
+            tokenized = self._tokenized(request)
+            channel = self.link.channel()
+            with about(stream=channel.stream), suppress(NotBegun):
+                return await self._generate(request, tokenized, channel, on_text, on_queued)
+        return await self._write_alone(request, on_text)
 
     async def _generate(
         self,
@@ -290,12 +313,41 @@ class Agent:
         on_text: OnText | None,
         on_queued: Callable[[], None] | None,
     ) -> Completion:
-        generation, began_s = Generation(channel.stream, tokenized), time.monotonic()
-        welcome = self.link.welcome
+        generation, welcome = Generation(channel.stream, tokenized), self.link.welcome
         session = self._drafter.open(
             request.params, rule=welcome.rule, vocab_size=welcome.vocab_size, prompt_tokens=len(tokenized.prompt)
         )
-        text = TextStream(self.tokenizer.decode, request.stop, prompt=tokenized.prompt)
+        lookahead = Lookahead(session, welcome.rule, self._calibrations[_climate(request.params)], self._ahead)
+        drafting = Drafting(self._desk, lookahead, self._ahead)
+        verified = tokens_of(generation, channel, drafting, self._backoff, lambda: self.link.welcome.waits, on_queued)
+        return await self._spell(request, generation, verified, on_text)
+
+    async def _write_alone(self, request: TextRequest, on_text: OnText | None) -> Completion:
+        """A text that nobody verifies."""
+        welcome, name, context = self.link.welcome, self._drafter.name, able_alone(self._drafter.current).context
+        room = min(welcome.max_length, context)
+        tokenized = self._tokenized(request, room)
+        generation = Generation(0, tokenized)
+        session = self._drafter.open(
+            request.params, rule="coupled", vocab_size=welcome.vocab_size, prompt_tokens=len(tokenized.prompt)
+        )
+        drawn = tokens_alone(
+            generation, session, self._desk, eos_tokens=welcome.eos_tokens, room=room - len(tokenized.prompt)
+        )
+        return await self._spell(request, generation, drawn, on_text, draft=name)
+
+    async def _spell(
+        self,
+        request: TextRequest,
+        generation: Generation,
+        coming: AsyncGenerator[list[int], None],
+        on_text: OnText | None,
+        *,
+        draft: str | None = None,
+    ) -> Completion:
+        """Turn tokens into text as they come, up to a stop string."""
+        began_s, prompt = time.monotonic(), generation.request.prompt
+        text = TextStream(self.tokenizer.decode, request.stop, prompt=prompt)
         pieces: list[str] = []
         parts: list[str] = []
 
@@ -305,13 +357,10 @@ class Agent:
             parts.extend(new[: len(tokens)])
             if on_text is not None:
                 these = slice(len(text.tokens) - len(tokens), len(text.tokens))
-                on_text(Piece(piece, tokens, new, generation.origins[these], generation.logprobs[these]))
+                on_text(Piece(piece, tokens, new, generation.origins[these], generation.logprobs[these], draft))
 
-        lookahead = Lookahead(session, welcome.rule, self._calibrations[_climate(request.params)], self._ahead)
-        drafting = Drafting(self._desk, lookahead, self._ahead)
-        verified = tokens_of(generation, channel, drafting, self._backoff, lambda: self.link.welcome.waits, on_queued)
-        async with aclosing(verified):
-            async for tokens in verified:
+        async with aclosing(coming):
+            async for tokens in coming:
                 taken = len(text.tokens)
                 new = []
                 for token in tokens:
@@ -325,12 +374,12 @@ class Agent:
         finish = "stop" if text.stopped else generation.transcript.finish
         assert finish is not None
         _log.info(
-            "a text ends (%s): prompt %d tokens, text %d tokens in %.2f s",
-            finish, len(tokenized.prompt), len(text.tokens), time.monotonic() - began_s,
+            "a text ends (%s): prompt %d tokens, text %d tokens in %.2f s%s",
+            finish, len(prompt), len(text.tokens), time.monotonic() - began_s, "" if draft is None else ", unverified",
         )  # fmt: skip
         return Completion(
             "".join(pieces), text.tokens, finish, generation.transcript.prompt_tokens, generation.speculation,
-            generation.logprobs[: len(text.tokens)], parts,
+            generation.logprobs[: len(text.tokens)], parts, draft,
         )  # fmt: skip
 
     def encode(self, prompt: str | Sequence[Mapping[str, Any]] | Sequence[int]) -> Sequence[int]:
@@ -345,17 +394,24 @@ class Agent:
             return self.tokenizer.encode(prompt)
         return self.tokenizer.encode_chat(cast("Sequence[Mapping[str, Any]]", prompt))
 
-    def _tokenized(self, request: TextRequest) -> Request:
+    def _tokenized(self, request: TextRequest, holds: int | None = None) -> Request:
+        """The request in tokens.
+
+        Args:
+            request: in text.
+            holds: how many tokens the draft holds, where it answers alone.
+        """
         prompt = self.encode(request.prompt)
         welcome = self.link.welcome
-        if len(prompt) >= welcome.max_length:
+        most, who = (welcome.max_length, "this server holds") if holds is None else (holds, "the draft alone holds")
+        if len(prompt) >= most:
             raise InvalidRequest(
-                f"the prompt has {len(prompt)} tokens and this server holds {welcome.max_length} a stream, prompt and "
-                f"text together: shorten it to {welcome.max_length - 1} or less",
+                f"the prompt has {len(prompt)} tokens and {who} {most} a stream, prompt and "
+                f"text together: shorten it to {most - 1} or less",
                 code="prompt_too_long",
             )
         wanted = MAX_DRAFT_TOKENS if request.max_draft is None else request.max_draft
         max_draft = min(wanted, self._drafter.max_draft, welcome.max_draft)
-        made = request.tokenized(prompt, max_draft, room=welcome.max_length - len(prompt))
+        made = request.tokenized(prompt, max_draft, room=most - len(prompt))
         made.validate()
         return made

@@ -14,7 +14,7 @@ from websockets.exceptions import ConnectionClosed
 from goodspeed.errors import InvalidRequest
 from goodspeed.messages import MAX_AGENT_FRAME_BYTES, AgentMessage, Failure, Opened, Verdict, Welcome, encode
 
-__all__ = ["Channel", "Event", "Relinked"]
+__all__ = ["Alone", "Channel", "Event", "Relinked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,12 @@ class Relinked:
     """The link was lost and is there again; what was under way on the old one is void."""
 
 
-Event: TypeAlias = Opened | Verdict | Failure | Welcome | Relinked
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """There has been no link for so long that the draft is to answer what no server has begun."""
+
+
+Event: TypeAlias = Opened | Verdict | Failure | Welcome | Relinked | Alone
 
 
 class Channel:
@@ -39,6 +44,8 @@ class Channel:
         self._leave = leave
         self._connection = connection
         self._events: asyncio.Queue[tuple[Event, ClientConnection] | Exception] = asyncio.Queue()
+        self._elsewhere = asyncio.Event()
+        """Whether there is no use in waiting for the server that was heard last."""
 
     async def send(self, message: AgentMessage) -> None:
         """Send a message, unless the connection it belongs to is gone: then `Relinked` is on its way here.
@@ -66,7 +73,13 @@ class Channel:
             self._events.put_nowait(item)
             raise item
         event, self._connection = item
+        if isinstance(event, Relinked | Alone):
+            self._elsewhere.clear()
         return event
+
+    async def elsewhere(self) -> None:
+        """Wait until `Relinked`, `Alone` or the end of the link is to be received."""
+        await self._elsewhere.wait()
 
     def close(self) -> None:
         """Take the stream off the link; what still comes for it is dropped."""
@@ -81,7 +94,14 @@ class Channel:
         while not self._events.empty():
             self._events.get_nowait()
         self.put(Relinked(), connection)
+        self._elsewhere.set()
+
+    def alone(self) -> None:
+        """There is no link, and for now none is to be waited for."""
+        self.put(Alone(), self._connection)
+        self._elsewhere.set()
 
     def end(self, error: Exception) -> None:
         """The link has ended for good."""
         self._events.put_nowait(error)
+        self._elsewhere.set()

@@ -10,9 +10,8 @@ import platform
 import sys
 import time
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TextIO, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -23,6 +22,7 @@ from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.batch import work_through
 from goodspeed_agent.exits import Exit, exit_codes, run
 from goodspeed_agent.inputs import open_output, read_prompt, read_prompt_lines
+from goodspeed_agent.itinerary import addresses
 from goodspeed_agent.options import (
     Ca,
     ClientCert,
@@ -37,6 +37,8 @@ from goodspeed_agent.options import (
     MaxNewTokens,
     MinP,
     Name,
+    OfflineAfter,
+    OfflineFallback,
     Seed,
     Server,
     Stop,
@@ -88,6 +90,8 @@ def complete(
     name: Name = None,
     threads: Threads = None,
     connect_timeout: ConnectTimeout = 30.0,
+    offline_fallback: OfflineFallback = False,
+    offline_after_s: OfflineAfter = 5.0,
     token: Token = None,
     ca: Ca = None,
     client_cert: ClientCert = None,
@@ -114,6 +118,8 @@ def complete(
         else:
             print("" if completion.text.endswith("\n") else "\n", end="", flush=True)
             _summarise(completion, time.monotonic() - began_s)
+        if completion.draft is not None:
+            note(f"nobody has verified this text: {completion.draft} wrote it alone, since no server could be reached")
 
 
 @app.command(name="run")
@@ -138,6 +144,8 @@ def run_file(
     name: Name = None,
     threads: Threads = None,
     connect_timeout: ConnectTimeout = 300.0,
+    offline_fallback: OfflineFallback = False,
+    offline_after_s: OfflineAfter = 5.0,
     token: Token = None,
     ca: Ca = None,
     client_cert: ClientCert = None,
@@ -153,7 +161,7 @@ def run_file(
             "-", max_new_tokens, temperature, top_p, top_k, min_p, seed, stop, ignore_eos, max_draft, domain
         )
         lines = read_prompt_lines(prompts, defaults)
-        console = Console(stderr=True)
+        console, unverified = Console(stderr=True), 0
 
         async def work(agent: Agent) -> int:
             # Opened only now that the link stands: a start that fails leaves earlier results alone.
@@ -161,10 +169,17 @@ def run_file(
                 # A bar and results on the same terminal would write over each other.
                 bar = console.is_terminal and not file.isatty() and not log_json
                 with ProgressDisplay(len(lines), console, bar=bar, say=note if log_json else None) as display:
-                    write = partial(_write_result, file)
+
+                    def write(result: dict[str, Any]) -> None:
+                        nonlocal unverified
+                        unverified += result.get("verified", True) is False
+                        print(json.dumps(result, ensure_ascii=False), file=file, flush=True)
+
                     return await work_through(agent, lines, concurrency, write, display)
 
         failed = with_agent(work, ctx.params)
+        if unverified:
+            note(f'{unverified} of {len(lines)} texts are unverified: the draft wrote them alone ("verified": false)')
         if failed:
             note(f"{failed} of {len(lines)} prompts failed; their results say why")
             raise typer.Exit(Exit.SOME_FAILED)
@@ -187,6 +202,8 @@ def converse(
     name: Name = None,
     threads: Threads = None,
     connect_timeout: ConnectTimeout = 300.0,
+    offline_fallback: OfflineFallback = False,
+    offline_after_s: OfflineAfter = 5.0,
     token: Token = None,
     ca: Ca = None,
     client_cert: ClientCert = None,
@@ -224,6 +241,8 @@ def serve_api(
     name: Name = None,
     threads: Threads = None,
     connect_timeout: ConnectTimeout = 300.0,
+    offline_fallback: OfflineFallback = False,
+    offline_after_s: OfflineAfter = 5.0,
     token: Token = None,
     ca: Ca = None,
     client_cert: ClientCert = None,
@@ -262,12 +281,19 @@ def examine_agent(
     client_key: ClientKey = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines.")] = False,
 ) -> None:
-    """Say whether this box is fit to draft for a server, and what to do where it is not."""
+    """Say whether this box is fit to draft for a server, or each of several, and what to do where it is not."""
     _write_utf8()
     with exit_codes():
-        from goodspeed_agent.doctor import examination, show
+        from goodspeed_agent.doctor import Finding, examination, show
 
-        findings = run(examination(agent_maker(ctx.params), drafter_loader(ctx.params), show(as_json=as_json)))
+        # Each server by itself: the agent would stay with the first that works.
+        makers = [agent_maker({**ctx.params, "server": url}) for url in addresses(server)]
+
+        async def examine() -> list[Finding]:
+            load, tell = drafter_loader(ctx.params), show(as_json=as_json)
+            return [finding for make in makers for finding in await examination(make, load, tell)]
+
+        findings = run(examine())
         if any(finding.state == "bad" for finding in findings):
             raise typer.Exit(1)
 
@@ -290,10 +316,6 @@ def _request(
     request = TextRequest(prompt, params, max_new_tokens, tuple(stop or ()), ignore_eos, max_draft, domain)
     request.validate()
     return request
-
-
-def _write_result(file: TextIO, result: dict[str, Any]) -> None:
-    print(json.dumps(result, ensure_ascii=False), file=file, flush=True)
 
 
 def _write(piece: Piece) -> None:

@@ -6,16 +6,16 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 
-from goodspeed.errors import GoodSpeedError, Overloaded
+from goodspeed.errors import GoodSpeedError, LinkLost, Overloaded
 from goodspeed.messages import Close, Failure, Opened, Verdict, Welcome
 from goodspeed_agent.backoff import Backoff, Patience
-from goodspeed_agent.channel import Channel, Relinked
+from goodspeed_agent.channel import Alone, Channel, Relinked
+from goodspeed_agent.connecting import refusal
 from goodspeed_agent.drafting import Drafting
 from goodspeed_agent.generation import Generation
-from goodspeed_agent.link import refusal
 from goodspeed_agent.lookahead import Wanted
 
-__all__ = ["tokens_of"]
+__all__ = ["NotBegun", "tokens_of"]
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +23,10 @@ _QUEUED_S = 2.0
 """A stream that has not been opened after so long is waiting for others to end."""
 _BAD_DRAFT = frozenset({"draft_out_of_range", "draft_too_long", "invalid_q"})
 """What the server calls a draft that it takes for an empty one; the stream goes on."""
+
+
+class NotBegun(LinkLost):
+    """There is no link, and no server has begun the text: the draft may answer."""
 
 
 async def tokens_of(
@@ -48,6 +52,7 @@ async def tokens_of(
     Raises:
         Refused: the server refused the stream.
         Overloaded: it had no room for too long.
+        NotBegun: there is no link (`channel.Alone`), and nothing of the text yet.
         LinkLost: the link could not be made again.
         ProtocolError: the server contradicts itself.
     """
@@ -64,6 +69,11 @@ async def tokens_of(
                     waited_for = waits()
                     await channel.send(generation.opening())
                     continue
+                case Alone():
+                    drafting.lost()
+                    if not generation.transcript.generated:
+                        raise NotBegun("no server can be reached, and none has begun the text")
+                    continue
                 case Welcome() as welcome:
                     # What was drafted for the other kind of rounds is on its way; the server says what it wants now.
                     drafting.lost()
@@ -79,8 +89,8 @@ async def tokens_of(
                     continue
                 case Failure() as failure:
                     drafting.lost()
-                    await _wait_for_room(patience, refusal(failure))
-                    await channel.send(generation.opening())
+                    if await _room_again(patience, refusal(failure), channel):
+                        await channel.send(generation.opening())
                     continue
                 case Opened() as asking:
                     queued.cancel()
@@ -111,11 +121,20 @@ async def tokens_of(
         await drafting.close()
 
 
-async def _wait_for_room(patience: Patience, error: GoodSpeedError) -> None:
-    """Wait as long as an overloaded server asked for; raise anything else, and that too when it lasts too long."""
+async def _room_again(patience: Patience, error: GoodSpeedError, channel: Channel) -> bool:
+    """Wait as long as an overloaded server asked for; raise anything else, and that too when it lasts too long.
+
+    Returns:
+        Whether to ask the same server again; False if that is of no use: the channel says why.
+    """
     if not isinstance(error, Overloaded):
         raise error
     wait_s = patience.failed(asyncio.get_running_loop().time(), at_least_s=error.retry_after_s)
     if wait_s is None:
         raise error
-    await asyncio.sleep(wait_s)
+    try:
+        async with asyncio.timeout(wait_s):
+            await channel.elsewhere()
+    except TimeoutError:
+        return True
+    return False

@@ -143,6 +143,14 @@ class Generation:
             self.speculation.verified(verdict.accepted or len(new) - 1)
         return new
 
+    def told_by_draft(self, token: int) -> None:
+        """Take in a token that nobody verifies."""
+        self.transcript.tokens.append(token)
+        self.origins.append("unverified")
+        if self.request.logprobs >= 0:
+            # The target's are asked for.
+            self.logprobs.append(None)
+
     def draft_due(self, budget: int) -> bool:
         """Whether the server waits for a draft, and none is under way upon the committed length."""
         return budget > 0 and self.transcript.finish is None and self._drafted_upon != self.transcript.length

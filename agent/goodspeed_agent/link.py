@@ -1,8 +1,8 @@
-"""One WebSocket link to a server: the handshake, many streams side by side, and coming back after a loss.
+"""A WebSocket link to one of the servers there are: many streams side by side, and coming back after a loss.
 
-A link that is lost is made again by itself. The streams on it are told (`Relinked`) and open themselves anew from
-their own transcripts; whatever was under way on the old connection is void, and no stream sees or sends anything
-across the gap. So nothing here has to be repeated, acknowledged or kept.
+A link that is lost is made again by itself, to the same server or to another (`Itinerary`). The streams on it are told
+(`Relinked`) and open themselves anew from their own transcripts; whatever was under way on the old connection is void,
+and no stream sees or sends anything across the gap. So nothing here has to be repeated, acknowledged or kept.
 """
 
 from __future__ import annotations
@@ -11,63 +11,38 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import math
 import secrets
-import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
 import msgspec
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
-from websockets.frames import Close as CloseFrame
-from websockets.frames import CloseCode
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
-from goodspeed.addresses import check_url, proxy_for
 from goodspeed.catalog import Files
-from goodspeed.credentials import NOBODY, Credentials, hint_of_certificates, refused_by_status, untrusted
-from goodspeed.errors import (
-    GoodSpeedError,
-    LinkLost,
-    Overloaded,
-    ProtocolError,
-    Refused,
-    TargetChanged,
-    TokenizerMismatch,
-)
-from goodspeed.messages import (
-    MAX_SERVER_FRAME_BYTES,
-    Failure,
-    GetTokenizer,
-    Goodbye,
-    Hello,
-    Opened,
-    Redraft,
-    ServerMessage,
-    Tokenizer,
-    Verdict,
-    Welcome,
-    decode_server,
-    encode,
-)
-from goodspeed.rules import rule_named
-from goodspeed_agent.backoff import Backoff, Patience
+from goodspeed.credentials import NOBODY, Credentials
+from goodspeed.errors import GoodSpeedError, LinkLost, ProtocolError, TargetChanged
+from goodspeed.messages import Failure, Goodbye, Hello, Opened, Redraft, ServerMessage, Verdict, Welcome, encode
+from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.channel import Channel
+from goodspeed_agent.connecting import Connected, Door, lost_for_good, receive, refusal
+from goodspeed_agent.itinerary import Itinerary, addresses
+from goodspeed_agent.journey import Journey
+from goodspeed_agent.outage import Outage
 from goodspeed_agent.tokenizer import TokenizerCache
 
-__all__ = ["Link", "refusal"]
-
-T = TypeVar("T", Welcome, Tokenizer)
+__all__ = ["Adopt", "Link"]
 
 _log = logging.getLogger(__name__)
 
-_ATTEMPT_S = 10.0
-"""The longest that one attempt to connect and shake hands may take."""
-_LEAST_ATTEMPT_S = 1.0
-"""However little patience there is: a refusal takes a moment to come."""
+Adopt = Callable[[Welcome, Files], Awaitable[None]]
+"""Prepares for a target before anything is said to it; raises where it cannot be worked for."""
+
 _SESSION_BYTES = 16
-_TRANSFER_S = 300.0
-"""The longest that a tokenizer may take: 11 MB through 0.3 Mbit/s."""
 _SOUND_S = 10.0
 """A link that has stood this long, or brought a verdict, counts as made: the next loss starts a new count."""
 
@@ -76,14 +51,17 @@ class Link:
     """A link to a server, kept up while the block runs.
 
     Args:
-        url: `ws://HOST:PORT` or `wss://HOST:PORT`.
+        servers: `ws://HOST:PORT` or `wss://HOST:PORT`; or several (`itinerary.addresses`), the most preferred first.
         hello: what this agent is.
         cache: where tokenizers are kept.
         backoff: how patiently a link that fails is made again.
         credentials: to be let in with.
+        adopt: is awaited with the first server's target before streams are opened there, and with a remembered one.
+        alone_after_s: after how long without a link texts are begun without a server (`alone`); from then on a link is
+            tried for until there is one. None waits for a server as long as there is patience.
 
     Raises:
-        InvalidRequest: on construction, the address is not one, or a file of the credentials cannot be used.
+        InvalidRequest: on construction, an address is none, or a file of the credentials cannot be used.
     """
 
     welcome: Welcome
@@ -92,31 +70,48 @@ class Link:
 
     def __init__(
         self,
-        url: str,
+        servers: str | Sequence[str],
         hello: Hello,
         cache: TokenizerCache,
         backoff: Backoff | None = None,
         credentials: Credentials = NOBODY,
+        *,
+        adopt: Adopt | None = None,
+        alone_after_s: float | None = None,
     ) -> None:
-        check_url(url)
-        self._tls, self._headers = credentials.tls(url), credentials.headers(url)
-        self._hint = hint_of_certificates(url, credentials)
-        self.url = url
+        doors = [Door(url, cache, credentials) for url in addresses(servers)]
+        self.url = doors[0].url
+        """The address where the link stands, or did last."""
+        backoff = backoff or Backoff()
+        patient = backoff if alone_after_s is None else replace(backoff, give_up_after_s=math.inf)
+        itinerary = Itinerary(len(doors), patient)
+        self._journey = Journey(doors, itinerary, backoff, lambda: self._hello, self._check)
         self.reconnections = 0
         # The server knows this link by it when it comes back, and keeps what is cached of its streams until then.
         self._hello = msgspec.structs.replace(hello, session=secrets.token_bytes(_SESSION_BYTES))
         self._cache = cache
-        self._backoff = backoff or Backoff()
+        self._adopt = adopt
+        self._outage: Outage | None = None
+        if alone_after_s is not None:
+            self._outage = Outage(alone_after_s, backoff.give_up_after_s, self._go_alone, self._give_up)
+        self.alone = False
+        """Whether no server can be reached, and texts are to be begun without one."""
         self._channels: dict[int, Channel] = {}
         self._ids = itertools.count(1)
-        self._connection: ClientConnection
+        self._connection: ClientConnection | None = None
+        self._parting: set[asyncio.Task[None]] = set()
+        """Connections that are being closed, since there is another."""
         self._keeper: asyncio.Task[None]
+        self._settled = asyncio.Event()
+        """Whether there is a link, or never will be, or for now none is to be waited for."""
         self._over: Exception | None = None
-        self._patience = Patience(self._backoff)
-        self._retry_after_s = 0.0
+        self._rest_s: float | None = None
+        """How long the server has asked to be left alone from when it closes the connection, if it has."""
+        self._leaving = False
+        """Whether it is being left for another."""
 
     async def __aenter__(self) -> Self:
-        """Connect and shake hands.
+        """Connect and shake hands; or go `alone`, where that is wanted and the target is known from before.
 
         Raises:
             LinkLost: no connection could be made in time.
@@ -124,32 +119,48 @@ class Link:
             InvalidRequest: the server's rule of verification is not here.
             TokenizerMismatch: the draft's tokenizer is not the target's.
             ProtocolError: the server does not speak this protocol.
+            Exception: whatever `adopt` raised.
         """
-        self.welcome, self.files, self._connection = await self._connect()
         self._keeper = asyncio.create_task(self._keep(), name="link")
-        _log.info("linked up to %s: %s, served by %s", self.url, self.welcome.model, self.welcome.server)
+        self._fell()
+        try:
+            await self._settled.wait()
+        except BaseException as error:
+            await self.__aexit__(type(error), error, error.__traceback__)
+            raise
+        if self._over is not None:
+            await self.__aexit__(None, None, None)
+            raise self._over
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._outage is not None:
+            self._outage.end()
         self._keeper.cancel()
         try:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
         finally:
-            await self._connection.close()
+            self._part()
+            if self._parting:
+                await asyncio.wait(self._parting)
 
     @property
     def up(self) -> bool:
         """Whether there is a connection now."""
-        return self._over is None and self._connection.state is State.OPEN
+        return self._over is None and self._connection is not None and self._connection.state is State.OPEN
 
     async def over(self) -> Exception:
         """Wait until the link has ended for good, and say why."""
         await asyncio.wait([self._keeper])
         assert self._over is not None
         return self._over
+
+    async def settled(self) -> None:
+        """Wait until it is certain whether texts are begun at a server, or `alone`, or not at all."""
+        await self._settled.wait()
 
     async def ping(self) -> float:
         """The round trip of a ping, seconds.
@@ -158,6 +169,7 @@ class Link:
             LinkLost: the connection went away meanwhile.
         """
         try:
+            assert self._connection is not None
             return await (await self._connection.ping())
         except ConnectionClosed:
             raise LinkLost(f"the connection to {self.url} went away") from None
@@ -170,6 +182,7 @@ class Link:
         """
         if self._over is not None:
             raise self._over
+        assert self._connection is not None
         channel = Channel(next(self._ids), self._connection, lambda stream: self._channels.pop(stream, None))
         self._channels[channel.stream] = channel
         return channel
@@ -178,178 +191,213 @@ class Link:
         """Tell the server, and every server from now on, that another drafter drafts here; see `messages.Redraft`."""
         self._hello = msgspec.structs.replace(self._hello, drafter=drafter, fingerprint=fingerprint)
         # A connection that is gone is made again with the new greeting.
-        with contextlib.suppress(ConnectionClosed):
-            await self._connection.send(encode(Redraft(drafter, fingerprint)))
+        if self._connection is not None:
+            with contextlib.suppress(ConnectionClosed):
+                await self._connection.send(encode(Redraft(drafter, fingerprint)))
 
     async def _keep(self) -> None:
         """Read until the link is lost, make it again, and so on, until it cannot be made."""
         try:
+            connected = await self._journey.connect()
             while True:
-                await self._read()
-                await self._wait_for_next_attempt("the connection was lost")
-                greeting = self._hello
-                welcome, _, self._connection = await self._connect()
-                self._check_same(welcome)
-                if self._hello is not greeting:
-                    # Another drafter meanwhile; which of the two was greeted with is not known, and twice does no harm.
-                    await self.redraft(self._hello.drafter, self._hello.fingerprint)
-                self.welcome = welcome
-                self.reconnections += 1
-                _log.warning("the link to %s is there again", self.url)
-                for channel in self._channels.values():
-                    channel.relinked(self._connection)
+                await self._take_up(connected)
+                connected = await self._stand() or await self._journey.connect()
         except Exception as error:
             # Whatever it is, nobody may wait for a link that nobody keeps.
-            self._over = error
-            for channel in self._channels.values():
-                channel.end(error)
+            self._end(error)
             if not isinstance(error, GoodSpeedError):
                 raise
 
-    async def _read(self) -> None:
-        """Hand on what comes until the connection closes."""
+    def _end(self, error: Exception) -> None:
+        self._over, self.alone = error, False
+        if self._outage is not None:
+            self._outage.end()
+        self._settled.set()
+        for channel in self._channels.values():
+            channel.end(error)
+
+    def _fell(self) -> None:
+        """There is no link now."""
+        if self._outage is not None:
+            if not self.alone:
+                self._settled.clear()
+            self._outage.begin()
+
+    async def _go_alone(self) -> None:
+        """There has been no link for a while: let the draft answer, if the target is known."""
+        try:
+            if self._connection is None:
+                known = self._cache.recall(self._journey.urls)
+                if known is None:
+                    _log.warning("nothing is known yet of what %s serves: the draft cannot answer alone", self.url)
+                    return
+                if self._adopt is not None:
+                    await self._adopt(*known)
+                self.welcome, self.files = known
+        except GoodSpeedError as error:
+            _log.warning("the draft cannot answer alone: %s", error)
+            return
+        except Exception as error:
+            self._end(error)
+            self._keeper.cancel()
+            return
+        self.alone = True
+        _log.warning("no server can be reached: the draft answers new texts alone, and nobody verifies them")
+        self._settled.set()
+        for channel in self._channels.values():
+            channel.alone()
+
+    def _give_up(self) -> None:
+        """There has been no link for so long that nothing waits for one any more."""
+        error = self._journey.given_up()
+        if not self.alone:
+            self._end(error)
+            self._keeper.cancel()
+            return
+        for channel in self._channels.values():
+            channel.end(error)
+        self._channels.clear()
+
+    async def _take_up(self, connected: Connected) -> None:
+        again = self._connection is not None
+        if self._outage is not None:
+            self._outage.end()
+        self._part()
+        self._connection, self.url = connected.connection, connected.url
+        self.welcome, self.files = connected.welcome, connected.files
+        if self._hello is not connected.hello:
+            # Another drafter meanwhile; which of the two was greeted with is not known, and twice does no harm.
+            await self.redraft(self._hello.drafter, self._hello.fingerprint)
+        if again:
+            self.reconnections += 1
+            _log.warning("the link to %s is there again", connected.url)
+        else:
+            _log.info("linked up to %s: %s, served by %s", connected.url, self.welcome.model, self.welcome.server)
+        if self.alone:
+            _log.warning("new texts are verified again")
+        self.alone = False
+        self._cache.remember(connected.url, connected.welcome)
+        for channel in self._channels.values():
+            channel.relinked(connected.connection)
+        self._settled.set()
+
+    def _part(self) -> None:
+        """Close the connection in order, beside whatever comes next."""
+        if self._connection is not None:
+            task = asyncio.create_task(self._connection.close(), name="parting")
+            self._parting.add(task)
+            task.add_done_callback(self._parting.discard)
+
+    async def _stand(self) -> Connected | None:
+        """Hand on what comes until the connection is lost; another one, where the server has sent the agent away."""
+        self._rest_s, self._leaving = None, False
+        sound = asyncio.get_running_loop().call_later(_SOUND_S, self._journey.itinerary.succeeded)
+        try:
+            if await self._read():
+                self._leaving = True
+                sound.cancel()
+                return await self._move()
+        except GoodSpeedError as error:
+            if self._leaving:
+                raise
+            self._fell()
+            await self._journey.get_over(error)
+            return None
+        finally:
+            sound.cancel()
+        self._fell()
+        await self._journey.lost(self._rest_s)
+        return None
+
+    async def _read(self) -> bool:
+        """Hand on what comes until the connection closes; True where the server is to be left for another before."""
         connection = self._connection
-        sound = asyncio.get_running_loop().call_later(_SOUND_S, self._patience.succeeded)
+        assert connection is not None
         try:
             while True:
-                self._take(await _receive(connection))
+                message = await receive(connection)
+                self._take(message, connection)
+                if isinstance(message, Goodbye) and not self._leaving and self._journey.leave(self._rest_s or 0.0):
+                    return True
         except ConnectionClosed as closed:
-            self._raise_if_hopeless(closed)
+            if (hopeless := lost_for_good(self.url, closed)) is not None:
+                raise hopeless from None
+            return False
         except ProtocolError:
             await connection.close(1002)
             raise
-        finally:
-            sound.cancel()
 
-    def _take(self, message: ServerMessage) -> None:
+    async def _move(self) -> Connected:
+        """Link up elsewhere, and hand on what the server that is being left says until then.
+
+        Raises:
+            GoodSpeedError: there is no other after all, and this one has closed the connection.
+        """
+        moving, reading = asyncio.create_task(self._journey.connect()), asyncio.create_task(self._read())
+        try:
+            await asyncio.wait({moving, reading}, return_when=asyncio.FIRST_COMPLETED)
+            if moving.done() and moving.exception() is not None:
+                await asyncio.wait({reading})
+            if not moving.done():
+                self._fell()
+            return await moving
+        except asyncio.CancelledError:
+            if moving.done() and not moving.cancelled() and moving.exception() is None:
+                await moving.result().connection.close()
+            raise
+        finally:
+            for task in (moving, reading):
+                task.cancel()
+            _, said = await asyncio.gather(moving, reading, return_exceptions=True)
+            if isinstance(said, GoodSpeedError):
+                _log.warning("the server that is left: %s", said)
+            elif isinstance(said, Exception):
+                raise said
+
+    def _take(self, message: ServerMessage, connection: ClientConnection) -> None:
         match message:
             case Opened():
-                self._dispatch(message, message.stream)
+                self._dispatch(message, message.stream, connection)
             case Verdict():
-                self._patience.succeeded()
-                self._dispatch(message, message.stream)
+                if not self._leaving:
+                    self._journey.itinerary.succeeded()
+                self._dispatch(message, message.stream, connection)
             case Failure(stream=int(stream)):
-                self._dispatch(message, stream)
+                self._dispatch(message, stream, connection)
             case Failure(code="overloaded"):
-                self._retry_after_s = message.retry_after_s or 1.0
+                self._rest_s = message.retry_after_s or 1.0
             case Failure():
                 raise refusal(message)
             case Welcome():
                 # Its rounds are of the other kind from here on, which each stream has to know in the same place.
-                self._check_same(message)
+                self._check_same(message, self.url)
                 self.welcome = message
                 for channel in self._channels.values():
-                    channel.put(message, self._connection)
+                    channel.put(message, connection)
             case Goodbye():
-                self._retry_after_s = message.retry_after_s or 0.0
+                self._rest_s = message.retry_after_s or 0.0
                 _log.warning("the server is going away: %s", message.reason)
             case _:
                 raise ProtocolError(f"the server sent a {type(message).__name__} that nobody asked for")
 
-    def _dispatch(self, message: Opened | Verdict | Failure, stream: int) -> None:
+    def _dispatch(self, message: Opened | Verdict | Failure, stream: int, connection: ClientConnection) -> None:
         channel = self._channels.get(stream)
         if channel is not None:  # else the last words to a stream that was closed here meanwhile
-            channel.put(message, self._connection)
+            channel.put(message, connection)
 
-    async def _connect(self) -> tuple[Welcome, Files, ClientConnection]:
-        """Try until there is a link."""
-        while True:
-            try:
-                return await self._attempt(max(_LEAST_ATTEMPT_S, min(_ATTEMPT_S, self._backoff.give_up_after_s)))
-            except Overloaded as error:
-                self._retry_after_s = error.retry_after_s
-                reason: Exception = error
-            except (OSError, TimeoutError, ConnectionClosed, InvalidHandshake) as error:
-                self._raise_if_hopeless(error)
-                reason = refused_by_status(self.url, error.response) if isinstance(error, InvalidStatus) else error
-            hint = self._hint if isinstance(reason, InvalidHandshake) else ""
-            await self._wait_for_next_attempt(f"{str(reason) or 'no answer'}{hint}")
+    async def _check(self, connected: Connected) -> None:
+        """See whether the streams can go on there, or, where there are none yet, whether the draft fits."""
+        if self._connection is not None:
+            self._check_same(connected.welcome, connected.url)
+        elif self._adopt is not None:
+            await self._adopt(connected.welcome, connected.files)
 
-    async def _wait_for_next_attempt(self, reason: str) -> None:
-        wait_s = self._patience.failed(asyncio.get_running_loop().time(), at_least_s=self._retry_after_s)
-        self._retry_after_s = 0.0
-        if wait_s is None:
-            raise LinkLost(
-                f"no link to {self.url} for {self._backoff.give_up_after_s:.0f} s ({reason}): "
-                "check the address, and that a goodspeed-server runs there"
-            )
-        level = logging.WARNING if self._patience.failures == 1 else logging.INFO
-        _log.log(level, "no link to %s (%s); trying again in %.1f s", self.url, reason, wait_s)
-        await asyncio.sleep(wait_s)
-
-    async def _attempt(self, timeout_s: float) -> tuple[Welcome, Files, ClientConnection]:
-        async with asyncio.timeout(timeout_s) as limit:
-            connection = await connect(
-                self.url,
-                compression=None,
-                max_size=MAX_SERVER_FRAME_BYTES,
-                open_timeout=None,
-                close_timeout=2.0,
-                user_agent_header="goodspeed-agent",
-                proxy=proxy_for(self.url),
-                ssl=self._tls,
-                additional_headers=self._headers,
-            )
-            try:
-                await connection.send(encode(self._hello))
-                welcome = _expect(await _receive(connection), Welcome)
-                rule_named(welcome.rule)
-                return *await self._tokenizer(connection, welcome, limit), connection
-            except BaseException:
-                await connection.close()
-                raise
-
-    async def _tokenizer(
-        self, connection: ClientConnection, welcome: Welcome, limit: asyncio.Timeout
-    ) -> tuple[Welcome, Files]:
-        digest = welcome.tokenizer
-        files = self._cache.load(digest)
-        if files is None:
-            limit.reschedule(asyncio.get_running_loop().time() + _TRANSFER_S)
-            # The answer to a ping waits behind the file.
-            usual_s, connection.ping_timeout = connection.ping_timeout, _TRANSFER_S
-            await connection.send(encode(GetTokenizer()))
-            while isinstance(answer := await _receive(connection), Welcome):
-                welcome = answer
-            files = _expect(answer, Tokenizer).files
-            connection.ping_timeout = usual_s
-            self._cache.store(digest, files)
-        return welcome, files
-
-    def _raise_if_hopeless(self, error: Exception) -> None:
-        if isinstance(error, InvalidStatus) and error.response.status_code < 500:
-            raise refused_by_status(self.url, error.response) from None
-        if isinstance(error, ssl.SSLCertVerificationError):
-            raise Refused(untrusted(self.url, error), code="untrusted") from None
-        if isinstance(error, ConnectionClosed):
-            # Sent again it would be too large again. Whoever closes is answered with the same code.
-            if error.rcvd_then_sent is not False and _too_big(error.rcvd):
-                assert error.rcvd is not None
-                raise Refused(f"the server takes no message so large: {error.rcvd.reason}", code="too_large") from None
-            if _too_big(error.sent):
-                raise ProtocolError(
-                    f"{self.url} sent a message of more than {MAX_SERVER_FRAME_BYTES} bytes, which no agent takes"
-                ) from None
-
-    def _check_same(self, welcome: Welcome) -> None:
+    def _check_same(self, welcome: Welcome, url: str) -> None:
         if _target(welcome) != _target(self.welcome):
             raise TargetChanged(
-                f"the server at {self.url} came back with another target or rule ({welcome.model}, {welcome.rule}): "
+                f"the server at {url} came back with another target or rule ({welcome.model}, {welcome.rule}): "
                 "what was generated so far cannot be continued there; start anew"
             )
-
-
-def _too_big(close: CloseFrame | None) -> bool:
-    return close is not None and close.code == CloseCode.MESSAGE_TOO_BIG
-
-
-def refusal(failure: Failure) -> GoodSpeedError:
-    """The exception that a server's failure stands for."""
-    if failure.code == "overloaded":
-        return Overloaded(failure.message, retry_after_s=failure.retry_after_s or 1.0)
-    if failure.code == TokenizerMismatch.code:
-        return TokenizerMismatch(failure.message)
-    return Refused(f"the server refused: {failure.message}", code=failure.code)
 
 
 def _target(welcome: Welcome) -> tuple[object, ...]:
@@ -358,15 +406,3 @@ def _target(welcome: Welcome) -> tuple[object, ...]:
         welcome.weights, welcome.fingerprint, welcome.tokenizer, welcome.rule, welcome.vocab_size,
         welcome.eos_tokens,
     )  # fmt: skip
-
-
-async def _receive(connection: ClientConnection) -> ServerMessage:
-    return decode_server(await connection.recv())
-
-
-def _expect(message: ServerMessage, kind: type[T]) -> T:
-    if isinstance(message, kind):
-        return message
-    if isinstance(message, Failure):
-        raise refusal(message)
-    raise ProtocolError(f"the server sent a {type(message).__name__} where a {kind.__name__} was due")

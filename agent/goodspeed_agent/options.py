@@ -23,6 +23,8 @@ __all__ = [
     "MaxNewTokens",
     "MinP",
     "Name",
+    "OfflineAfter",
+    "OfflineFallback",
     "Seed",
     "Server",
     "Stop",
@@ -35,7 +37,12 @@ __all__ = [
 ]
 
 Server = Annotated[
-    str, typer.Option(envvar="GOODSPEED_SERVER", help="The server's address: ws://HOST:PORT or wss://HOST:PORT.")
+    list[str],
+    typer.Option(
+        envvar="GOODSPEED_SERVER",
+        help="The server's address, ws://HOST:PORT or wss://HOST:PORT; of several (repeatable, or with commas between) "
+        "the first that works, and the next when it does not.",
+    ),
 ]
 Draft = Annotated[
     str | None,
@@ -52,6 +59,18 @@ Name = Annotated[
 ConnectTimeout = Annotated[
     float,
     typer.Option(min=0.0, max=86_400.0, help="Give up after so many seconds without a link, or without room."),
+]
+OfflineFallback = Annotated[
+    bool,
+    typer.Option(
+        "--offline-fallback",
+        envvar="GOODSPEED_OFFLINE_FALLBACK",
+        help="Where no server can be reached, let the draft model answer alone: marked, since nobody verifies it.",
+    ),
+]
+OfflineAfter = Annotated[
+    float,
+    typer.Option("--offline-after-s", min=0.0, max=86_400.0, help="With that: after so many seconds without a link."),
 ]
 Threads = Annotated[
     int | None,

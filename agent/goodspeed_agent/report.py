@@ -11,9 +11,9 @@ from goodspeed.stream import Finish
 
 __all__ = ["Completion", "Origin", "Speculation"]
 
-Origin: TypeAlias = Literal["target", "accepted", "recovered", "bonus"]
+Origin: TypeAlias = Literal["target", "accepted", "recovered", "bonus", "unverified"]
 """Where a token comes from: the target decoded it where nothing was drafted, or it was drafted and accepted, or it
-stands in place of the first that was not, or behind a draft that was accepted whole."""
+stands in place of the first that was not, or behind a draft that was accepted whole; or the draft wrote it alone."""
 
 
 @dataclass(slots=True)
@@ -81,6 +81,8 @@ class Completion:
     """Of the tokens, where they were asked for."""
     parts: Sequence[str] = ()
     """The text, as it became certain with each of the tokens."""
+    draft: str | None = None
+    """Which draft wrote it alone, where no server could be reached; None of a text that was verified."""
 
     def to_json(self) -> dict[str, Any]:
         """One object, as `--json` prints it."""
@@ -90,7 +92,7 @@ class Completion:
             "finish_reason": self.finish_reason,
             "usage": {"prompt_tokens": self.prompt_tokens, "completion_tokens": len(self.tokens)},
             "speculative": self.speculation.to_json(),
-        }
+        } | ({} if self.draft is None else {"verified": False, "model": self.draft})
 
 
 def _rounded(value: float | None) -> float | None:

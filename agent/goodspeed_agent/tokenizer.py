@@ -6,6 +6,7 @@ digest, and the chat template runs in a sandbox.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -22,7 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from goodspeed.catalog import Files, digest
 from goodspeed.errors import InvalidRequest, ProtocolError
-from goodspeed.messages import Tokenizer, decode_server, encode
+from goodspeed.messages import Tokenizer, Welcome, decode_server, encode
 
 __all__ = ["TargetTokenizer", "TokenizerCache"]
 
@@ -33,7 +34,7 @@ _DIGEST = re.compile(r"[0-9a-f]{16,64}")
 
 
 class TokenizerCache:
-    """Tokenizers on disk, one file each, named by digest.
+    """Tokenizers on disk, one file each, named by digest; and beside them what each server said of itself last.
 
     Args:
         folder: where; by default `GOODSPEED_CACHE`, or the user's own cache folder.
@@ -77,19 +78,52 @@ class TokenizerCache:
         if digest(files) != name:
             raise ProtocolError("the server's tokenizer does not match the digest it announced")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Written beside and renamed, so that no other agent ever reads half a file.
-            with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
-                new = Path(folder, name)
-                new.write_bytes(encode(Tokenizer(name, files)))
-                os.replace(new, path)
+            _write(path, encode(Tokenizer(name, files)))
         except OSError as error:
             _log.warning("the tokenizer cannot be cached in %s: %s", path.parent, error)
+
+    def remember(self, url: str, welcome: Welcome) -> None:
+        """Keep what the server at an address said of itself; where that cannot be written, nobody recalls it."""
+        path = self._path_of_server(url)
+        try:
+            _write(path, encode(welcome))
+        except OSError as error:
+            _log.warning("what %s serves cannot be remembered in %s: %s", url, path.parent, error)
+
+    def recall(self, urls: Sequence[str]) -> tuple[Welcome, Files] | None:
+        """What the first of these addresses that was ever linked up to said of itself, and the tokenizer of its target.
+
+        None if there is nothing, or it cannot be used any more.
+        """
+        for url in urls:
+            try:
+                welcome = decode_server(self._path_of_server(url).read_bytes())
+                files = self.load(welcome.tokenizer) if isinstance(welcome, Welcome) else None
+            except FileNotFoundError:
+                continue
+            except (OSError, ProtocolError) as error:
+                _log.warning("what %s served last cannot be read: %s", url, error)
+                continue
+            if isinstance(welcome, Welcome) and files is not None:
+                return welcome, files
+        return None
+
+    def _path_of_server(self, url: str) -> Path:
+        return self.folder / "servers" / hashlib.sha256(url.encode()).hexdigest()
 
     def _path(self, name: str) -> Path:
         if not _DIGEST.fullmatch(name):
             raise ProtocolError(f"the server announced a tokenizer digest of {name[:80]!r}")
         return self.folder / name
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Written beside and renamed, so that no other agent ever reads half a file.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
+        new = Path(folder, path.name)
+        new.write_bytes(content)
+        os.replace(new, path)
 
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")

@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
-from goodspeed.addresses import check_url
 from goodspeed.credentials import Credentials
 from goodspeed.errors import TokenizerMismatch
 from goodspeed.logs import say
@@ -17,6 +16,7 @@ from goodspeed_agent.agent import Agent
 from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.drafters import Drafter, SuffixDrafter, default_draft, load_drafter
 from goodspeed_agent.exits import run
+from goodspeed_agent.itinerary import addresses
 from goodspeed_agent.reloading import Reloading
 
 __all__ = ["agent_maker", "drafter_loader", "note", "with_agent"]
@@ -44,7 +44,7 @@ def with_agent(work: Callable[[Agent], Coroutine[None, None, T]], given: Mapping
             try:
                 agent = await stack.enter_async_context(make(drafter))
             except TokenizerMismatch:
-                if given["draft"] is not None:
+                if given["draft"] is not None or given["offline_fallback"]:
                     raise
                 # Nobody asked for this draft; the one that fits every target does as well.
                 note(f"{chosen} does not fit this server's model; drafting from the text's own repetitions instead")
@@ -59,15 +59,15 @@ def agent_maker(given: Mapping[str, Any]) -> Callable[[Drafter], Agent]:
     """Makes agents as the options say.
 
     Raises:
-        InvalidRequest: the address is none, or the credentials do not go together.
+        InvalidRequest: an address is none, or the credentials do not go together.
     """
-    check_url(given["server"])
     return functools.partial(
         Agent,
-        given["server"],
+        addresses(given["server"]),
         name=given.get("name"),
         backoff=Backoff(give_up_after_s=given["connect_timeout"]),
         draft_ahead=given.get("draft_ahead", "auto"),
+        alone_after_s=given["offline_after_s"] if given.get("offline_fallback") else None,
         credentials=Credentials(given["token"], *(_path(given[name]) for name in ("ca", "client_cert", "client_key"))),
     )
 

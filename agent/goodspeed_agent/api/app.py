@@ -22,7 +22,7 @@ from goodspeed_agent.api.bodies import Asked, read_chat, read_completion
 from goodspeed_agent.api.errors import BadField, error_body, error_response
 from goodspeed_agent.api.local import LOCAL_ONLY
 from goodspeed_agent.api.metrics import ApiMetrics, Watch
-from goodspeed_agent.api.replies import Reply
+from goodspeed_agent.api.replies import Reply, draft_of, marks
 from goodspeed_agent.api.writing import Events, Written, write
 from goodspeed_agent.report import Completion
 
@@ -52,7 +52,7 @@ class Api:
         self._agent = agent
         self._open: set[Events] = set()
         """Of the requests that are being answered."""
-        self._metrics = ApiMetrics(lambda: agent.link.up)
+        self._metrics = ApiMetrics(lambda: agent.link.up, lambda: agent.link.alone)
         self._began = int(time.time())
         self.app = Starlette(
             routes=[
@@ -102,7 +102,8 @@ class Api:
         written = self._watched(asked)
         if not asked.stream:
             completions = await _unless_gone(request, _all(written, len(asked.choices)))
-            return JSONResponse(reply.whole(completions, asked.prompts))
+            whole = reply.whole(completions, asked.prompts)
+            return JSONResponse(whole, headers=marks(draft_of(completions)))
         # The first of it is awaited: what is wrong with a request is told by the status.
         try:
             first = await _unless_gone(request, anext(written))
@@ -110,7 +111,8 @@ class Api:
             await written.aclose()
             raise
         chunks = _chunks(first, written, asked, reply)
-        return StreamingResponse(_events(chunks), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        headers = {"Cache-Control": "no-cache"} | marks(first[1].draft)
+        return StreamingResponse(_events(chunks), media_type="text/event-stream", headers=headers)
 
     async def _watched(self, asked: Asked) -> AsyncGenerator[Written, None]:
         watch: Watch = self._metrics.watch(len(asked.choices))
@@ -149,6 +151,9 @@ class Api:
     async def _health(self, request: Request) -> Response:
         if self._agent.link.up:
             return JSONResponse({"status": "ok"})
+        if self._agent.link.alone:
+            # Requests are answered: whoever asks for no more than that is told so.
+            return JSONResponse({"status": "offline", "verified": False, "model": self._agent.drafter})
         return JSONResponse({"status": "there is no link to the server now"}, 503)
 
     async def _tell_metrics(self, request: Request) -> Response:
@@ -180,7 +185,7 @@ async def _chunks(
         chunks = []
         if index not in begun:
             begun.add(index)
-            chunks += [reply.begin(index)] if reply.kind == "chat" else []
+            chunks += [reply.begin(index, what.draft)] if reply.kind == "chat" else []
         if isinstance(what, Completion):
             completions[index] = what
             return [*chunks, reply.end(index, what)]

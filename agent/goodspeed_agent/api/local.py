@@ -49,5 +49,11 @@ def _local(url: str) -> bool:
 
 LOCAL_ONLY = [
     Middleware(_Guard),
-    Middleware(CORSMiddleware, allow_origin_regex=_THIS_MACHINE, allow_methods=["*"], allow_headers=["*"]),
+    Middleware(
+        CORSMiddleware,
+        allow_origin_regex=_THIS_MACHINE,
+        allow_methods=["*"],
+        allow_headers=["*"],
+        expose_headers=["X-GoodSpeed-Verified"],
+    ),
 ]

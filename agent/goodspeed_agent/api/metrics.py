@@ -25,10 +25,13 @@ class ApiMetrics:
 
     Args:
         linked: whether there is a link to the server now.
+        alone: whether the draft answers alone now.
         clock: seconds, monotonic.
     """
 
-    def __init__(self, linked: Callable[[], bool], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, linked: Callable[[], bool], alone: Callable[[], bool], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._clock = clock
         self._registry = registry = CollectorRegistry()
         self._running = Gauge("goodspeed_num_requests_running", "Choices that are being written.", registry=registry)
@@ -59,6 +62,14 @@ class ApiMetrics:
         )
         link = Gauge("goodspeed_agent_linked", "Whether there is a link to the server.", registry=registry)
         link.set_function(lambda: float(linked()))
+        offline = Gauge(
+            "goodspeed_agent_offline", "Whether the draft answers alone, and nobody verifies it.", registry=registry
+        )
+        offline.set_function(lambda: float(alone()))
+        self._unverified = Counter(
+            "goodspeed_request_unverified", "Of the choices that were written, those by the draft alone.",
+            registry=registry,
+        )  # fmt: skip
 
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""
@@ -91,6 +102,7 @@ class Watch:
         self._left -= 1
         metrics._running.dec()
         metrics._finished.labels(completion.finish_reason).inc()
+        metrics._unverified.inc(completion.draft is not None)
         metrics._prompt.inc(completion.prompt_tokens)
         metrics._generated.inc(len(completion.tokens))
         speculation = completion.speculation

@@ -12,16 +12,23 @@ from goodspeed_agent.agent import Piece
 from goodspeed_agent.api.logprobs import chat_logprobs, text_logprobs
 from goodspeed_agent.report import Completion, Speculation
 
-__all__ = ["Reply"]
+__all__ = ["Reply", "draft_of", "marks"]
+
+
+def marks(draft: str | None) -> dict[str, str]:
+    """The headers of an answer that the draft wrote alone; none of one that was verified."""
+    return {} if draft is None else {"X-GoodSpeed-Verified": "false"}
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     """One answer, whole or in chunks.
 
+    What the draft wrote alone names it as `model`, and says so in every chunk.
+
     Args:
         kind: which endpoint's.
-        model: the one that wrote it.
+        model: the target.
         bytes_of: a token's.
     """
 
@@ -45,32 +52,33 @@ class Reply:
             prompts: how many there are.
         """
         choices = [self._choice(index, completion) for index, completion in enumerate(completions)]
-        return self._head("chat.completion" if self.kind == "chat" else "text_completion") | {
+        return self._head("chat.completion" if self.kind == "chat" else "text_completion", draft_of(completions)) | {
             "choices": choices,
             "usage": _usage(completions, prompts),
             "metrics": _metrics(completions),
         }
 
-    def begin(self, index: int) -> dict[str, Any]:
-        """The first chunk of a choice of a conversation."""
+    def begin(self, index: int, draft: str | None) -> dict[str, Any]:
+        """The first chunk of a choice of a conversation; `draft` as in `Completion`."""
         assert self.kind == "chat"
-        return self._chunk(index, {"role": "assistant", "content": ""})
+        return self._chunk(index, {"role": "assistant", "content": ""}, draft)
 
     def piece(self, index: int, piece: Piece) -> dict[str, Any]:
         """More of a choice's text."""
         said: Any = {"content": piece.text} if self.kind == "chat" else piece.text
         offset = self._lengths.get(index, 0)
         self._lengths[index] = offset + len(piece.text)
-        return self._chunk(index, said, logprobs=self._logprobs(piece, offset))
+        return self._chunk(index, said, piece.draft, logprobs=self._logprobs(piece, offset))
 
     def end(self, index: int, completion: Completion) -> dict[str, Any]:
         """The last chunk of a choice."""
-        return self._chunk(index, {} if self.kind == "chat" else "", finish_reason=completion.finish_reason)
+        said: Any = {} if self.kind == "chat" else ""
+        return self._chunk(index, said, completion.draft, finish_reason=completion.finish_reason)
 
     def usage(self, completions: Sequence[Completion], prompts: int) -> dict[str, Any]:
         """The chunk behind all choices."""
         about: dict[str, Any] = {"choices": [], "usage": _usage(completions, prompts), "metrics": _metrics(completions)}
-        return self._head(self._chunk_object) | about
+        return self._head(self._chunk_object, draft_of(completions)) | about
 
     def _choice(self, index: int, completion: Completion) -> dict[str, Any]:
         said: dict[str, Any] = (
@@ -93,6 +101,7 @@ class Reply:
         self,
         index: int,
         said: Any,
+        draft: str | None,
         *,
         logprobs: dict[str, Any] | None = None,
         finish_reason: str | None = None,
@@ -103,14 +112,20 @@ class Reply:
             "logprobs": logprobs,
             "finish_reason": finish_reason,
         }
-        return self._head(self._chunk_object) | {"choices": [choice]}
+        return self._head(self._chunk_object, draft) | {"choices": [choice]}
 
     @property
     def _chunk_object(self) -> str:
         return "chat.completion.chunk" if self.kind == "chat" else "text_completion"
 
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+    def _head(self, kind: str, draft: str | None) -> dict[str, Any]:
+        head = {"id": self.id, "object": kind, "created": self.created, "model": draft or self.model}
+        return head if draft is None else head | {"goodspeed": {"verified": False, "model": draft}}
+
+
+def draft_of(completions: Sequence[Completion]) -> str | None:
+    """Who wrote at least one of them alone: the whole is verified only if each is."""
+    return next((completion.draft for completion in completions if completion.draft is not None), None)
 
 
 def _usage(completions: Sequence[Completion], prompts: int) -> dict[str, int]:

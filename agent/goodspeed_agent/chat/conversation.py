@@ -129,7 +129,10 @@ def _origins(conversation: Conversation, rest: str) -> str:
     conversation.origins = rest == "on"
     if not conversation.origins:
         return "no colours"
-    return "accepted tokens are cyan, recovered ones yellow, bonus ones magenta, others the target's own"
+    return (
+        "accepted tokens are cyan, recovered ones yellow, bonus ones magenta, those that nobody verified red, "
+        "others the target's own"
+    )
 
 
 def _undo(conversation: Conversation, _: str) -> str:

@@ -16,6 +16,7 @@ from prompt_toolkit.patch_stdout import patch_stdout
 from rich.console import Console
 
 from goodspeed.errors import InvalidRequest
+from goodspeed.logs import say
 from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.chat.conversation import Conversation
 from goodspeed_agent.report import Completion, Origin
@@ -27,6 +28,7 @@ _COLOURS: dict[Origin, tuple[str, str]] = {
     "accepted": ("\x1b[36m", "\x1b[39m"),
     "recovered": ("\x1b[33m", "\x1b[39m"),
     "bonus": ("\x1b[35m", "\x1b[39m"),
+    "unverified": ("\x1b[31m", "\x1b[39m"),
 }
 _CONTROLS = {code: None for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"}
 """What a terminal would take for an order."""
@@ -107,6 +109,8 @@ async def _answer(agent: Agent, conversation: Conversation, console: Console, te
         console.print("stopped; the question is forgotten", style="dim")
     else:
         conversation.answered(text, completion, time.monotonic() - began_s)
+        if completion.draft is not None:
+            say("goodspeed-agent", f"nobody has verified this: {completion.draft} answered alone")
 
 
 async def _interruptible(agent: Agent, request: TextRequest, show: Callable[[Piece], None]) -> Completion | None:

@@ -53,9 +53,10 @@ class GgufDrafter:
         self.threads = trial.quickest_threads(name) if threads is None else threads
         cells = max(_TRIAL_CELLS, kv_bytes // max(1, trial.kv_bytes))
         self._pool = ContextPool(model, min(cells, 2**31 - 1), self.threads)
-        self.max_length = min(model.max_length, self._pool.cells)
-        if self.max_length < model.max_length:
-            _log.info("%s drafts for texts of up to %d tokens: so many have room", name, self.max_length)
+        self.context = min(model.max_length, self._pool.cells)
+        """How long a text it can guess in."""
+        if self.context < model.max_length:
+            _log.info("%s drafts for texts of up to %d tokens: so many have room", name, self.context)
 
     @classmethod
     def load(cls, name: str, *, threads: int | None = None) -> GgufDrafter:
@@ -99,7 +100,7 @@ class GgufSession:
         prompt_tokens: int,
     ) -> None:
         self._known = drafter.vocab_size
-        self._max_length = drafter.max_length
+        self._max_length = drafter.context
         self._pool = pool
         self._context: LlamaContext | None = None
         self._draw = make_draw(params, rule)

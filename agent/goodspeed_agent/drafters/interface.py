@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 from goodspeed.sampling import SamplingParams
 from goodspeed.verification import Rule
 
-__all__ = ["BatchDrafter", "DraftSession", "Drafter", "Guess", "common_prefix"]
+__all__ = ["BatchDrafter", "DraftSession", "Drafter", "Guess", "StandaloneDrafter", "common_prefix"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +88,15 @@ class BatchDrafter(Drafter, Protocol):
         Returns:
             Of each, whether its guess is ready; others are to be prepared once more.
         """
+
+
+@runtime_checkable
+class StandaloneDrafter(Drafter, Protocol):
+    """A language model by itself: it has a next token for every text that it has room for."""
+
+    @property
+    def context(self) -> int:
+        """How many tokens a text may have, prompt included."""
 
 
 def common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

@@ -1,0 +1,50 @@
+"""What an HTTP answer to a handshake means."""
+
+from __future__ import annotations
+
+import pytest
+from websockets.datastructures import Headers
+from websockets.http11 import Response
+
+from goodspeed.credentials import refused_by_status
+from goodspeed.errors import LinkLost, Refused
+
+NOON = "Fri, 27 Nov 2026 12:00:00 GMT"
+
+
+def answer(status: int, **headers: str) -> Response:
+    told = Headers({name.replace("_", "-"): value for name, value in headers.items()})
+    return Response(status, "", told, b"because")
+
+
+@pytest.mark.parametrize(
+    ("headers", "retry_after_s"),
+    [
+        ({}, 0.0),
+        ({"Retry_After": "7"}, 7.0),
+        ({"Retry_After": " 0 "}, 0.0),
+        ({"Retry_After": "9" * 400}, 86_400.0),
+        ({"Retry_After": "-3"}, 0.0),
+        ({"Retry_After": "1.5"}, 0.0),
+        ({"Retry_After": "\N{SUPERSCRIPT TWO}"}, 0.0),
+        ({"Retry_After": "soon", "Date": NOON}, 0.0),
+        ({"Retry_After": "Fri, 27 Nov 2026 12:00:30 GMT", "Date": NOON}, 30.0),
+        ({"Retry_After": "Fri, 27 Nov 2026 11:00:00 GMT", "Date": NOON}, 0.0),
+        ({"Retry_After": "Fri, 27 Nov 2026 12:00:30 GMT"}, 0.0),
+        ({"Retry_After": "Fri, 27 Nov 2026 12:00:30", "Date": NOON}, 0.0),
+        ({"Retry_After": "Sat, 27 Nov 2027 12:00:30 GMT", "Date": NOON}, 86_400.0),
+    ],
+)
+@pytest.mark.parametrize("status", [429, 500, 502, 503])
+def test_who_has_no_room_may_say_until_when(status: int, headers: dict[str, str], retry_after_s: float) -> None:
+    error = refused_by_status("ws://a:1", answer(status, **headers))
+    assert isinstance(error, LinkLost)
+    assert error.retry_after_s == retry_after_s
+    assert str(error) == f"ws://a:1 answers with HTTP {status}: because"
+
+
+@pytest.mark.parametrize(("status", "code"), [(401, "unauthorized"), (404, "not_a_server"), (400, "not_a_server")])
+def test_whoever_refuses_for_good_is_not_asked_again(status: int, code: str) -> None:
+    error = refused_by_status("ws://a:1", answer(status, Retry_After="7"))
+    assert isinstance(error, Refused)
+    assert error.code == code
