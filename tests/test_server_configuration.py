@@ -42,7 +42,16 @@ def test_what_has_no_value_is_chosen_or_is_not_there() -> None:
     chosen = {line.split()[1] for line in silent if line.endswith(" is chosen by itself")}
     absent = {line.split()[1] for line in silent if line.endswith(" is not set")}
     assert chosen == {"capacity", "max_length", "max_streams", "threads"}
-    assert absent == {"record", "trace", "tokens", "tls_cert", "tls_key", "tls_client_ca", "log_file"}
+    assert absent == {
+        "max_streams_per_agent",
+        "record",
+        "trace",
+        "tokens",
+        "tls_cert",
+        "tls_key",
+        "tls_client_ca",
+        "log_file",
+    }
     assert len(silent) == len(chosen) + len(absent)
 
 

@@ -12,7 +12,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from goodspeed.errors import InvalidRequest
-from goodspeed.messages import MAX_AGENT_FRAME_BYTES, AgentMessage, Failure, Opened, Verdict, Welcome, encode
+from goodspeed.messages import MAX_AGENT_FRAME_BYTES, AgentMessage, Failure, Opened, Queued, Verdict, Welcome, encode
 
 __all__ = ["Channel", "Event", "Relinked"]
 
@@ -22,7 +22,7 @@ class Relinked:
     """The link was lost and is there again; what was under way on the old one is void."""
 
 
-Event: TypeAlias = Opened | Verdict | Failure | Welcome | Relinked
+Event: TypeAlias = Queued | Opened | Verdict | Failure | Welcome | Relinked
 
 
 class Channel:

@@ -41,6 +41,7 @@ from goodspeed.messages import (
     Goodbye,
     Hello,
     Opened,
+    Queued,
     Redraft,
     ServerMessage,
     Tokenizer,
@@ -220,7 +221,7 @@ class Link:
 
     def _take(self, message: ServerMessage) -> None:
         match message:
-            case Opened():
+            case Queued() | Opened():
                 self._dispatch(message, message.stream)
             case Verdict():
                 self._patience.succeeded()
@@ -243,7 +244,7 @@ class Link:
             case _:
                 raise ProtocolError(f"the server sent a {type(message).__name__} that nobody asked for")
 
-    def _dispatch(self, message: Opened | Verdict | Failure, stream: int) -> None:
+    def _dispatch(self, message: Queued | Opened | Verdict | Failure, stream: int) -> None:
         channel = self._channels.get(stream)
         if channel is not None:  # else the last words to a stream that was closed here meanwhile
             channel.put(message, self._connection)

@@ -102,6 +102,10 @@ def run(
         ),
     ] = None,
     max_waiting: Annotated[int, typer.Option(min=0, help="Streams that may wait for a row.")] = 64,
+    max_waiting_tokens: Annotated[int, typer.Option(min=1, help="That those may hold together.")] = 2**20,
+    max_streams_per_agent: Annotated[
+        int | None, typer.Option(min=1, help="At a time, for each link.", show_default="no limit")
+    ] = None,
     round_timeout_ms: Annotated[
         float, typer.Option(min=0, help=f"How long the barrier waits; drafts {OVERDUE} times as late go unused.")
     ] = 500.0,
@@ -167,6 +171,8 @@ def _settings(given: Mapping[str, Any]) -> ServerSettings:
         round_timeout_s=given["round_timeout_ms"] / 1e3,
         prefill_chunk=given["prefill_chunk"],
         max_waiting=given["max_waiting"],
+        max_waiting_tokens=given["max_waiting_tokens"],
+        max_streams_per_agent=given["max_streams_per_agent"],
         early_stop=given["early_stop"],
     )
     names = (

@@ -89,6 +89,8 @@ class RoundLoop:
             telemetry,
             recorder,
             max_waiting=settings.max_waiting,
+            max_waiting_tokens=settings.max_waiting_tokens,
+            max_streams_per_agent=settings.max_streams_per_agent,
             eos_tokens=eos_tokens,
             clock=clock,
             on_begin=self._begin,
@@ -191,10 +193,12 @@ class RoundLoop:
     def close(self, outbox: Outbox, number: int) -> None:
         """End a stream its agent wants no more of; one that is not open is no error, since verdicts cross closes."""
         self._streams.close(outbox, number)
+        self._changed.set()  # others may have moved up
 
     def drop(self, outbox: Outbox) -> None:
         """End every stream of a link that has gone."""
         self._streams.drop(outbox)
+        self._changed.set()
 
     def adopt(self, scheduler: Scheduler, settings: RoundSettings, announce: Callable[[], None]) -> None:
         """Plan by another scheduler and other settings from now on; all streams go on. Only at the `boundary`.
@@ -291,13 +295,14 @@ class RoundLoop:
         loop = asyncio.get_running_loop()
         while not self._stopping:
             self.boundary.here()
+            places_at = self._streams.tell_places()
             now = self._clock()
             batch = self._rounds.close(now, prompts=bool(self._streams.prefilling))
             if batch or self._streams.prefilling:
                 return batch
             self._changed.clear()
-            closes_at = self._rounds.closes_at()
-            alarm = None if closes_at is None else loop.call_later(max(0.0, closes_at - now), self._changed.set)
+            wake_at = min((at for at in (self._rounds.closes_at(), places_at) if at is not None), default=None)
+            alarm = None if wake_at is None else loop.call_later(max(0.0, wake_at - now), self._changed.set)
             await self._changed.wait()
             if alarm is not None:
                 alarm.cancel()

@@ -61,6 +61,11 @@ class RoundSettings:
     prefill_chunk: int = 512
     """Prompt tokens one pass may carry beside its drafts, so that a long prompt stalls nobody."""
     max_waiting: int = 64
+    """Streams that may wait for a row."""
+    max_waiting_tokens: int = 2**20
+    """Of all that wait together: each holds its prompt in memory."""
+    max_streams_per_agent: int | None = None
+    """At a time, those that wait included, for each link; None for no limit."""
     early_stop: bool = True
     """Whether agents are told the price of a drafted token, so that they may stop short; see `Plan.worth_s`."""
     beta: float = 0.5
@@ -72,6 +77,10 @@ class RoundSettings:
         _check("round_timeout_s", 0 <= self.round_timeout_s < math.inf, "0 or above, and finite")
         _check("prefill_chunk", self.prefill_chunk >= 1, "1 or above")
         _check("max_waiting", self.max_waiting >= 0, "0 or above")
+        _check("max_waiting_tokens", self.max_waiting_tokens >= 1, "1 or above")
+        _check(
+            "max_streams_per_agent", self.max_streams_per_agent is None or self.max_streams_per_agent >= 1, "1 or above"
+        )
         _check("beta", 0 < self.beta <= 1, "above 0 and at most 1")
 
 

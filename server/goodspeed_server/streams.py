@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from goodspeed.engine import Engine
 from goodspeed.errors import InvalidRequest, Overloaded
 from goodspeed.estimation import Goodput
-from goodspeed.messages import Open
+from goodspeed.messages import Failure, Open, Queued
 from goodspeed.stream import ServedStream
-from goodspeed_server.admission import Admission
+from goodspeed_server.admission import Admission, Places
 from goodspeed_server.live import AgentAccount, LiveStream, Outbox
 from goodspeed_server.planner import Planner
 from goodspeed_server.recording import Recorder
@@ -32,6 +33,8 @@ class Streams:
         telemetry: is told who comes and goes.
         recorder: is told which texts have ended.
         max_waiting: how many may wait for a row.
+        max_waiting_tokens: how many tokens those may hold together.
+        max_streams_per_agent: how many a link may have at a time, those that wait included; None for no limit.
         eos_tokens: any of them ends a stream.
         clock: seconds, monotonic.
         on_begin: called with a stream that has just been given its row.
@@ -46,6 +49,8 @@ class Streams:
         recorder: Recorder | None,
         *,
         max_waiting: int,
+        max_waiting_tokens: int,
+        max_streams_per_agent: int | None,
         eos_tokens: frozenset[int],
         clock: Callable[[], float],
         on_begin: Callable[[LiveStream], None],
@@ -62,7 +67,13 @@ class Streams:
         self._live: dict[StreamKey, LiveStream] = {}
         self.prefilling: dict[LiveStream, None] = {}
         """Whose prompt is still on its way into the slab, in order of admission."""
-        self._admission: Admission[StreamKey, tuple[AgentAccount, ServedStream]] = Admission(max_waiting=max_waiting)
+        self._max_streams_per_agent = max_streams_per_agent
+        self._admission: Admission[StreamKey, AgentAccount, tuple[AgentAccount, ServedStream]] = Admission(
+            engine.rows, max_waiting=max_waiting, max_tokens=max_waiting_tokens, weight=lambda account: account.weight
+        )
+        self._places: Places[StreamKey] = Places()
+        self._moved = False
+        """Whether somebody's place in the queue may have changed."""
 
     def __iter__(self) -> Iterator[LiveStream]:
         """Those that have a row."""
@@ -93,7 +104,7 @@ class Streams:
 
         Raises:
             InvalidRequest: a value is out of range, or the number is taken by a stream of the same link.
-            Overloaded: no row is free and the queue is full, or the token allows no more.
+            Overloaded: no row is free and the queue is full, or the token or the operator allows no more.
         """
         key = (outbox, message.stream)
         if key in self._live or key in self._admission:
@@ -108,16 +119,38 @@ class Streams:
             eos_tokens=self._eos_tokens,
         )
         stream.opened_at = self._clock()
+        self._check_count(account)
         account.admit(stream.opened_at, begun=stream.generated > 0)
         if self._engine.free_rows:
             self._admit(key, account, stream)
             return
         try:
-            self._admission.wait(key, (account, stream))
+            displaced = self._admission.wait(
+                key, (account, stream), owner=account, tokens=stream.length, now=stream.opened_at
+            )
         except Overloaded:
             account.give_back()
             raise
-        logger.info("a text waits for a row: %d before it", len(self._admission) - 1)
+        logger.info("a text waits for a row, and %d others do", len(self._admission) - 1)
+        for (its_outbox, number), (its_account, _) in displaced:
+            its_account.give_back()
+            refusal = self._admission.refusal(stream.opened_at)
+            its_outbox.post(Failure(refusal.code, str(refusal), number, refusal.retry_after_s))
+        self._moved = True
+        self.tell_places()
+
+    def tell_places(self) -> float | None:
+        """Tell those who wait where they stand, if that has changed.
+
+        Returns:
+            When to do so again, seconds; None where nobody's place has changed since.
+        """
+        now, due_at = self._clock(), self._places.next_at
+        if self._moved or (due_at is not None and due_at <= now):
+            self._moved = False
+            for (outbox, number), place in self._places.due(self._admission.order(self._rows_by_account()), now):
+                outbox.post(Queued(number, place))
+        return self._places.next_at
 
     def close(self, outbox: Outbox, number: int) -> None:
         """End a stream its agent wants no more of; one that is not open is no error, since verdicts cross closes."""
@@ -125,6 +158,7 @@ class Streams:
         waiting = self._admission.withdraw(key)
         if waiting is not None:
             waiting[0].give_back()
+            self._moved = True
         elif key in self._live:
             self.end(self._live[key])
 
@@ -133,6 +167,7 @@ class Streams:
         # The queue first: a row that falls free must not go to a stream of the same link.
         for account, _ in self._admission.withdraw_all(lambda key: key[0] is outbox):
             account.give_back()
+            self._moved = True
         for live in self.of_link(outbox):
             self.end(live)
 
@@ -163,6 +198,18 @@ class Streams:
             self._release(live)
         return not live.closed
 
+    def _check_count(self, account: AgentAccount) -> None:
+        most = self._max_streams_per_agent
+        if most is not None and self.count(account) >= most:
+            raise Overloaded(
+                f"an agent may have {most} streams at a time here, and {account.name!r} has them: wait for one to end "
+                "(the server's operator can raise --max-streams-per-agent)",
+                retry_after_s=1.0,
+            )
+
+    def _rows_by_account(self) -> Counter[AgentAccount]:
+        return Counter(live.account for live in self)
+
     def _admit(self, key: StreamKey, account: AgentAccount, stream: ServedStream) -> None:
         outbox, number = key
         now = self._clock()
@@ -175,6 +222,7 @@ class Streams:
             estimator=self._planner.estimator(account.prior_alpha),
             rate=Goodput(now, 1.0 / self._planner.meter.load.pass_s),
             pace=account.pace.copy(),
+            admitted_at=now,
         )
         self._live[key] = live
         if not stream.prefilled:
@@ -186,7 +234,9 @@ class Streams:
 
     def _release(self, live: LiveStream) -> None:
         self._engine.release(live.row)
-        waiting = self._admission.next()
+        self._admission.row_fell_free(live.account, self._clock() - live.admitted_at)
+        waiting = self._admission.next(self._rows_by_account())
         if waiting is not None:
             key, (account, stream) = waiting
+            self._moved = True
             self._admit(key, account, stream)
