@@ -14,6 +14,7 @@ GoodSpeedError
 │   ├── UnsupportedModel      its architecture cannot be served (recurrent state)
 │   ├── TargetChanged         the server came back with another target
 │   └── TokenizerMismatch     draft and target do not share a tokenizer
+├── StreamFault           one stream cannot go on here; `code` says why, and all others go on
 ├── CorruptData           a file of ours is cut off, or no such file
 ├── SchedulerFault        a scheduler planned what cannot be
 ├── RuleFault             a verification rule judged what cannot be
@@ -39,6 +40,7 @@ __all__ = [
     "Refused",
     "RuleFault",
     "SchedulerFault",
+    "StreamFault",
     "TargetChanged",
     "TokenizerMismatch",
     "UnknownModel",
@@ -149,6 +151,16 @@ class TokenizerMismatch(ModelError):
     """Draft and target turn text into different token ids, so a draft would mean nothing to the target."""
 
     code = "tokenizer_mismatch"
+
+
+class StreamFault(GoodSpeedError):
+    """One stream cannot go on at this server, and no other is concerned: `code` is the reason, as in `Failure`."""
+
+    code = "stream_fault"
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class CorruptData(GoodSpeedError):

@@ -12,6 +12,7 @@ agent                                   server
   GetTokenizer ------------------------>          only if its digest is not in the agent's cache
   <--------------------------- Tokenizer
   Open   ------------------------------>          one per stream, any number on a link
+  <--------------------------- Queued             no row yet: its place, and again when that changes
   <--------------------------- Opened | Failure   the first budget
   Draft  ------------------------------>          names the length it builds on
   <--------------------------- Verdict            accepted, appended, the next budget
@@ -66,6 +67,7 @@ __all__ = [
     "Hello",
     "Open",
     "Opened",
+    "Queued",
     "Redraft",
     "ServerMessage",
     "Snapshot",
@@ -231,6 +233,14 @@ class Tokenizer(_Message, tag=ord("T"), frozen=True):
     files: Annotated[dict[ShortText, bytes], Meta(max_length=64)]
 
 
+class Queued(_Message, tag=ord("q"), frozen=True):
+    """The stream has to wait for a row; said again, not too often, when its place has changed."""
+
+    stream: StreamId
+    place: Annotated[int, Meta(ge=1, lt=2**31)]
+    """1 for the stream that is given the next row, if nobody comes or goes before."""
+
+
 class Opened(_Message, tag=ord("o"), frozen=True):
     """The stream has a row; `budget` is how many tokens to draft first, and what follows it as in `Verdict`."""
 
@@ -295,7 +305,7 @@ class Controlled(_Message, tag=ord("x"), frozen=True):
 
 
 AgentMessage: TypeAlias = Hello | Open | Draft | Close | Redraft | GetTokenizer | Control
-ServerMessage: TypeAlias = Welcome | Tokenizer | Opened | Verdict | Failure | Goodbye | Snapshot | Controlled
+ServerMessage: TypeAlias = Welcome | Tokenizer | Queued | Opened | Verdict | Failure | Goodbye | Snapshot | Controlled
 
 
 class _AgentGreeting(Struct, array_like=True, tag=ord("H")):

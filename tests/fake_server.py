@@ -30,6 +30,7 @@ from goodspeed.messages import (
     Hello,
     Open,
     Opened,
+    Queued,
     ServerMessage,
     Tokenizer,
     Verdict,
@@ -40,7 +41,7 @@ from goodspeed.messages import (
 from goodspeed.stream import ServedStream
 from goodspeed.verification import Rule, judge_coupled
 
-__all__ = ["FakeServer", "Hook", "byte_tokenizer", "counting", "refusing", "saying"]
+__all__ = ["FakeServer", "Hook", "byte_tokenizer", "counting", "queueing", "refusing", "saying"]
 
 MessageT = TypeVar("MessageT", bound=AgentMessage)
 Target = Callable[[Sequence[int]], int]
@@ -237,5 +238,16 @@ def refusing(code: str, *, times: int = 1, retry_after_s: float | None = None) -
         left -= 1
         await server.send(connection, Failure(code, f"because of {code}", message.stream, retry_after_s))
         return True
+
+    return hook
+
+
+def queueing(*places: int) -> Hook:
+    """A hook that has every stream wait, in one place after another, before it is opened."""
+
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Open):
+            await server.send(connection, *(Queued(message.stream, place) for place in places))
+        return False
 
     return hook

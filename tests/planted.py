@@ -36,7 +36,9 @@ class PlantedEngine(Engine):
         self, rows: int, max_length: int = 64, *, cost: Callable[[int, int], float] = lambda _rows, _tokens: PASS_S
     ) -> None:
         self.vocab_size = VOCAB
+        self.layout = "packed"
         self._slab = Slab(rows, max_length)
+        self._written, self._inherited = {}, set()
         self._cost = cost
         self._now = 0.0
 

@@ -22,6 +22,7 @@ from goodspeed.messages import (
     Hello,
     Open,
     Opened,
+    Queued,
     ServerMessage,
     Verdict,
     Welcome,
@@ -78,6 +79,8 @@ class Peer:
 
     async def expect(self, kind: type[MessageT]) -> MessageT:
         message = await self.receive()
+        while isinstance(message, Queued) and kind is not Queued:
+            message = await self.receive()
         assert isinstance(message, kind), message
         return message
 
@@ -100,6 +103,8 @@ class Peer:
             match await self.receive():
                 case Opened() as opened:
                     return opened
+                case Queued():
+                    continue
                 case Failure(code="unknown_stream"):
                     continue  # a draft of the text before, which its last verdict met on the way
                 case message:

@@ -15,7 +15,7 @@ from goodspeed_agent.drafters import SuffixDrafter
 from goodspeed_agent.prompts import PromptLine
 from goodspeed_agent.report import Completion
 from goodspeed_agent.tokenizer import TokenizerCache
-from tests.fake_server import FakeServer
+from tests.fake_server import FakeServer, queueing
 from tests.linking import QUICK
 
 
@@ -23,9 +23,14 @@ class Watching:
     def __init__(self) -> None:
         self.count = 0
         self.done: list[Completion | None] = []
+        self.places: list[tuple[int, int | None]] = []
 
     def tokens(self, count: int) -> None:
         self.count += count
+
+    def queued(self, index: int, place: int | None) -> None:
+        if place is not None or (self.places and self.places[-1] != (index, None)):
+            self.places.append((index, place))
 
     def finished(self, completion: Completion | None) -> None:
         self.done.append(completion)
@@ -66,6 +71,12 @@ async def test_the_text_does_not_depend_on_the_concurrency(tmp_path: Path) -> No
     await work(FakeServer(budget=0), tmp_path, prompts(*range(1, 17)), alone, concurrency=1)
     await work(FakeServer(budget=5), tmp_path, prompts(*range(1, 17)), crowd, concurrency=16)
     assert [result["tokens"] for result in alone] == [result["tokens"] for result in crowd]
+
+
+async def test_whoever_watches_knows_who_waits_for_a_row(tmp_path: Path) -> None:
+    server = FakeServer(hook=queueing(2, 1))
+    _, watching = await work(server, tmp_path, prompts(3, 4), [], concurrency=1)
+    assert watching.places == [(0, 2), (0, 1), (0, None), (1, 2), (1, 1), (1, None)]
 
 
 async def test_a_prompt_that_fails_does_not_stop_the_others(tmp_path: Path) -> None:

@@ -124,7 +124,10 @@ async def test_what_is_said_is_shown_to_the_letter_and_a_terminal_is_not_steered
     said = "x[:key:]\n\tif [bold]x[/]:\x1b]0;title\x07 done"
 
     class Speaker:
-        async def complete(self, request: TextRequest, show: Callable[[Piece], None]) -> Completion:
+        async def complete(
+            self, request: TextRequest, show: Callable[[Piece], None], on_queued: Callable[[int], None]
+        ) -> Completion:
+            on_queued(3)
             show(Piece(said[:9], [1], [said[:9]], ["accepted"]))
             show(Piece(said[9:], [2], [said[9:]], ["recovered"]))
             return completion(said)
@@ -139,7 +142,7 @@ async def test_what_is_said_is_shown_to_the_letter_and_a_terminal_is_not_steered
     assert "\x1b]0;" not in shown
     assert "\x07" not in shown
     plain = re.sub(r"\x1b\[[0-9;]*m", "", shown)
-    assert "x[:key:]\n\tif [bold]x[/]:]0;title done\n" in plain
+    assert "place 3 in its queue\r\x1b[2Kx[:key:]\n\tif [bold]x[/]:]0;title done\n" in plain
     assert ("\x1b[36mx[:key:]\n\x1b[39m" in shown) == origins
     assert "there is no /nonsense" in plain
     assert [message["content"] for message in conversation.messages] == ["hello", said]

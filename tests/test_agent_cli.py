@@ -17,10 +17,9 @@ from websockets.asyncio.server import ServerConnection
 
 from goodspeed import catalog
 from goodspeed.messages import AgentMessage, Close, Draft, Failure, Hello, Open
-from goodspeed_agent import driver
 from goodspeed_agent.__main__ import app
 from goodspeed_agent.drafters import load_drafter
-from tests.fake_server import FakeServer, byte_tokenizer, counting, saying
+from tests.fake_server import FakeServer, byte_tokenizer, counting, queueing, saying
 
 PROMPT = "once upon a time"
 STORY = " there was a naïve 😀 and there was a naïve 😀."
@@ -67,10 +66,11 @@ def test_verified_text_goes_to_standard_output(server: FakeServer, draft: str) -
     assert (result.exit_code, result.stdout, result.stderr) == (0, STORY + "\n", "")
 
 
-def test_a_user_in_the_servers_queue_is_told_once(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "_QUEUED_S", 0.0)
+def test_a_user_in_the_servers_queue_is_told_the_place(server: FakeServer) -> None:
+    server.hook = queueing(9, 8, 4, 3, 1)
     result = complete(server, "--draft", "suffix", "--prompt", PROMPT)
-    assert (result.stdout, result.stderr) == (STORY + "\n", "goodspeed-agent: waiting for a row on the server\n")
+    said = [f"goodspeed-agent: waiting for a row on the server: place {place} in its queue\n" for place in (9, 4, 1)]
+    assert (result.stdout, result.stderr) == (STORY + "\n", "".join(said))
 
 
 def test_one_json_object(server: FakeServer) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from itertools import chain, islice
@@ -26,7 +26,7 @@ from goodspeed_agent.generation import Generation, Request
 from goodspeed_agent.link import Link
 from goodspeed_agent.lookahead import Calibration, Lookahead
 from goodspeed_agent.tokenizer import TokenizerCache
-from tests.fake_server import FakeServer, Hook, counting, refusing
+from tests.fake_server import FakeServer, Hook, counting, queueing, refusing
 from tests.linking import HELLO, QUICK
 
 PROMPT = (1, 2, 3)
@@ -59,6 +59,7 @@ async def generate(
     backoff: Backoff = QUICK,
     leave_after: int | None = None,
     mode: AheadMode = "auto",
+    on_queued: Callable[[int], None] | None = None,
 ) -> tuple[Generation, list[list[int]]]:
     """Run one generation against the server."""
     async with (
@@ -71,7 +72,7 @@ async def generate(
         taken = []
         desk, ahead = Desk(), Ahead(mode)
         drafting = Drafting(desk, Lookahead(session or Guesser(), server.rule, Calibration(), ahead), ahead)
-        stream = tokens_of(generation, channel, drafting, backoff, lambda: server.waits)
+        stream = tokens_of(generation, channel, drafting, backoff, lambda: server.waits, on_queued)
         try:
             async with aclosing(stream):
                 async for tokens in stream:
@@ -102,6 +103,16 @@ async def test_the_text_is_the_targets_whatever_is_drafted(
     assert list(chain.from_iterable(taken)) == generation.transcript.generated == expected(20)
     assert generation.transcript.finish == "length"
     assert server.got(Close) == []
+
+
+async def test_who_waits_for_a_row_is_told_its_place(tmp_path: Path) -> None:
+    places: list[int] = []
+    server = FakeServer(hook=queueing(3, 2, 1))
+    generation, _ = await generate(server, tmp_path, on_queued=places.append)
+    assert places == [3, 2, 1]
+    assert generation.transcript.generated == expected(20)
+    unheard, _ = await generate(FakeServer(hook=queueing(1)), tmp_path)
+    assert unheard.transcript.generated == expected(20)
 
 
 async def test_one_draft_for_every_budget_and_none_without(tmp_path: Path) -> None:

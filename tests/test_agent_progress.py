@@ -46,3 +46,32 @@ def test_a_bar_on_a_terminal() -> None:
         display.finished(completion(4, 1, 0))
     assert "1/2" in written.getvalue()
     assert "10 tokens, 5.0/s, 25% accepted" in written.getvalue()
+
+
+def test_lines_say_who_waits_for_a_row() -> None:
+    written, clock = io.StringIO(), Clock()
+    with ProgressDisplay(4, Console(file=written, width=40), bar=False, clock=clock) as display:
+        display.queued(1, 7)
+        display.queued(2, 8)
+        display.queued(1, 6)
+        display.queued(0, None)
+        display.finished(completion())
+        display.queued(1, None)
+        display.queued(2, 1)
+        display.finished(None)
+        display.queued(2, None)
+        display.finished(completion())
+    assert [line.replace("0 tokens, 0.0 tokens/s, ", "") for line in written.getvalue().splitlines()] == [
+        "0/4 prompts, 1 waiting for a row (place 7)",
+        "1/4 prompts, 2 waiting for a row (place 6)",
+        "2/4 prompts, 1 waiting for a row (place 1), 1 failed",
+        "3/4 prompts, 1 failed",
+    ]
+
+
+def test_a_bar_says_who_waits_for_a_row() -> None:
+    written = io.StringIO()
+    with ProgressDisplay(2, Console(file=written, width=90, force_terminal=True), bar=True, clock=Clock()) as display:
+        display.queued(0, 3)
+        display.queued(1, 4)
+    assert "2 waiting for a row (place 3)" in written.getvalue()

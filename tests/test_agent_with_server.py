@@ -149,3 +149,39 @@ async def test_more_streams_than_the_server_has_rows_take_turns(tmp_path: Path) 
             requests = [TextRequest(prompt, max_new_tokens=NEW_TOKENS) for prompt in PROMPTS]
             completions = await asyncio.gather(*(agent.complete(request) for request in requests))
     assert [completion.tokens for completion in completions] == [target_alone(prompt) for prompt in PROMPTS]
+
+
+async def test_who_asks_for_much_waits_behind_who_asks_for_little_and_both_know_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = tiny_settings(max_streams=1, max_length=96)
+    cache = TokenizerCache(tmp_path)
+    ended: list[str] = []
+
+    async def ask(agent: Agent, who: str, places: list[int]) -> None:
+        completion = await agent.complete(
+            TextRequest(PROMPTS[0], max_new_tokens=NEW_TOKENS), on_queued=lambda place: places.append(place)
+        )
+        assert completion.tokens == target_alone(PROMPTS[0])
+        ended.append(who)
+
+    async with (
+        serving(settings) as (server, address),
+        Agent(address, NoDrafter(), cache=cache, backoff=QUICK) as greedy,
+        Agent(address, NoDrafter(), cache=cache, backoff=QUICK) as modest,
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(server._rounds._rounds, "close", lambda now, *, prompts: [])  # no text goes on
+            places: list[list[int]] = [[] for _ in range(5)]
+            texts = [asyncio.create_task(ask(greedy, "greedy", told)) for told in places]
+            while server.snapshot().waiting < 4:
+                await asyncio.sleep(0)
+            mine: list[int] = []
+            texts.append(asyncio.create_task(ask(modest, "modest", mine)))
+            while not mine:
+                await asyncio.sleep(0)
+        server._rounds._changed.set()
+        await asyncio.gather(*texts)
+    assert mine[0] == 1
+    assert ended[:2] == ["greedy", "modest"]
+    assert sorted(told[0] for told in places if told) == [1, 2, 3, 4]

@@ -28,6 +28,7 @@ from goodspeed.messages import (
     Hello,
     Open,
     Opened,
+    Queued,
     Redraft,
     ServerMessage,
     Snapshot,
@@ -112,6 +113,7 @@ SERVER: dict[type, st.SearchStrategy[ServerMessage]] = {
         waits=st.booleans(),
     ),
     Tokenizer: st.builds(Tokenizer, texts, st.dictionaries(texts, st.binary(max_size=100), max_size=4)),
+    Queued: st.builds(Queued, numbers, st.integers(1, 2**31 - 1)),
     Opened: st.builds(Opened, numbers, numbers, numbers, price_percent=percent, overtaken=numbers),
     Verdict: st.builds(
         Verdict,

@@ -45,7 +45,9 @@ def test_what_has_no_value_is_chosen_or_is_not_there() -> None:
         "capacity", "failed_tokens_per_minute", "handshakes_per_minute", "max_length", "max_links_per_address",
         "max_streams", "threads",
     }  # fmt: skip
-    assert absent == {"record", "trace", "tokens", "tls_cert", "tls_key", "tls_client_ca", "log_file"}
+    assert absent == {
+        "max_streams_per_agent", "record", "trace", "tokens", "tls_cert", "tls_key", "tls_client_ca", "log_file",
+    }  # fmt: skip
     assert len(silent) == len(chosen) + len(absent)
 
 

@@ -282,14 +282,14 @@ class Agent:
         await self._desk.alone(examine)
 
     async def complete(
-        self, request: TextRequest, on_text: OnText | None = None, on_queued: Callable[[], None] | None = None
+        self, request: TextRequest, on_text: OnText | None = None, on_queued: Callable[[int], None] | None = None
     ) -> Completion:
         """Generate a text.
 
         Args:
             request: what is asked for.
             on_text: called as the text comes.
-            on_queued: called once if the server has no row for it yet.
+            on_queued: called with its place as long as the server has no row for it, whenever that changes: 1 is next.
 
         Raises:
             InvalidRequest: a value is out of range, or the prompt too long for this server.
@@ -311,7 +311,7 @@ class Agent:
         tokenized: Request,
         channel: Channel,
         on_text: OnText | None,
-        on_queued: Callable[[], None] | None,
+        on_queued: Callable[[int], None] | None,
     ) -> Completion:
         generation, welcome = Generation(channel.stream, tokenized), self.link.welcome
         session = self._drafter.open(

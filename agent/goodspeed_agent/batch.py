@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from goodspeed.errors import InvalidRequest, Refused
-from goodspeed_agent.agent import Agent
+from goodspeed_agent.agent import Agent, Piece
 from goodspeed_agent.prompts import PromptLine
 from goodspeed_agent.report import Completion
 
@@ -19,6 +20,9 @@ class Watcher(Protocol):
 
     def tokens(self, count: int) -> None:
         """Tokens were committed."""
+
+    def queued(self, index: int, place: int | None) -> None:
+        """A prompt waits for a row of the server, in this place of its queue; None if it does not or no longer."""
 
     def finished(self, completion: Completion | None) -> None:
         """A prompt is done; None if it failed."""
@@ -58,11 +62,18 @@ async def work_through(
         nonlocal failed
         for index, prompt in waiting:
             about: dict[str, Any] = {"line": prompt.number} | ({} if prompt.id is None else {"id": prompt.id})
+            on_queued = partial(watcher.queued, index)
+
+            def on_text(piece: Piece, on_queued: Callable[[int | None], None] = on_queued) -> None:
+                on_queued(None)
+                watcher.tokens(len(piece.tokens))
+
             try:
-                completion = await agent.complete(prompt.request, lambda piece: watcher.tokens(len(piece.tokens)))
+                completion = await agent.complete(prompt.request, on_text, on_queued)
             except (InvalidRequest, Refused) as error:
                 failed += 1
                 results.put(index, about | {"error": {"code": error.code, "message": str(error)}})
+                on_queued(None)
                 watcher.finished(None)
             else:
                 results.put(index, about | completion.to_json())

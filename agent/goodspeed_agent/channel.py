@@ -12,7 +12,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from goodspeed.errors import InvalidRequest
-from goodspeed.messages import MAX_AGENT_FRAME_BYTES, AgentMessage, Failure, Opened, Verdict, Welcome, encode
+from goodspeed.messages import MAX_AGENT_FRAME_BYTES, AgentMessage, Failure, Opened, Queued, Verdict, Welcome, encode
 
 __all__ = ["Alone", "Channel", "Event", "Relinked"]
 
@@ -27,7 +27,7 @@ class Alone:
     """There has been no link for so long that the draft is to answer what no server has begun."""
 
 
-Event: TypeAlias = Opened | Verdict | Failure | Welcome | Relinked | Alone
+Event: TypeAlias = Queued | Opened | Verdict | Failure | Welcome | Relinked | Alone
 
 
 class Channel:

@@ -51,6 +51,7 @@ from goodspeed_agent.options import (
 )
 from goodspeed_agent.progress import ProgressDisplay
 from goodspeed_agent.report import Completion
+from goodspeed_agent.waiting import WaitingLine
 from goodspeed_agent.working import agent_maker, drafter_loader, note, with_agent
 
 __all__ = ["app"]
@@ -108,11 +109,14 @@ def complete(
             max_new_tokens, temperature, top_p, top_k, min_p, seed, stop, ignore_eos, max_draft, domain,
         )  # fmt: skip
         began_s = time.monotonic()
-        write = None if as_json else _write
-        completion = with_agent(
-            lambda agent: agent.complete(request, write, _say_queued),
-            ctx.params,
-        )
+        with WaitingLine(Console(stderr=True), note) as waiting:
+
+            def write(piece: Piece) -> None:
+                waiting.over()
+                if not as_json:
+                    _write(piece)
+
+            completion = with_agent(lambda agent: agent.complete(request, write, waiting.at), ctx.params)
         if as_json:
             print(json.dumps(completion.to_json(), ensure_ascii=False))
         else:
@@ -333,10 +337,6 @@ def _summarise(completion: Completion, seconds: float) -> None:
         parts.append(f"{speculation.mean_acceptance_length:.2f} per verdict")
         parts.append(f"{speculation.draft_acceptance_rate:.0%} of {speculation.num_draft_tokens} drafted accepted")
     Console(stderr=True).print(", ".join(parts), style="dim", highlight=False)
-
-
-def _say_queued() -> None:
-    note("waiting for a row on the server")
 
 
 def _write_utf8() -> None:

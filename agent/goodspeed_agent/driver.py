@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 
 from goodspeed.errors import GoodSpeedError, LinkLost, Overloaded
-from goodspeed.messages import Close, Failure, Opened, Verdict, Welcome
+from goodspeed.messages import Close, Failure, Opened, Queued, Verdict, Welcome
 from goodspeed_agent.backoff import Backoff, Patience
 from goodspeed_agent.channel import Alone, Channel, Relinked
 from goodspeed_agent.connecting import refusal
@@ -19,8 +19,6 @@ __all__ = ["NotBegun", "tokens_of"]
 
 _log = logging.getLogger(__name__)
 
-_QUEUED_S = 2.0
-"""A stream that has not been opened after so long is waiting for others to end."""
 _BAD_DRAFT = frozenset({"draft_out_of_range", "draft_too_long", "invalid_q"})
 """What the server calls a draft that it takes for an empty one; the stream goes on."""
 
@@ -35,7 +33,7 @@ async def tokens_of(
     drafting: Drafting,
     backoff: Backoff,
     waits: Callable[[], bool],
-    on_queued: Callable[[], None] | None = None,
+    on_queued: Callable[[int], None] | None = None,
 ) -> AsyncGenerator[list[int], None]:
     """Generate: yield newly committed tokens as verdicts bring them, then end.
 
@@ -47,7 +45,7 @@ async def tokens_of(
         drafting: of this stream.
         backoff: how patiently an overloaded server is asked again.
         waits: whether the server waits for drafts, as it said last; see `messages.Welcome`.
-        on_queued: called once if the server has no row for the stream yet.
+        on_queued: called with the stream's place as long as the server has no row for it: 1 is next.
 
     Raises:
         Refused: the server refused the stream.
@@ -59,7 +57,6 @@ async def tokens_of(
     patience = Patience(backoff)
     warned = False
     waited_for = waits()
-    queued = asyncio.get_running_loop().call_later(_QUEUED_S, on_queued or (lambda: None))
     try:
         await channel.send(generation.opening())
         while generation.transcript.finish is None:
@@ -92,8 +89,12 @@ async def tokens_of(
                     if await _room_again(patience, refusal(failure), channel):
                         await channel.send(generation.opening())
                     continue
+                case Queued(place=place):
+                    patience.succeeded()
+                    if on_queued is not None:
+                        on_queued(place)
+                    continue
                 case Opened() as asking:
-                    queued.cancel()
                     patience.succeeded()
                 case Verdict() as asking:
                     drafting.answered()
@@ -112,7 +113,6 @@ async def tokens_of(
                 await channel.send(generation.draft(drafted.guesses, drafted.computed_s, drafted.end))
                 drafting.sent(budget, generation.room - len(drafted.guesses))
     finally:
-        queued.cancel()
         channel.close()
         drafting.lost()
         # Before anything is awaited: who is cancelled once more meanwhile would leave the stream open at the server.

@@ -26,7 +26,7 @@ from websockets.protocol import State
 from goodspeed.catalog import Files
 from goodspeed.credentials import NOBODY, Credentials
 from goodspeed.errors import GoodSpeedError, LinkLost, ProtocolError, TargetChanged
-from goodspeed.messages import Failure, Goodbye, Hello, Opened, Redraft, ServerMessage, Verdict, Welcome, encode
+from goodspeed.messages import Failure, Goodbye, Hello, Opened, Queued, Redraft, ServerMessage, Verdict, Welcome, encode
 from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.channel import Channel
 from goodspeed_agent.connecting import Connected, Door, lost_for_good, receive, refusal
@@ -356,7 +356,7 @@ class Link:
 
     def _take(self, message: ServerMessage, connection: ClientConnection) -> None:
         match message:
-            case Opened():
+            case Queued() | Opened():
                 self._dispatch(message, message.stream, connection)
             case Verdict():
                 if not self._leaving:
@@ -380,7 +380,9 @@ class Link:
             case _:
                 raise ProtocolError(f"the server sent a {type(message).__name__} that nobody asked for")
 
-    def _dispatch(self, message: Opened | Verdict | Failure, stream: int, connection: ClientConnection) -> None:
+    def _dispatch(
+        self, message: Queued | Opened | Verdict | Failure, stream: int, connection: ClientConnection
+    ) -> None:
         channel = self._channels.get(stream)
         if channel is not None:  # else the last words to a stream that was closed here meanwhile
             channel.put(message, connection)

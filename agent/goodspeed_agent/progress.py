@@ -44,6 +44,8 @@ class ProgressDisplay:
         self._done = 0
         self._failed = 0
         self._speculation = Speculation()
+        self._places: dict[int, int] = {}
+        self._told_of_queue = False
         self._bar: Progress | None = None
         if bar:
             self._bar = Progress(
@@ -76,6 +78,21 @@ class ProgressDisplay:
         if self._bar is not None:
             self._bar.update(self._task, description=self._few_figures())
 
+    def queued(self, index: int, place: int | None) -> None:
+        """A prompt waits for a row of the server, in this place of its queue; None if it does not or no longer."""
+        if self._places.get(index) == place:
+            return
+        if place is None:
+            del self._places[index]
+        else:
+            self._places[index] = place
+        if self._bar is not None:
+            self._bar.update(self._task, description=self._few_figures())
+        elif not self._told_of_queue:
+            # A line for each step would be many: the lines of finished prompts tell how it goes on.
+            self._told_of_queue = True
+            self._say(f"{self._done}/{self._total} prompts, {self._waiting}")
+
     def finished(self, completion: Completion | None) -> None:
         """A prompt is done; None if it failed."""
         self._done += 1
@@ -92,8 +109,14 @@ class ProgressDisplay:
     def _tokens_per_s(self) -> float:
         return self._tokens / max(self._clock() - self._began_s, 1e-9)
 
+    @property
+    def _waiting(self) -> str:
+        return f"{len(self._places)} waiting for a row (place {min(self._places.values())})"
+
     def _few_figures(self) -> str:
         """What fits beside a bar."""
+        if self._places:
+            return f"{self._tokens} tokens, {self._tokens_per_s:.1f}/s, {self._waiting}"
         rate = self._speculation.draft_acceptance_rate
         accepted = "" if rate is None else f", {rate:.0%} accepted"
         return f"{self._tokens} tokens, {self._tokens_per_s:.1f}/s{accepted}"
@@ -103,6 +126,8 @@ class ProgressDisplay:
         rate, length = self._speculation.draft_acceptance_rate, self._speculation.mean_acceptance_length
         if rate is not None and length is not None:
             parts.append(f"{rate:.0%} of drafts accepted ({length:.2f} tokens per verdict)")
+        if self._places:
+            parts.append(self._waiting)
         if self._failed:
             parts.append(f"{self._failed} failed")
         return ", ".join(parts)

@@ -57,6 +57,10 @@ class Engine:
         self.layout = layout
         self.device = torch.device(device)
         self._slab = Slab(rows, max_length)
+        self._written: dict[int, int] = {}
+        """How far each row has been written to since it was last clear."""
+        self._inherited: set[int] = set()
+        """Rows that somebody else has written to, and their new owner has not."""
         self._model = _placed(model, self.device, dtype)
         self._model.set_attn_implementation(ATTENTION)
         self.vocab_size = self._probe()
@@ -100,11 +104,26 @@ class Engine:
         Raises:
             EngineFull: there is none.
         """
-        return self._slab.allocate()
+        row = self._slab.allocate()
+        if row in self._written and _LAYOUTS[self.layout].reads_beyond:
+            self._inherited.add(row)
+        return row
 
     def release(self, row: int) -> None:
         """Give a row back."""
         self._slab.release(row)
+
+    @torch.inference_mode()
+    def clear(self, row: int, start: int) -> None:
+        """Make zeros of all that was ever stored in a row from a position on.
+
+        Where a mask hides a slot its key and value still take part, with weight 0, and 0 * NaN is NaN: so leftovers do
+        no harm as long as they are numbers. Not for a row that a pass is at.
+        """
+        end = self._written.get(row, 0)
+        if start < end:
+            self._slab.clear(row, start, end)
+            self._written[row] = start
 
     @torch.inference_mode()
     def resize(self, rows: int, max_length: int) -> None:
@@ -124,6 +143,8 @@ class Engine:
         """
         check_positions(self._model, max_length)
         self._slab = Slab(rows, max_length)
+        self._written.clear()
+        self._inherited.clear()
 
     def forward(self, segments: Sequence[Segment]) -> Tensor:
         """Run every segment's tokens over what its row has cached, and cache them too.
@@ -145,6 +166,10 @@ class Engine:
             assert 0 <= segment.logits <= len(segment.tokens)
             assert min(segment.tokens) >= 0
             assert max(segment.tokens) < self.vocab_size
+            if segment.row in self._inherited:
+                self._inherited.discard(segment.row)
+                self.clear(segment.row, segment.end)
+            self._written[segment.row] = max(self._written.get(segment.row, 0), segment.end)
         return self._run(segments)
 
     @torch.inference_mode()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -92,6 +93,9 @@ class Batch(ABC):
         device: where the model is.
     """
 
+    reads_beyond: ClassVar[bool]
+    """Whether slots behind a row's end are read, masked."""
+
     def __init__(self, segments: Sequence[Segment], slab: Slab, device: torch.device) -> None:
         self._segments = segments
         self._slab = slab
@@ -153,6 +157,8 @@ class Batch(ABC):
 class Packed(Batch):
     """All new tokens in one line, `[1, sum(new)]`; each row's attend to its own slots, and no others are read."""
 
+    reads_beyond = False
+
     def _arrange(self) -> tuple[int, _Fields]:
         fields = _Fields()
         for segment in self._segments:
@@ -174,6 +180,8 @@ class Padded(Batch):
 
     Padding stands behind the new tokens and repeats the last of them.
     """
+
+    reads_beyond = True
 
     @staticmethod
     def groups(segments: Sequence[Segment]) -> list[list[int]]:

@@ -68,6 +68,12 @@ class Slab:
         assert row not in self._free
         heapq.heappush(self._free, row)
 
+    def clear(self, row: int, start: int, end: int) -> None:
+        """Make zeros of what is stored in some slots of a row."""
+        for keys, values in self._layers.values():
+            keys[row, :, start:end] = 0
+            values[row, :, start:end] = 0
+
     def resize(self, rows: int, max_length: int) -> None:
         """Hold more rows, or longer ones; what is stored stays where it is."""
         assert rows >= self.rows

@@ -1,64 +1,228 @@
-"""Who gets a row: streams up to the engine's rows, a bounded queue behind them, a clear refusal behind that."""
+"""Who gets a row: streams up to the engine's rows, a fair and bounded queue behind them, a refusal behind that."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+import heapq
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
 from typing import Generic, TypeVar
 
 from goodspeed.errors import Overloaded
 
-__all__ = ["Admission"]
+__all__ = ["Admission", "Places"]
 
-KeyT = TypeVar("KeyT")
+KeyT = TypeVar("KeyT", bound=Hashable)
+OwnerT = TypeVar("OwnerT", bound=Hashable)
 RequestT = TypeVar("RequestT")
 
+_FIRST_GUESS_S = 1.0
+"""How soon a row falls free, as long as none ever has."""
+_LEAST_RETRY_S = 0.5
+_LONGEST_RETRY_S = 30.0
+_STEP = 0.2
+"""Of the smoothing of how long streams keep their rows."""
+_TOLD_EVERY_S = 0.25
 
-class Admission(Generic[KeyT, RequestT]):
-    """The queue in front of the engine, first come, first served.
+
+@dataclass(frozen=True, slots=True)
+class _Waiting(Generic[KeyT, RequestT]):
+    key: KeyT
+    request: RequestT
+    arrival: int
+    tokens: int
+
+
+class Admission(Generic[KeyT, OwnerT, RequestT]):
+    """The queue in front of the engine, fair among the owners of what waits in it.
+
+    The next row goes to the owner with the fewest rows for its weight; among equals to the one that has been without a
+    row for the longest while it waited, and to its requests in order of arrival. So who asks for much waits for itself:
+    the place of an owner's first request never grows while the owner has no row.
+
+    A full queue has room for a newcomer whose owner, with it, has less in the queue for its weight than somebody else:
+    the last request of the one with the most is displaced.
 
     Args:
+        rows: how many streams the engine holds.
         max_waiting: how many streams may wait; 0 refuses as soon as every row is taken.
-        retry_after_s: what a refused agent is told to wait.
+        max_tokens: how many tokens those that wait may hold together.
+        weight: of an owner, above 0.
     """
 
-    def __init__(self, *, max_waiting: int, retry_after_s: float = 1.0) -> None:
+    def __init__(
+        self, rows: int, *, max_waiting: int, max_tokens: int, weight: Callable[[OwnerT], float] = lambda owner: 1.0
+    ) -> None:
+        self._rows = rows
         self._max_waiting = max_waiting
-        self._retry_after_s = retry_after_s
-        self._waiting: OrderedDict[KeyT, RequestT] = OrderedDict()
+        self._max_tokens = max_tokens
+        self._weight = weight
+        self._ticks = count()
+        """Of what comes and what falls free."""
+        self._owners: dict[KeyT, OwnerT] = {}
+        self._queues: dict[OwnerT, dict[KeyT, _Waiting[KeyT, RequestT]]] = {}  # each in order of arrival
+        self._served_until: dict[OwnerT, int] = {}
+        """When a row of an owner that waits fell free last, in ticks."""
+        self._held_s: float | None = None
+        self._last_slot = 0.0
+        self.tokens = 0
+        """That wait."""
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._owners)
 
     def __iter__(self) -> Iterator[RequestT]:
-        return iter(self._waiting.values())
+        return (waiting.request for queue in self._queues.values() for waiting in queue.values())
 
     def __contains__(self, key: KeyT) -> bool:
-        return key in self._waiting
+        return key in self._owners
 
-    def wait(self, key: KeyT, request: RequestT) -> None:
-        """Put a request at the end of the queue.
+    def wait(
+        self, key: KeyT, request: RequestT, *, owner: OwnerT, tokens: int, now: float
+    ) -> list[tuple[KeyT, RequestT]]:
+        """Put a request at the end of its owner's queue.
+
+        Args:
+            key: of the request; none like it waits.
+            request: what waits.
+            owner: whose it is.
+            tokens: how many it holds, 1 or more.
+            now: seconds.
+
+        Returns:
+            What it has displaced.
 
         Raises:
-            Overloaded: the queue is full.
+            Overloaded: the queue is full, and nobody has more in it than this owner would.
         """
-        if len(self._waiting) >= self._max_waiting:
-            waiting = f" and {len(self._waiting)} streams wait already" if self._waiting else ""
-            raise Overloaded(
-                f"every row of the server is taken{waiting}: try again in {self._retry_after_s:g} s "
-                "(its operator can raise --max-streams or --max-waiting)",
-                retry_after_s=self._retry_after_s,
-            )
-        self._waiting[key] = request
+        assert key not in self._owners
+        displaced = self._displaced_by(owner, tokens)
+        if displaced is None:
+            raise self.refusal(now)
+        gone = [(other, self._take(other)) for other in displaced]
+        self._owners[key] = owner
+        self._queues.setdefault(owner, {})[key] = _Waiting(key, request, next(self._ticks), tokens)
+        self.tokens += tokens
+        return gone
 
-    def next(self) -> tuple[KeyT, RequestT] | None:
-        """Take the request that has waited longest."""
-        return self._waiting.popitem(last=False) if self._waiting else None
+    def order(self, rows: Mapping[OwnerT, int]) -> Iterator[KeyT]:
+        """Those who wait, in the order in which rows would be given to them.
+
+        Args:
+            rows: how many each owner has now, and keeps.
+        """
+        # Of each owner: its rows for its weight, since when it has gone without, its rows, and its requests.
+        heap = []
+        for owner, queue in self._queues.items():
+            requests = iter(queue.values())
+            first, weight, held = next(requests), self._weight(owner), rows.get(owner, 0)
+            until = self._served_until.get(owner, 0)
+            heap.append((held / weight, max(first.arrival, until), first.arrival, held, weight, until, first, requests))
+        heapq.heapify(heap)
+        while heap:
+            _, _, _, held, weight, until, first, requests = heap[0]
+            yield first.key
+            following = next(requests, None)
+            if following is None:
+                heapq.heappop(heap)
+                continue
+            held, arrival = held + 1, following.arrival
+            heapq.heapreplace(
+                heap, (held / weight, max(arrival, until), arrival, held, weight, until, following, requests)
+            )
+
+    def next(self, rows: Mapping[OwnerT, int]) -> tuple[KeyT, RequestT] | None:
+        """Take the request whose turn it is; `rows` as in `order`."""
+        key = next(self.order(rows), None)
+        return None if key is None else (key, self._take(key))
 
     def withdraw(self, key: KeyT) -> RequestT | None:
         """Forget a request; None if there was none."""
-        return self._waiting.pop(key, None)
+        return self._take(key) if key in self._owners else None
 
     def withdraw_all(self, gone: Callable[[KeyT], bool]) -> list[RequestT]:
         """Forget every request whose key `gone` says so of, and give them back."""
-        return [self._waiting.pop(key) for key in [key for key in self._waiting if gone(key)]]
+        return [self._take(key) for key in [key for key in self._owners if gone(key)]]
+
+    def row_fell_free(self, owner: OwnerT, held_s: float) -> None:
+        """An owner's stream has had its row for so long, and has it no more: learn how soon rows fall free."""
+        if owner in self._queues:
+            self._served_until[owner] = next(self._ticks)
+        self._held_s = held_s if self._held_s is None else self._held_s + _STEP * (held_s - self._held_s)
+
+    def refusal(self, now: float) -> Overloaded:
+        """What somebody is told for whom there is no room, or none any more.
+
+        Rows fall free one after another, and all who are told so at once are told to come back one after another.
+        """
+        every_s = _FIRST_GUESS_S if self._held_s is None else self._held_s / self._rows
+        self._last_slot = min(max(self._last_slot, now) + every_s, now + _LONGEST_RETRY_S)
+        retry_after_s = max(_LEAST_RETRY_S, self._last_slot - now)
+        waiting = f" and {len(self)} streams wait already" if len(self) else ""
+        return Overloaded(
+            f"every row of the server is taken{waiting}: try again in {retry_after_s:.1f} s "
+            "(its operator can raise --max-streams, --max-waiting or --max-waiting-tokens)",
+            retry_after_s=retry_after_s,
+        )
+
+    def _take(self, key: KeyT) -> RequestT:
+        owner = self._owners.pop(key)
+        queue = self._queues[owner]
+        waiting = queue.pop(key)
+        if not queue:
+            del self._queues[owner]
+            self._served_until.pop(owner, None)
+        self.tokens -= waiting.tokens
+        return waiting.request
+
+    def _displaced_by(self, owner: OwnerT, tokens: int) -> list[KeyT] | None:
+        """Who has to go for one more request of an owner; None if it has to go itself."""
+        others = {other: list(queue.values()) for other, queue in self._queues.items() if other != owner}
+        own = [waiting.tokens for waiting in self._queues.get(owner, {}).values()] + [tokens]
+        streams, in_all = len(self) + 1, self.tokens + tokens
+        displaced: list[KeyT] = []
+        while streams > self._max_waiting or in_all > self._max_tokens:
+            measure: Callable[[list[int]], int] = len if streams > self._max_waiting else sum
+            shares = {
+                other: measure([waiting.tokens for waiting in queue]) / self._weight(other)
+                for other, queue in others.items()
+            }
+            most = max(shares, key=shares.__getitem__, default=None)
+            if most is None or shares[most] <= measure(own) / self._weight(owner):
+                return None
+            last = others[most].pop()
+            displaced.append(last.key)
+            streams, in_all = streams - 1, in_all - last.tokens
+        return displaced
+
+
+class Places(Generic[KeyT]):
+    """Who is to be told where it stands: everybody at first, and again when that has changed, but not all the time."""
+
+    def __init__(self) -> None:
+        self._told: dict[KeyT, tuple[int, float]] = {}
+        self.next_at: float | None = None
+        """When somebody whose place has changed may be told so, seconds; None if nobody's has."""
+
+    def due(self, order: Iterable[KeyT], now: float) -> list[tuple[KeyT, int]]:
+        """Who is to be told its place now.
+
+        Args:
+            order: all who wait, the next one first.
+            now: seconds.
+        """
+        told: dict[KeyT, tuple[int, float]] = {}
+        due: list[tuple[KeyT, int]] = []
+        self.next_at = None
+        for place, key in enumerate(order, start=1):
+            before = self._told.get(key)
+            if before is not None and (before[0] == place or now < before[1] + _TOLD_EVERY_S):
+                told[key] = before
+                if before[0] != place:
+                    again_at = before[1] + _TOLD_EVERY_S
+                    self.next_at = again_at if self.next_at is None else min(self.next_at, again_at)
+                continue
+            told[key] = (place, now)
+            due.append((key, place))
+        self._told = told
+        return due

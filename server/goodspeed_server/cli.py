@@ -110,6 +110,10 @@ def run(
         ),
     ] = None,
     max_waiting: Annotated[int, typer.Option(min=0, help="Streams that may wait for a row.")] = 64,
+    max_waiting_tokens: Annotated[int, typer.Option(min=1, help="That those may hold together.")] = 2**20,
+    max_streams_per_agent: Annotated[
+        int | None, typer.Option(min=1, help="At a time, for each link.", show_default="no limit")
+    ] = None,
     park_s: Annotated[
         float, typer.Option(min=0, help="Keep a lost link's rows so long, as far as nobody else needs them.")
     ] = 30.0,
@@ -206,6 +210,8 @@ def _settings(given: Mapping[str, Any]) -> ServerSettings:
         round_timeout_s=given["round_timeout_ms"] / 1e3,
         prefill_chunk=given["prefill_chunk"],
         max_waiting=given["max_waiting"],
+        max_waiting_tokens=given["max_waiting_tokens"],
+        max_streams_per_agent=given["max_streams_per_agent"],
         park_s=given["park_s"],
         early_stop=given["early_stop"],
     )

@@ -185,6 +185,8 @@ class LiveStream:
     spelled_out: bool = False
     """Whether its verdicts say every token: the rounds changed under it, and what its agent drafts in answer to which
     word is not known."""
+    admitted_at: float = 0.0
+    """When it was given its row, seconds."""
     closed: bool = False
     """Whether it takes part in nothing any more: it has ended, or is parked. What a pass brings for it is void."""
 

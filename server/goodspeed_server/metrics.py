@@ -57,6 +57,10 @@ class ServerMetrics:
             "spec_decode_num_accepted_tokens_per_pos", "Accepted tokens by their place in a draft.", "position"
         )
         self._positions = [by_position.labels(position) for position in range(MAX_DRAFT_TOKENS)]
+        self._out_of_memory = counter(
+            "out_of_memory",
+            "Passes, or pieces of one, for which memory did not suffice; they were run in smaller ones.",
+        )
         self._rounds = counter("rounds", "Passes of the target.")
         self._first = seconds("time_to_first_token", "From asking for a text to its first token.")
         self._between = seconds("inter_token_latency", "Between two verdicts of a stream, over the tokens committed.")
@@ -97,6 +101,7 @@ class ServerMetrics:
     def round_over(self, record: RoundRecord) -> None:
         """A pass has been committed."""
         self._rounds.inc()
+        self._out_of_memory.inc(record.out_of_memory)
         if self._prices:
             self._price.set(sum(self._prices) / len(self._prices) / 100)
             self._prices.clear()

@@ -10,8 +10,8 @@ from goodspeed.guesses import Overtaken
 from goodspeed.messages import Draft
 from goodspeed.stream import Commit
 from goodspeed_server.arrivals import Arrivals
+from goodspeed_server.fitting import Settled
 from goodspeed_server.live import AgentAccount, DraftWay, LiveStream
-from goodspeed_server.verifier import Outcome, Pass
 
 __all__ = ["Chronicle", "Observer", "Phases", "RoundRecord"]
 
@@ -47,19 +47,20 @@ class RoundRecord:
     accepted: int
     committed: int
     arrivals: Arrivals = field(default_factory=Arrivals)
+    out_of_memory: int = 0
+    """How often memory did not suffice, and a piece of the pass was run again in smaller ones."""
 
     @classmethod
-    def of(
-        cls, work: Pass, outcome: Outcome, commits: Sequence[Commit], phases: Phases, arrivals: Arrivals
-    ) -> RoundRecord:
+    def of(cls, settled: Settled, commits: Sequence[Commit], phases: Phases, arrivals: Arrivals) -> RoundRecord:
         """What is to be counted of a pass, of what came of it, and of when."""
+        work = settled.work
         return cls(
             at=phases.committing,
             gather_s=phases.planning - phases.gathering,
             plan_s=phases.verifying - phases.planning,
             verify_s=phases.committing - phases.verifying,
-            forward_s=outcome.forward_s,
-            judge_s=outcome.judge_s,
+            forward_s=settled.forward_s,
+            judge_s=settled.judge_s,
             commit_s=phases.over - phases.committing,
             streams=len(commits),
             prompts=len(work.chunks),
@@ -68,6 +69,7 @@ class RoundRecord:
             accepted=sum(commit.accepted for commit in commits),
             committed=sum(commit.size for commit in commits),
             arrivals=arrivals,
+            out_of_memory=settled.out_of_memory,
         )
 
 

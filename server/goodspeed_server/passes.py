@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from goodspeed.errors import StreamFault
 from goodspeed.rounds import share_out
+from goodspeed_server.fitting import Settled
 from goodspeed_server.live import LiveStream
 from goodspeed_server.verifier import Chunk, Pass, Turn
 
@@ -21,14 +23,27 @@ class PlannedPass:
     prefilled: Sequence[tuple[LiveStream, int]]
     """Streams with a prompt chunk in the pass, and how many tokens stand in the slab when it is over."""
 
+    def as_run(self, settled: Settled) -> tuple[PlannedPass, list[tuple[LiveStream, StreamFault]]]:
+        """The pass as it was run in the end, and the streams that cannot go on."""
+        owners = {live.row: live for live in (*self.verified, *(live for live, _ in self.prefilled))}
+        verified = [owners[turn.row] for turn in settled.work.turns]
+        prefilled = [(live, cached) for live, cached in self.prefilled if live.row not in settled.faults]
+        return (
+            PlannedPass(settled.work, verified, prefilled),
+            [(owners[row], fault) for row, fault in settled.faults.items()],
+        )
 
-def plan_pass(batch: Sequence[LiveStream], prefilling: Collection[LiveStream], prefill_chunk: int) -> PlannedPass:
+
+def plan_pass(
+    batch: Sequence[LiveStream], prefilling: Collection[LiveStream], prefill_chunk: int, most: int | None = None
+) -> PlannedPass:
     """Lay out a pass; it is at the rows of its streams from now on (`RowUse.in_pass`).
 
     Args:
         batch: the streams to verify.
         prefilling: the streams whose prompts are on their way, in order of admission.
         prefill_chunk: how many prompt tokens the pass may carry.
+        most: how many tokens the pass may carry in all; a prompt goes on by one in any case.
     """
     turns = []
     for live in batch:
@@ -39,6 +54,8 @@ def plan_pass(batch: Sequence[LiveStream], prefilling: Collection[LiveStream], p
         turns.append(
             Turn(live.row, stream.length, stream.tokens[-1], drafted, stream.params, q, generated, stream.logprobs)
         )
+    if most is not None:
+        prefill_chunk = max(1, min(prefill_chunk, most - sum(turn.size for turn in turns)))
     chunks, prefilled = [], []
     waiting = list(prefilling)
     sizes = share_out([live.stream.length - 1 - live.stream.cached for live in waiting], prefill_chunk)

@@ -17,11 +17,11 @@ from contextvars import copy_context
 from functools import partial
 
 from goodspeed.engine import Engine
-from goodspeed.errors import InvalidRequest, Overloaded
+from goodspeed.errors import InvalidRequest, Overloaded, StreamFault
 from goodspeed.estimation import PRIOR_ALPHA
 from goodspeed.logprobs import entry_bytes
 from goodspeed.logs import about
-from goodspeed.messages import Draft, Open, Opened, Verdict
+from goodspeed.messages import Draft, Failure, Open, Opened, Verdict
 from goodspeed.rounds import Barrier, Rolling, Rounds
 from goodspeed.scheduling import Scheduler
 from goodspeed.stream import Commit
@@ -29,6 +29,7 @@ from goodspeed.timing import Pace, PassSample
 from goodspeed.verification import Rule
 from goodspeed_server.arrivals import Arrivals, look_back
 from goodspeed_server.boundary import Boundary
+from goodspeed_server.fitting import Fitting, Settled
 from goodspeed_server.intake import Intake
 from goodspeed_server.live import AgentAccount, LiveStream, Outbox
 from goodspeed_server.observer import Phases, RoundRecord
@@ -38,7 +39,7 @@ from goodspeed_server.recording import Recorder, Verified
 from goodspeed_server.settings import OVERDUE, RoundSettings
 from goodspeed_server.streams import Streams
 from goodspeed_server.telemetry import Telemetry
-from goodspeed_server.verifier import Outcome, Verifier
+from goodspeed_server.verifier import Verifier
 
 __all__ = ["RoundLoop"]
 
@@ -74,7 +75,7 @@ class RoundLoop:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
-        self._verifier = Verifier(engine, rule, keep_logits=recorder is not None)
+        self._fitting = Fitting(Verifier(engine, rule, keep_logits=recorder is not None), engine)
         self._intake = Intake(planner, telemetry, rule, engine.vocab_size, clock)
         self.planner = planner
         planner.on_overtaken = telemetry.overtaken
@@ -89,6 +90,8 @@ class RoundLoop:
             telemetry,
             recorder,
             max_waiting=settings.max_waiting,
+            max_waiting_tokens=settings.max_waiting_tokens,
+            max_streams_per_agent=settings.max_streams_per_agent,
             park_s=settings.park_s,
             eos_tokens=eos_tokens,
             clock=clock,
@@ -128,7 +131,8 @@ class RoundLoop:
     @property
     def capacity(self) -> int:
         """Draft tokens the next pass may verify."""
-        return self.planner.capacity(self.live)
+        capacity, most = self.planner.capacity(self.live), self._fitting.limit.tokens
+        return capacity if most is None else min(capacity, max(0, most - len(self._streams)))
 
     @property
     def _granted(self) -> int:
@@ -198,10 +202,12 @@ class RoundLoop:
     def close(self, outbox: Outbox, number: int) -> None:
         """End a stream its agent wants no more of; one that is not open is no error, since verdicts cross closes."""
         self._streams.close(outbox, number)
+        self._changed.set()  # others may have moved up
 
     def drop(self, outbox: Outbox) -> None:
         """End every stream of a link that has gone, and will not come back for them."""
         self._streams.drop(outbox)
+        self._changed.set()
 
     def turn_away(self, error: Overloaded) -> None:
         """Refuse all who wait for a row."""
@@ -287,20 +293,25 @@ class RoundLoop:
                 gathered = self._clock()
                 # Neighbouring rows in order are one block of the slab, which the padded layout reads without a copy.
                 batch.sort(key=lambda live: live.row)
-                planned = plan_pass(batch, self._streams.prefilling, self.settings.prefill_chunk)
+                planned = plan_pass(
+                    batch, self._streams.prefilling, self.settings.prefill_chunk, self._fitting.limit.tokens
+                )
                 if not planned.work.turns and not planned.work.chunks:
                     continue
                 arrivals = self._look_back(planned, gathering, gathered)
                 self._round += 1
                 with about(round=self._round):
                     verifying = self._clock()
-                    run = partial(copy_context().run, self._verifier.run, planned.work)
-                    outcome = await loop.run_in_executor(self._engine_thread, run)
+                    run = partial(copy_context().run, self._fitting.run, planned.work)
+                    settled = await loop.run_in_executor(self._engine_thread, run)
                     verified = self._clock()
-                    self._learn_from_pass(planned, verified - verifying)
-                    commits = self._commit(planned, outcome)
+                    planned, unfit = planned.as_run(settled)
+                    if not settled.out_of_memory:  # how long it takes to fail says nothing of the next
+                        self._learn_from_pass(planned, verified - verifying)
+                    self._give_up(unfit)
+                    commits = self._commit(planned, settled)
                     phases = Phases(gathering, gathered, verifying, verified, self._clock())
-                    self._telemetry.round_over(RoundRecord.of(planned.work, outcome, commits, phases, arrivals))
+                    self._telemetry.round_over(RoundRecord.of(settled, commits, phases, arrivals))
         finally:
             self._stopping = True
             self._streams.give_up_parked(math.inf)
@@ -312,13 +323,14 @@ class RoundLoop:
         loop = asyncio.get_running_loop()
         while not self._stopping:
             self.boundary.here()
+            places_at = self._streams.tell_places()
             now = self._clock()
             batch = self._rounds.close(now, prompts=bool(self._streams.prefilling))
             if batch or self._streams.prefilling:
                 return batch
             self._changed.clear()
-            closes_at = self._rounds.closes_at()
-            alarm = None if closes_at is None else loop.call_later(max(0.0, closes_at - now), self._changed.set)
+            wake_at = min((at for at in (self._rounds.closes_at(), places_at) if at is not None), default=None)
+            alarm = None if wake_at is None else loop.call_later(max(0.0, wake_at - now), self._changed.set)
             await self._changed.wait()
             if alarm is not None:
                 alarm.cancel()
@@ -333,7 +345,7 @@ class RoundLoop:
             drafts, [live for live in self._rounds.drafting if live.asked_at > since], opened_at, closed_at
         )
 
-    def _commit(self, planned: PlannedPass, outcome: Outcome) -> list[Commit]:
+    def _commit(self, planned: PlannedPass, settled: Settled) -> list[Commit]:
         """Extend transcripts, learn from what happened, choose the next budgets, and tell the agents."""
         now = self._clock()
         commits = []
@@ -342,12 +354,14 @@ class RoundLoop:
         verified: list[Verified] = []  # for the recorder, if there is one
         renewed: list[LiveStream] = []
         first = 0
-        logprobs = outcome.logprobs or [b""] * len(outcome.judgements)
-        turns = zip(planned.verified, planned.work.turns, outcome.judgements, logprobs, strict=True)
+        logprobs = settled.logprobs or [b""] * len(settled.judgements)
+        turns = zip(planned.verified, planned.work.turns, settled.judgements, logprobs, strict=True)
         for live, turn, judgement, packed in turns:
-            begun, first = first, first + len(turn.drafted) + 1
+            begun, first = first, first + turn.size
             if not self._streams.pass_over(live):
                 continue
+            if turn.row in settled.cut:
+                live.budget = len(turn.drafted)  # of what its agent drafted beyond nobody asked the target
             commit = live.stream.commit(turn.drafted, judgement)
             commits.append(commit)
             live.logprobs = packed[: commit.size * entry_bytes(turn.logprobs)]
@@ -365,8 +379,8 @@ class RoundLoop:
                 ended.append(live)
             else:
                 going_on.append((live, commit))
-        if self._recorder is not None and outcome.logits is not None:
-            self._recorder.passed(outcome.logits, verified)
+        if self._recorder is not None and settled.logits is not None:
+            self._recorder.passed(settled.logits, verified)
             for live in renewed:
                 # A text is recorded with what drafted it: what follows is another's.
                 self._recorder.ended(live)
@@ -380,8 +394,17 @@ class RoundLoop:
 
     def _learn_from_pass(self, planned: PlannedPass, seconds: float) -> None:
         work = planned.work
-        tokens = sum(len(turn.drafted) + 1 for turn in work.turns) + sum(len(chunk.tokens) for chunk in work.chunks)
-        self.planner.meter.observe(PassSample(len(work.turns) + len(work.chunks), tokens, seconds))
+        self.planner.meter.observe(PassSample(len(work.rows), work.tokens, seconds))
+
+    def _give_up(self, unfit: Sequence[tuple[LiveStream, StreamFault]]) -> None:
+        """End the streams that cannot go on, and tell their agents why."""
+        for live, fault in unfit:
+            if not self._streams.pass_over(live):
+                continue
+            with live.logged():
+                logger.warning("a text cannot go on: %s", fault)
+            live.outbox.post(Failure(fault.code, str(fault), live.number))
+            self._streams.end(live)
 
     def _advance_prefill(self, pieces: Sequence[tuple[LiveStream, int]]) -> None:
         """Note what stands in the slab now; streams whose prompt is complete join the rounds."""

@@ -70,6 +70,11 @@ class RoundSettings:
     prefill_chunk: int = 512
     """Prompt tokens one pass may carry beside its drafts, so that a long prompt stalls nobody."""
     max_waiting: int = 64
+    """Streams that may wait for a row."""
+    max_waiting_tokens: int = 2**20
+    """Of all that wait together: each holds its prompt in memory."""
+    max_streams_per_agent: int | None = None
+    """At a time, those that wait included, for each link; None for no limit."""
     park_s: float = 30.0
     """How long the rows of a link that was lost are kept for it, as far as nobody else needs them; 0 keeps none."""
     early_stop: bool = True
@@ -83,6 +88,10 @@ class RoundSettings:
         _check("round_timeout_s", 0 <= self.round_timeout_s < math.inf, "0 or above, and finite")
         _check("prefill_chunk", self.prefill_chunk >= 1, "1 or above")
         _check("max_waiting", self.max_waiting >= 0, "0 or above")
+        _check("max_waiting_tokens", self.max_waiting_tokens >= 1, "1 or above")
+        _check(
+            "max_streams_per_agent", self.max_streams_per_agent is None or self.max_streams_per_agent >= 1, "1 or above"
+        )
         _check("park_s", 0 <= self.park_s < math.inf, "0 or above, and finite")
         _check("beta", 0 < self.beta <= 1, "above 0 and at most 1")
 

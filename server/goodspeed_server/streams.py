@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 from goodspeed.engine import Engine
 from goodspeed.errors import InvalidRequest, Overloaded
 from goodspeed.estimation import Goodput
 from goodspeed.logs import about
-from goodspeed.messages import Failure, Open
+from goodspeed.messages import Failure, Open, Queued
 from goodspeed.stream import ServedStream
-from goodspeed_server.admission import Admission
+from goodspeed_server.admission import Admission, Places
 from goodspeed_server.live import AgentAccount, LiveStream, Outbox, RowUse
 from goodspeed_server.parking import Parked, Parking
 from goodspeed_server.planner import Planner
@@ -35,6 +36,8 @@ class Streams:
         telemetry: is told who comes and goes.
         recorder: is told which texts have ended.
         max_waiting: how many may wait for a row.
+        max_waiting_tokens: how many tokens those may hold together.
+        max_streams_per_agent: how many a link may have at a time, those that wait included; None for no limit.
         park_s: how long a parked stream is kept; 0 parks none.
         eos_tokens: any of them ends a stream.
         clock: seconds, monotonic.
@@ -50,6 +53,8 @@ class Streams:
         recorder: Recorder | None,
         *,
         max_waiting: int,
+        max_waiting_tokens: int,
+        max_streams_per_agent: int | None,
         park_s: float,
         eos_tokens: frozenset[int],
         clock: Callable[[], float],
@@ -67,7 +72,13 @@ class Streams:
         self._live: dict[StreamKey, LiveStream] = {}
         self.prefilling: dict[LiveStream, None] = {}
         """Whose prompt is still on its way into the slab, in order of admission."""
-        self._admission: Admission[StreamKey, tuple[AgentAccount, ServedStream]] = Admission(max_waiting=max_waiting)
+        self._max_streams_per_agent = max_streams_per_agent
+        self._admission: Admission[StreamKey, AgentAccount, tuple[AgentAccount, ServedStream]] = Admission(
+            engine.rows, max_waiting=max_waiting, max_tokens=max_waiting_tokens, weight=lambda account: account.weight
+        )
+        self._places: Places[StreamKey] = Places()
+        self._moved = False
+        """Whether somebody's place in the queue may have changed."""
         self._parking = Parking(park_s)
         self._parks = park_s > 0
         self._alarm: asyncio.TimerHandle | None = None
@@ -107,7 +118,7 @@ class Streams:
 
         Raises:
             InvalidRequest: a value is out of range, or the number is taken by a stream of the same link.
-            Overloaded: no row is free and the queue is full, or the token allows no more.
+            Overloaded: no row is free and the queue is full, or the token or the operator allows no more.
         """
         key = (outbox, message.stream)
         if key in self._live or key in self._admission:
@@ -122,6 +133,7 @@ class Streams:
             eos_tokens=self._eos_tokens,
         )
         stream.opened_at = self._clock()
+        self._check_count(account)
         parked = self._taken_over(account, stream, message.stream)
         if parked is None and not self._engine.free_rows:
             self._reclaim()
@@ -129,11 +141,32 @@ class Streams:
             self._admit(key, account, stream, parked)
             return
         try:
-            self._admission.wait(key, (account, stream))
+            displaced = self._admission.wait(
+                key, (account, stream), owner=account, tokens=stream.length, now=stream.opened_at
+            )
         except Overloaded:
             account.give_back()
             raise
-        logger.info("a text waits for a row: %d before it", len(self._admission) - 1)
+        logger.info("a text waits for a row, and %d others do", len(self._admission) - 1)
+        for (its_outbox, number), (its_account, _) in displaced:
+            its_account.give_back()
+            refusal = self._admission.refusal(stream.opened_at)
+            its_outbox.post(Failure(refusal.code, str(refusal), number, refusal.retry_after_s))
+        self._moved = True
+        self.tell_places()
+
+    def tell_places(self) -> float | None:
+        """Tell those who wait where they stand, if that has changed.
+
+        Returns:
+            When to do so again, seconds; None where nobody's place has changed since.
+        """
+        now, due_at = self._clock(), self._places.next_at
+        if self._moved or (due_at is not None and due_at <= now):
+            self._moved = False
+            for (outbox, number), place in self._places.due(self._admission.order(self._rows_by_account()), now):
+                outbox.post(Queued(number, place))
+        return self._places.next_at
 
     def close(self, outbox: Outbox, number: int) -> None:
         """End a stream its agent wants no more of; one that is not open is no error, since verdicts cross closes."""
@@ -141,6 +174,7 @@ class Streams:
         waiting = self._admission.withdraw(key)
         if waiting is not None:
             waiting[0].give_back()
+            self._moved = True
         elif key in self._live:
             self.end(self._live[key])
 
@@ -152,9 +186,10 @@ class Streams:
 
     def turn_away(self, error: Overloaded) -> None:
         """Refuse all who wait for a row."""
-        while (waiting := self._admission.next()) is not None:
+        while (waiting := self._admission.next(self._rows_by_account())) is not None:
             (outbox, number), (account, _) = waiting
             account.give_back()
+            self._moved = True
             outbox.post(Failure(error.code, str(error), number, error.retry_after_s))
 
     def park(self, outbox: Outbox) -> None:
@@ -208,9 +243,11 @@ class Streams:
 
     def _leave(self, live: LiveStream) -> None:
         """Take a stream out of everything but its row."""
+        now = self._clock()
         live.closed = True
         live.account.give_back()
-        self._telemetry.ended(live, self._clock())
+        self._admission.row_fell_free(live.account, now - live.admitted_at)
+        self._telemetry.ended(live, now)
         if self._recorder is not None:
             self._recorder.ended(live)
         self.prefilling.pop(live, None)
@@ -221,6 +258,19 @@ class Streams:
         """Take a link's streams out of the queue: a row that falls free must not go to one of them."""
         for account, _ in self._admission.withdraw_all(lambda key: key[0] is outbox):
             account.give_back()
+            self._moved = True
+
+    def _check_count(self, account: AgentAccount) -> None:
+        most = self._max_streams_per_agent
+        if most is not None and self.count(account) >= most:
+            raise Overloaded(
+                f"an agent may have {most} streams at a time here, and {account.name!r} has them: wait for one to end "
+                "(the server's operator can raise --max-streams-per-agent)",
+                retry_after_s=1.0,
+            )
+
+    def _rows_by_account(self) -> Counter[AgentAccount]:
+        return Counter(live.account for live in self)
 
     def _taken_over(self, account: AgentAccount, stream: ServedStream, number: int) -> Parked | None:
         """Count a stream that is opened, and take what is parked of it; None if there is nothing to take.
@@ -255,6 +305,7 @@ class Streams:
             estimator=self._planner.estimator(account.prior_alpha),
             rate=Goodput(now, 1.0 / self._planner.meter.load.pass_s),
             pace=account.pace.copy(),
+            admitted_at=now,
         )
         continues = parked is not None and parked.begins_as(stream.tokens, stream.prompt_tokens)
         if parked is not None:
@@ -286,9 +337,10 @@ class Streams:
 
     def _release(self, row: int) -> None:
         self._engine.release(row)
-        waiting = self._admission.next()
+        waiting = self._admission.next(self._rows_by_account())
         if waiting is not None:
             key, (account, stream) = waiting
+            self._moved = True
             self._admit(key, account, stream)
 
     def _wait_for_expiry(self) -> None:

@@ -28,6 +28,11 @@ class Chunk:
     start: int
     tokens: Sequence[int]
 
+    @property
+    def size(self) -> int:
+        """How many tokens the model runs."""
+        return len(self.tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -46,6 +51,11 @@ class Turn:
     logprobs: int = -1
     """As in `messages.Open`."""
 
+    @property
+    def size(self) -> int:
+        """How many tokens the model runs, and of how many it says what follows."""
+        return len(self.drafted) + 1
+
 
 @dataclass(frozen=True, slots=True)
 class Pass:
@@ -54,12 +64,25 @@ class Pass:
     turns: Sequence[Turn]
     chunks: Sequence[Chunk]
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens the model runs."""
+        return sum(turn.size for turn in self.turns) + sum(chunk.size for chunk in self.chunks)
+
+    @property
+    def rows(self) -> Sequence[int]:
+        """Whose they are."""
+        return [*(turn.row for turn in self.turns), *(chunk.row for chunk in self.chunks)]
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a pass; one judgement a turn."""
+    """What came of a pass."""
 
+    turns: Sequence[Turn]
+    """Those that were judged: all whose logits are numbers."""
     judgements: Sequence[Judgement]
+    """One for each of `turns`."""
     forward_s: float
     """Busy time of the forward pass, by `Engine.busy_clock`; so is `judge_s`."""
     judge_s: float
@@ -68,6 +91,8 @@ class Outcome:
     """The target's own, where they are kept: float32 [sum(S_i + 1), vocab]."""
     logprobs: Sequence[bytes] = ()
     """Of every turn's accepted tokens and the one behind them (`logprobs.pack_logprobs`); empty if nobody asked."""
+    unsound: Sequence[Turn] = ()
+    """The others: somewhere in the logits of each is a NaN or an infinity, or nothing but minus infinities."""
 
 
 class Verifier:
@@ -93,26 +118,32 @@ class Verifier:
         begun = self._clock()
         segments = [Segment(chunk.row, chunk.start, chunk.tokens, 0) for chunk in work.chunks]
         segments += [
-            Segment(turn.row, turn.base - 1, [turn.last_token, *turn.drafted], len(turn.drafted) + 1)
-            for turn in work.turns
+            Segment(turn.row, turn.base - 1, [turn.last_token, *turn.drafted], turn.size) for turn in work.turns
         ]
         started = self._clock()
         logits = self._engine.forward(segments)  # [sum(S_i + 1), vocab]
         if logits.is_cuda:
             torch.cuda.synchronize()
         forwarded = self._clock()
-        judgements = self._judge(work.turns, _bent(work.turns, logits)) if work.turns else []
-        logprobs = _logprobs(work.turns, judgements, logits)
+        turns, unsound = work.turns, list[Turn]()
+        bent = _bent(turns, logits)
+        finite = torch.isfinite(bent.amax(-1))  # [sum(S_i + 1)]; of a NaN beside anything the largest is NaN
+        if not finite.all():
+            turns, unsound, kept = _sifted(turns, finite)
+            logits, bent = logits[kept], bent[kept]
+        judgements = self._judge(turns, bent) if turns else []
+        logprobs = _logprobs(turns, judgements, logits)
         forward_s = forwarded - started
         judge_s = self._clock() - begun - forward_s
-        return Outcome(judgements, forward_s, judge_s, logits if self._keep_logits else None, logprobs)
+        kept_logits = logits if self._keep_logits else None
+        return Outcome(turns, judgements, forward_s, judge_s, kept_logits, logprobs, unsound)
 
     def _judge_coupled(self, turns: Sequence[Turn], logits: Tensor) -> list[Judgement]:
         drawn = self._draw(turns, logits).tolist()
         judgements = []
         offset = 0
         for turn in turns:
-            end = offset + len(turn.drafted) + 1
+            end = offset + turn.size
             judgements.append(judge_coupled(turn.drafted, drawn[offset:end]))
             offset = end
         return judgements
@@ -125,7 +156,7 @@ class Verifier:
         seeds: list[int] = []
         positions: list[int] = []
         for turn in turns:
-            count = len(turn.drafted) + 1
+            count = turn.size
             params += [turn.params] * count
             seeds += [turn.params.seed] * count
             positions += range(turn.base, turn.base + count)
@@ -133,17 +164,27 @@ class Verifier:
         return sample(logits, RowParams.of(params, logits.device), keys)
 
     def _judge_each(self, turns: Sequence[Turn], logits: Tensor) -> list[Judgement]:
-        params = [turn.params for turn in turns for _ in range(len(turn.drafted) + 1)]
+        params = [turn.params for turn in turns for _ in range(turn.size)]
         log_p = log_probs(logits, RowParams.of(params, logits.device))
         judgements = []
         offset = 0
         for turn in turns:
-            end = offset + len(turn.drafted) + 1
+            end = offset + turn.size
             judgements.append(
                 checked_judgement(self._rule, log_p[offset:end], turn.drafted, turn.q, turn.params.seed, turn.base)
             )
             offset = end
         return judgements
+
+
+def _sifted(turns: Sequence[Turn], finite: Tensor) -> tuple[list[Turn], list[Turn], Tensor]:
+    """The turns all of whose logits can be drawn from, the others, and which logits are the former's."""
+    sound, unsound, kept = list[Turn](), list[Turn](), list[Tensor]()
+    for turn, own in zip(turns, torch.split(finite, [turn.size for turn in turns]), strict=True):
+        whole = own.all()
+        (sound if whole else unsound).append(turn)
+        kept.append(whole.expand(turn.size))
+    return sound, unsound, torch.cat(kept)
 
 
 def _bent(turns: Sequence[Turn], logits: Tensor) -> Tensor:
@@ -152,7 +193,7 @@ def _bent(turns: Sequence[Turn], logits: Tensor) -> Tensor:
         return logits
     bent, offset = logits.clone(), 0
     for turn in turns:
-        end = offset + len(turn.drafted) + 1
+        end = offset + turn.size
         if turn.params.bent:
             bend(bent[offset:end], turn.params, turn.generated, turn.drafted)
         offset = end
@@ -167,5 +208,5 @@ def _logprobs(turns: Sequence[Turn], judgements: Sequence[Judgement], logits: Te
         committed = [*turn.drafted[: judgement.accepted], judgement.token]
         own = logits[offset : offset + len(committed)]
         packed.append(b"" if turn.logprobs < 0 else pack_logprobs(own, committed, turn.logprobs))
-        offset += len(turn.drafted) + 1
+        offset += turn.size
     return packed

@@ -20,6 +20,8 @@ from goodspeed.logs import say
 from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.chat.conversation import Conversation
 from goodspeed_agent.report import Completion, Origin
+from goodspeed_agent.waiting import WaitingLine
+from goodspeed_agent.working import note
 
 __all__ = ["chat"]
 
@@ -103,7 +105,13 @@ async def _answer(agent: Agent, conversation: Conversation, console: Console, te
             console.file.write(_shown(piece.text, console))
         console.file.flush()
 
-    completion = await _interruptible(agent, request, show)
+    with WaitingLine(console, note) as waiting:
+
+        def write(piece: Piece) -> None:
+            waiting.over()
+            show(piece)
+
+        completion = await _interruptible(agent, request, write, waiting.at)
     console.print()
     if completion is None:
         console.print("stopped; the question is forgotten", style="dim")
@@ -113,9 +121,11 @@ async def _answer(agent: Agent, conversation: Conversation, console: Console, te
             say("goodspeed-agent", f"nobody has verified this: {completion.draft} answered alone")
 
 
-async def _interruptible(agent: Agent, request: TextRequest, show: Callable[[Piece], None]) -> Completion | None:
+async def _interruptible(
+    agent: Agent, request: TextRequest, show: Callable[[Piece], None], on_queued: Callable[[int], None]
+) -> Completion | None:
     """The completion, or None if Ctrl-C came."""
-    task = asyncio.create_task(agent.complete(request, show))
+    task = asyncio.create_task(agent.complete(request, show, on_queued))
     try:
         with _on_interrupt(task.cancel):
             await asyncio.wait([task])
