@@ -31,12 +31,42 @@ def seen(random: np.random.Generator, alpha: float, budget: int) -> Judgement:
 
 
 def test_equation_three() -> None:
+    """Of rounds that were all as long, and whose positions were all reached."""
     estimator = RatioMean(0.5, eta=0.2)
-    estimator.observe(3, Judgement(1, 0, (1.0, 0.4, 0.1)))
+    estimator.observe(3, Judgement(2, 0, (1.0, 0.4, 0.1)))
     assert estimator.alpha == pytest.approx(0.8 * 0.5 + 0.2 * 0.5)
-    estimator.observe(2, Judgement(2, 0, (1.0, 1.0)))
+    estimator.observe(3, Judgement(3, 0, (1.0, 1.0, 1.0)))
     assert estimator.alpha == pytest.approx(0.8 * 0.5 + 0.2 * 1.0)
     assert estimator.optimistic == estimator.alpha
+
+
+@given(st.lists(st.lists(st.floats(0, 1), min_size=4, max_size=4), min_size=1, max_size=30))
+def test_equation_three_round_for_round(rounds_of_ratios: list[list[float]]) -> None:
+    estimator, alpha = RatioMean(0.5, eta=0.1), 0.5
+    for ratios in rounds_of_ratios:
+        estimator.observe(4, Judgement(4, 0, tuple(ratios)))
+        alpha = 0.9 * alpha + 0.1 * sum(ratios) / 4
+        assert estimator.alpha == pytest.approx(min(alpha, ALPHA_MAX))
+
+
+def test_what_lies_behind_the_first_rejection_earns_nothing() -> None:
+    """A token that cannot stand, and behind it what anybody could have foreseen."""
+    estimator = RatioMean()
+    for _ in range(100):
+        estimator.observe(8, Judgement(0, 0, (0.0, *(1.0,) * 7)))
+    assert estimator.alpha < 0.01
+
+
+def test_rounds_that_a_bad_position_cuts_short_bend_nothing() -> None:
+    """Positions are good or bad by turns nobody foresees; a mean over each round's mean would come to 0.375."""
+    random = np.random.default_rng(0)
+    estimator, estimates = RatioMean(eta=0.02), []
+    for turn in range(6000):
+        ratios = (random.random(2) < 0.5).astype(float)
+        estimator.observe(2, Judgement(2 if ratios.all() else int(ratios.argmin()), 0, tuple(ratios.tolist())))
+        if turn > 500:
+            estimates.append(estimator.alpha)
+    assert np.mean(estimates) == pytest.approx(0.5, abs=0.02)
 
 
 def test_equation_four() -> None:

@@ -105,6 +105,7 @@ class Odd(Ratio):
     name = "odd"
 
     def __init__(self, answer: Any) -> None:
+        super().__init__()
         self.answer = answer
 
     def judge(self, log_p: Tensor, drafted: Sequence[int], evidence: Sequence[Any], seed: int, base: int) -> Judgement:
@@ -124,6 +125,9 @@ class Odd(Ratio):
         (Judgement(0, None), "the rule odd answered Judgement.*'NoneType'"),  # type: ignore[arg-type]
         (Judgement(0, 0, (0.5,)), "the rule odd has wrong ratios"),
         (Judgement(0, 0, (0.5, float("nan"))), "the rule odd has wrong ratios"),
+        (Judgement(0, 0, None, (0.5,)), "the rule odd has wrong odds"),
+        (Judgement(0, 0, None, (0.5, -1.0)), "the rule odd has wrong odds"),
+        (Judgement(0, 0, None, (0.5, float("inf"))), "the rule odd has wrong odds"),
         ((0, 0), "the rule odd answered tuple: it must be a Judgement"),
         (ZeroDivisionError("q"), "the rule odd raised ZeroDivisionError: q"),
         (InvalidRequest("q"), "the rule odd raised InvalidRequest: q"),

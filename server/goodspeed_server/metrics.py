@@ -145,6 +145,11 @@ class _Now(Collector):
             ("jain_index", "Of the streams' goodputs: 1 where all are alike.", now.jain),
         ):
             yield GaugeMetricFamily(f"goodspeed_{name}", what, value=float(value))
+        yield CounterMetricFamily(
+            "goodspeed_found_out",
+            "Accounts whose drafts did not come of the distributions they claimed.",
+            now.found_out,
+        )
         yield CounterMetricFamily("goodspeed_busy_seconds", "Time that the engine has spent in passes.", now.busy_s)
         chosen = sorted(_by_name(now.agents).items(), key=lambda entry: -entry[1]["streams"])[:_MOST_AGENTS]
         for name, what in _OF_AGENTS.items():
@@ -159,6 +164,7 @@ _OF_AGENTS = {
     "budget": "Mean budget of its streams, tokens.",
     "alpha": "Estimated acceptance rate, the mean over its streams.",
     "streams": "Streams that have a row.",
+    "surprise": "Standard deviations by which its drafted tokens are unlikelier than it claims; ratio rule only.",
 }
 
 
@@ -169,7 +175,7 @@ def _by_name(rows: Sequence[AgentRow]) -> dict[str, dict[str, float]]:
         values = found.setdefault(row.name[:_LONGEST_LABEL], dict.fromkeys(_OF_AGENTS, 0.0))
         streams = values["streams"] + row.streams
         share = row.streams / streams if streams else 1.0
-        for mean in ("budget", "alpha"):
+        for mean in ("budget", "alpha", "surprise"):
             values[mean] += share * (getattr(row, mean) - values[mean])
         values["goodput"] += row.goodput
         values["streams"] = streams
