@@ -92,8 +92,7 @@ class Audit:
     @property
     def log_evidence(self) -> float:
         """The logarithm of the martingale: what all gamblers hold over what they brought."""
-        in_hand = -math.log(self.tokens + 1)  # of 1, after 1/(t (t+1)) for every token
-        return float(np.logaddexp(np.logaddexp.reduce(self._log_purses) - math.log(_GAMBLERS), in_hand))
+        return float(self._evidence(self._log_purses[None])[0])
 
     @property
     def z(self) -> float:
@@ -119,14 +118,27 @@ class Audit:
         assert len(q) == len(drafted)
         log_q, log_drawn = _logarithms(q, drafted)
         self._learn_of_surprises(log_q, log_drawn)
-        factors = _log_factors(log_q, log_drawn, odds)
-        was = self.alarmed
-        for row in factors:
-            self.tokens += 1
-            put_down = -math.log(self.tokens) - math.log(self.tokens + 1)
-            self._log_purses = np.logaddexp(self._log_purses, put_down) + row
-            self.alarmed = self.alarmed or self.log_evidence >= self._log_bound
+        purses = self._after(_log_factors(log_q, log_drawn, odds))
+        self.tokens += len(drafted)
+        self._log_purses = purses[-1]
+        was, self.alarmed = self.alarmed, self.alarmed or bool(self._evidence(purses).max() >= self._log_bound)
         return self.alarmed and not was
+
+    def _after(self, factors: Floats) -> Floats:
+        """What the purses hold behind each token: [S, gamblers].
+
+        `purse <- (purse + put down) * factor`, for all tokens at once: over the product of all factors so far, a purse
+        is a sum.
+        """
+        number = self.tokens + 1.0 + np.arange(len(factors))[:, None]
+        products = factors.cumsum(0)
+        put_down = -np.log(number * (number + 1)) - (products - factors)
+        return products + np.logaddexp.accumulate(np.concatenate([self._log_purses[None], put_down]))[1:]
+
+    def _evidence(self, purses: Floats) -> Floats:
+        """Of the purses behind each of the last tokens: [S, gamblers] to [S]."""
+        in_hand = -np.log(self.tokens + 1.0 - np.arange(len(purses))[::-1])  # of 1, after 1/(t (t+1)) for every token
+        return np.asarray(np.logaddexp(np.logaddexp.reduce(purses, axis=-1) - math.log(_GAMBLERS), in_hand))
 
     def _learn_of_surprises(self, log_q: Floats, log_drawn: Floats) -> None:
         p = np.exp(log_q)
@@ -138,19 +150,22 @@ class Audit:
 
 def _logarithms(q: Sequence[DraftDistribution], drafted: Sequence[int]) -> tuple[Floats, Floats]:
     """`log q`, padded with `-inf`: [S, k]; and that of each drafted token: [S]."""
-    log_q = np.full((len(q), max(len(one.tokens) for one in q)), -np.inf)
-    log_drawn = np.empty(len(q))
-    for number, (one, token) in enumerate(zip(q, drafted, strict=True)):
-        log_q[number, : len(one.tokens)] = logs = np.log(one.weights) - math.log(int(one.weights.sum()))
-        log_drawn[number] = logs[one.tokens == token][0]
-    return log_q, log_drawn
+    shape = len(q), max(len(one.tokens) for one in q)
+    tokens, weights = np.full(shape, -1), np.zeros(shape)
+    for number, one in enumerate(q):
+        tokens[number, : len(one.tokens)], weights[number, : len(one.tokens)] = one.tokens, one.weights
+    with np.errstate(divide="ignore"):
+        log_q = np.log(weights / weights.sum(-1, keepdims=True))
+    return log_q, log_q[tokens == np.array(drafted)[:, None]]
 
 
 def _log_factors(log_q: Floats, log_drawn: Floats, odds: Sequence[float] | None) -> Floats:
     """What a unit on each token becomes in each gambler's hands, as logarithms: [S, gamblers]."""
-    there = log_q > -np.inf
-    raised = np.where(there, log_q, 0.0)[:, None, :] * (1.0 - _TILTS)[:, None]  # [S, tilts, k]
-    totals = np.logaddexp.reduce(np.where(there[:, None, :], raised, -np.inf), axis=-1)  # [S, tilts]
+    there = (log_q > -np.inf)[:, None, :]
+    # 16-bit weights leave probabilities of 1e-7 and more, whose powers are far from what a float64 can hold.
+    powers = np.where(there, log_q[:, None, :], 0.0) * (1.0 - _TILTS)[:, None]  # [S, tilts, k]
+    raised = np.exp(powers) * there
+    totals = np.log(raised.sum(-1))  # [S, tilts]
     tilted = -_TILTS * log_drawn[:, None] - totals
     if odds is None:
         return np.concatenate([tilted, np.zeros((len(log_drawn), len(_STAKES)))], axis=1)

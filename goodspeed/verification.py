@@ -195,7 +195,8 @@ def _compared(
         tokens[row, : len(one.tokens)] = one.tokens
         claimed[row, : len(one.tokens)] = one.weights / one.weights.sum()
     rows = np.arange(len(q))[:, None]
-    p = log_p[rows, tokens].double().exp().cpu().numpy()  # [S, k]; behind a shorter support, of any token
+    # [S, k]; behind a shorter support, of any token. A target that came to nothing (NaN) accepts nothing.
+    p = np.nan_to_num(log_p[rows, tokens].double().exp().cpu().numpy(), nan=0.0)
     overlaps = np.minimum(np.minimum(p, claimed).sum(-1), 1.0)
     drawn = ((tokens == np.array(drafted)[:, None]) & (claimed > 0)).argmax(-1)[:, None]
     odds = p[rows, drawn] / claimed[rows, drawn]

@@ -237,6 +237,12 @@ def test_the_ratio_is_one_minus_the_total_variation_and_the_mean_over_what_is_dr
     )
 
 
+def test_a_target_that_came_to_nothing_accepts_nothing() -> None:
+    log_p = torch.full((3, 6), float("nan"))
+    judgement = judge_ratio(log_p, [1, 3], [honest(AFTER[0]), honest(AFTER[1])], 0, 1)
+    assert (judgement.accepted, judgement.ratios, judgement.odds) == (0, (0.0, 0.0), (0.0, 0.0))
+
+
 def test_a_draft_equal_to_the_target_is_never_rejected() -> None:
     q = quantise(np.arange(4), np.array([0.4, 0.3, 0.2, 0.1], dtype=np.float32))
     p = torch.zeros(6)

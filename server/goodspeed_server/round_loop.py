@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -377,8 +378,11 @@ class RoundLoop:
             logger.warning(
                 "the agent's drafts do not come of the distributions it claims (evidence 1e%.0f to 1 after %d tokens, "
                 "z = %.1f): its texts are decoded without them until `goodspeed-server ctl trust %s`",
-                standing.audit.log_evidence / math.log(10), standing.audit.tokens, standing.audit.z, found_out.name,
-            )  # fmt: skip
+                standing.audit.log_evidence / math.log(10),
+                standing.audit.tokens,
+                standing.audit.z,
+                shlex.quote(found_out.name),
+            )
         self._telemetry.found_out(found_out)
         self.think_anew(standing)
         for account in {live.account for live in self._streams if live.account.standing is standing}:
