@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from goodspeed.estimation import Goodput
+from goodspeed.estimation import Goodput, RatioMean
 from goodspeed.messages import Draft, DraftEnd
 from goodspeed.sampling import SamplingParams
 from goodspeed.scheduling import SCHEDULERS
@@ -99,13 +99,7 @@ def test_no_claim_takes_budget_from_others(scheduler: str, rule: Rule, lie: Play
 @pytest.mark.parametrize("scheduler", ["goodspeed", "throughput"])
 def test_the_paper_as_it_stands_is_taken_in(scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test can tell: with equation (3) over all positions, what is drafted behind junk pays."""
-
-    def everywhere(estimator: object, budget: int, judgement: Judgement) -> None:
-        if budget and judgement.ratios:
-            seen = estimator._alpha  # type: ignore[attr-defined]
-            estimator._alpha = seen + 0.1 * (sum(judgement.ratios) / len(judgement.ratios) - seen)  # type: ignore[attr-defined]
-
-    monkeypatch.setattr("goodspeed.estimation.RatioMean.observe", everywhere)
+    monkeypatch.setattr("goodspeed.estimation.ReachedMean.observe", RatioMean.observe)
     beside_honest, own_honest = granted(scheduler, "ratio", honest)
     beside_liar, own = granted(scheduler, "ratio", behind)
     assert beside_liar < beside_honest - 0.35

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 
 from goodspeed.errors import InvalidRequest, SchedulerFault
-from goodspeed.estimation import HitOrMiss, RatioMean, smooth_goodput
+from goodspeed.estimation import HitOrMiss, ReachedMean, smooth_goodput
 from goodspeed.guesses import Overtaken
 from goodspeed.leads import PROBE_TOKENS, overtaken
 from goodspeed.messages import Draft, DraftEnd
@@ -76,9 +76,9 @@ class Planner:
         """Whether it is the price of the engine's time, and no number of tokens, that holds drafts back."""
         return not self._waits and self._settings.capacity is None and needs_no_capacity(self.scheduler)
 
-    def estimator(self, prior_alpha: float) -> HitOrMiss | RatioMean:
+    def estimator(self, prior_alpha: float) -> HitOrMiss | ReachedMean:
         """For a new stream of an agent whose earlier ones had this acceptance rate."""
-        return HitOrMiss(prior_alpha) if self._coupled else RatioMean(prior_alpha)
+        return HitOrMiss(prior_alpha) if self._coupled else ReachedMean(prior_alpha)
 
     def capacity(self, live: Collection[LiveStream]) -> int:
         """Draft tokens that may be granted to these streams, all that have a row, together."""
