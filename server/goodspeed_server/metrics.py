@@ -164,7 +164,6 @@ _OF_AGENTS = {
     "budget": "Mean budget of its streams, tokens.",
     "alpha": "Estimated acceptance rate, the mean over its streams.",
     "streams": "Streams that have a row.",
-    "surprise": "Standard deviations by which its drafted tokens are unlikelier than it claims; ratio rule only.",
 }
 
 
@@ -175,7 +174,7 @@ def _by_name(rows: Sequence[AgentRow]) -> dict[str, dict[str, float]]:
         values = found.setdefault(row.name[:_LONGEST_LABEL], dict.fromkeys(_OF_AGENTS, 0.0))
         streams = values["streams"] + row.streams
         share = row.streams / streams if streams else 1.0
-        for mean in ("budget", "alpha", "surprise"):
+        for mean in ("budget", "alpha"):
             values[mean] += share * (getattr(row, mean) - values[mean])
         values["goodput"] += row.goodput
         values["streams"] = streams
