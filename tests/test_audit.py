@@ -266,7 +266,7 @@ def test_lies_are_found_out(lie: Lie, honest_before: int) -> None:
             alarmed = audit.observe([claim(weights)], [token], None if odds is None else [odds])
         assert alarmed
         needed.append(audit.tokens - honest_before)
-    most = {
+    most: dict[Lie, int] = {
         tiny: 8,
         doubtful: 6 * CAUGHT_WITHIN,
         likeliest: 6 * CAUGHT_WITHIN,
