@@ -57,7 +57,7 @@ Floats = NDArray[np.float64]
 FALSE_ALARM = 1e-9
 """`d`: the chance that an honest account is ever distrusted."""
 CAUGHT_WITHIN = 64
-"""Drafted tokens within which claims are found out that gain a nat a token, after up to a million honest tokens."""
+"""Drafted tokens within which claims that gain a nat a token are found out on average, after a million honest ones."""
 _TILTS = np.array([-1.0, 0.5, 1.0, 2.0, 4.0])
 """`l` of the bets on what is claimed alone; the largest finds a few absurd claims, the smallest many mild ones."""
 _STAKES = np.array([0.1, 0.5, 0.9])
