@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check format install bench bench-quick bench-engine bench-drafting bench-worth bench-capacity bench-overhead bench-scheduler bench-simulated bench-tune bench-tune-clients bench-tune-losses bench-monitor bench-wire models models-tuned clean picture
+.PHONY: demo test check format install bench bench-quick bench-engine bench-drafting bench-worth bench-capacity bench-overhead bench-scheduler bench-simulated bench-tune bench-tune-clients bench-tune-losses bench-monitor bench-wire bench-attacks models models-tuned clean picture
 
 picture: $(INSTALLED)  ## the pictures of the monitor, from a run of the demo in which one agent has a slow link
 	mkdir -p build
@@ -80,6 +80,9 @@ bench-monitor: $(INSTALLED)  ## what watching 64 agents costs: under two minutes
 
 bench-wire: $(INSTALLED)  ## bytes per drafted token
 	$(BIN)/python -m bench.wire --json bench/results/wire.json
+
+bench-attacks: $(INSTALLED)  ## what honest agents keep beside attackers, and what those gain
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.attacks --json bench/results/attacks.json
 
 models: $(INSTALLED)  ## train the bundled models again (hours)
 	$(BIN)/python -m bench.recipe all

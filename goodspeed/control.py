@@ -27,6 +27,7 @@ __all__ = [
     "SetService",
     "SetWeight",
     "SteeredAgent",
+    "Trust",
 ]
 
 MAX_CAPACITY = 2**31 - 1
@@ -113,6 +114,16 @@ class SetRoundTimeout(_Change, tag="round-timeout", frozen=True):
             raise InvalidRequest(f"round-timeout is {self.timeout_ms:g} ms: it must be 0 or above, and finite")
 
 
+class Trust(_Change, tag="trust", frozen=True):
+    """Believe again what a distrusted agent claims of its drafts."""
+
+    agent: Name
+
+    def validate(self) -> None:
+        """As `_Change.validate`."""
+        _check_unicode(self.agent)
+
+
 def _check_unicode(name: str) -> None:
     """A command line may hold bytes that are none, and no message can say them."""
     try:
@@ -121,7 +132,7 @@ def _check_unicode(name: str) -> None:
         raise InvalidRequest(f"{name!r} is no name: it is not Unicode, as all names are") from None
 
 
-Change: TypeAlias = SetScheduler | SetCapacity | SetWeight | SetService | SetRoundTimeout
+Change: TypeAlias = SetScheduler | SetCapacity | SetWeight | SetService | SetRoundTimeout | Trust
 
 
 class Policy(Struct, frozen=True, kw_only=True):
@@ -149,6 +160,8 @@ class SteeredAgent(Struct, frozen=True, kw_only=True):
     """Its token's; None if it is not linked up."""
     reweighted: bool
     service: Service
+    distrusted: bool = False
+    """Whether its drafts were found not to come of what it claims."""
 
 
 class Changed(Struct, frozen=True):

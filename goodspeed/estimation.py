@@ -1,7 +1,8 @@
 """What is known of a stream: its acceptance rate, and its smoothed goodput.
 
-The ratio rule shows `min(1, p/q)` at every drafted position, so equation (3) of the paper applies as it stands. The
-coupled rule shows less: hit or miss, up to the first miss.
+The ratio rule shows what `min(1, p/q)` is on average at every drafted position, so equation (3) of the paper applies;
+a server hardens it against agents that choose what they send. The coupled rule shows less: hit or miss, up to the first
+miss.
 
 No estimate locks in. A round with a budget of 0 shows nothing, and equation (3) would keep the rate it has for ever.
 Here `optimistic`, which is what the scheduler is given, rises with every such round and reaches `ALPHA_MAX` after
@@ -25,6 +26,7 @@ __all__ = [
     "Goodput",
     "HitOrMiss",
     "RatioMean",
+    "ReachedMean",
     "expected_tokens",
     "smooth_goodput",
 ]
@@ -153,7 +155,7 @@ class HitOrMiss:
 
 
 class RatioMean:
-    """For the ratio rule: equation (3), `alpha <- (1 - eta) alpha + eta mean_j min(1, p_j/q_j)`.
+    """For the ratio rule: equation (3), `alpha <- (1 - eta) alpha + eta mean_j min(1, p_j/q_j)`, as the paper has it.
 
     Without a draft the equation divides by zero; here such a round leaves the estimate alone, and makes the next
     step longer than `eta`: after `patience` of them, what is seen replaces what was believed.
@@ -185,15 +187,51 @@ class RatioMean:
         if budget == 0:
             self._idle += 1
             return
-        ratios = judgement.ratios
-        if ratios is None:
-            # Of a rule that knows none, what stood and what did not, up to the first that did not.
-            ratios = (1.0,) * judgement.accepted + (0.0,) * (judgement.accepted < budget)
-            budget = len(ratios)
+        ratios, budget = _ratios(judgement, budget)
         mean = sum(ratios) / (len(ratios) + (len(ratios) < budget))
-        step = self._eta + (1.0 - self._eta) * min(1.0, self._idle / self._patience)
-        self._alpha += step * (mean - self._alpha)
+        self._alpha += self._step() * (mean - self._alpha)
         self._idle = 0
+
+    def _step(self) -> float:
+        return self._eta + (1.0 - self._eta) * min(1.0, self._idle / self._patience)
+
+
+class ReachedMean(RatioMean):
+    """Equation (3) among agents that may lie: what a server goes by.
+
+    An agent chooses its tokens, so what it is credited for must not depend on a choice. In place of `min(1, p/q)` of
+    the chosen token stands its mean over `q` (`Judgement.ratios`). And in place of all drafted positions stand those
+    that were reached, the first rejection included: behind a token that was meant to be rejected anything can be
+    drafted, a word over and over, say, of which the target is as sure as the draft. Where all draws are honest and all
+    positions alike, neither changes the mean. Sums of ratios and of positions are smoothed apart, since a round that
+    was cut short by a bad position shows fewer: a mean of means would count that position double. The prior counts for
+    as many positions as the first round shows.
+    """
+
+    _positions = 0.0
+    """In a round, smoothed; 0 before the first."""
+
+    def observe(self, budget: int, judgement: Judgement) -> None:
+        """Take one step."""
+        if budget == 0:
+            self._idle += 1
+            return
+        ratios, budget = _ratios(judgement, budget)
+        reached = ratios[: judgement.accepted + 1]
+        positions = len(reached) + (judgement.accepted >= len(ratios) and len(ratios) < budget)
+        step = self._step()
+        before = self._positions or positions
+        self._positions = (1.0 - step) * before + step * positions
+        self._alpha = ((1.0 - step) * before * self._alpha + step * sum(reached)) / self._positions
+        self._idle = 0
+
+
+def _ratios(judgement: Judgement, budget: int) -> tuple[tuple[float, ...], int]:
+    """The ratios, and how many were asked for; of a rule that knows none, what stood, and the first that did not."""
+    if judgement.ratios is not None:
+        return judgement.ratios, budget
+    ratios = (1.0,) * judgement.accepted + (0.0,) * (judgement.accepted < budget)
+    return ratios, len(ratios)
 
 
 def _rise(alpha: float, idle_share: float) -> float:

@@ -13,8 +13,12 @@ gives it one that is not installed.
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
+import math
 import operator
 import os
+import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -114,7 +118,7 @@ class VerificationRule(Protocol):
             log_p: float32 [S + 1, vocab], the target's log-probabilities at each drafted position and one past.
             drafted: the agent's tokens, S of them.
             evidence: as `read` gave it.
-            seed: of the stream; an agent knows it, so coins that it must not foresee need domains of their own.
+            seed: of the stream; an agent knows it, so coins that it must not foresee need a secret besides.
             base: the committed length the draft builds on.
         """
 
@@ -144,6 +148,7 @@ def checked_judgement(
     try:
         accepted, token = operator.index(judgement.accepted), operator.index(judgement.token)
         ratios = None if judgement.ratios is None else tuple(map(float, judgement.ratios))
+        odds = None if judgement.odds is None else tuple(map(float, judgement.odds))
     except (TypeError, ValueError) as error:
         raise RuleFault(f"the rule {rule.name} answered {judgement}: {error}") from error
     if not 0 <= accepted <= size:
@@ -152,7 +157,9 @@ def checked_judgement(
         raise RuleFault(f"the rule {rule.name} drew the token {token}: it must be 0 to {vocab_size - 1}")
     if ratios is not None and (len(ratios) != size or not all(0 <= ratio <= 1 for ratio in ratios)):
         raise RuleFault(f"the rule {rule.name} has wrong ratios: they must be 0 to 1, one for each of {size} tokens")
-    return Judgement(accepted, token, ratios)
+    if odds is not None and (len(odds) != size or not all(0 <= one < math.inf for one in odds)):
+        raise RuleFault(f"the rule {rule.name} has wrong odds: they must be 0 or above, one for each of {size} tokens")
+    return Judgement(accepted, token, ratios, odds)
 
 
 class Coupled:
@@ -187,16 +194,29 @@ class Coupled:
 
 
 class Ratio:
-    """The published rule: a token stands with the ratio of what target and draft thought of it; `q` is sent."""
+    """The published rule: a token stands with the ratio of what target and draft thought of it; `q` is sent.
+
+    Neither side may know the other's randomness beforehand. An agent that foresees the server's coins drafts only where
+    they are kind, and the text is not the target's any more; and what an agent draws has to be independent of all that
+    the server has seen (`audit`). A stream's seed is known to both, and is used again for other texts and for positions
+    that are drafted twice. So each side has noise of its own, and uses it once: under this rule a seed names no text.
+
+    Args:
+        secret: of this side's noise, 0 to 2**63 - 1; None for a random one, which is what servers and agents want.
+    """
 
     name = "ratio"
     shares_noise = False
     candidates = RATIO_TOP_K
 
+    def __init__(self, secret: int | None = None) -> None:
+        self._secret = secrets.randbits(63) if secret is None else secret
+        self._uses = itertools.count()
+
     def draw(self, tokens: Ints, weights: Floats, seed: int, position: int) -> Drawn:
         """From the very distribution that is sent."""
         q = quantise(tokens, weights)
-        return Drawn(draw_drafted(q, seed, position), pack_q([q]))
+        return Drawn(draw_drafted(q, self._unused(), position), pack_q([q]))
 
     def settled(self, token: int) -> bytes:
         """It was settled without the server's coins, so it is its own distribution."""
@@ -207,8 +227,15 @@ class Ratio:
         return unpack_q(evidence, drafted, vocab_size)
 
     def judge(self, log_p: Tensor, drafted: Sequence[int], evidence: Sequence[Any], seed: int, base: int) -> Judgement:
-        """By coins that no agent foresees the use of."""
-        return judge_ratio(log_p, drafted, evidence, seed, base)
+        """By coins that no agent foresees."""
+        return judge_ratio(log_p, drafted, evidence, self._unused(), base)
+
+    def _unused(self) -> int:
+        """A seed that nobody has had, and that no number of others gives away."""
+        message = next(self._uses).to_bytes(8, "big")
+        return (
+            int.from_bytes(hashlib.blake2b(message, key=self._secret.to_bytes(8, "big"), digest_size=8).digest()) >> 1
+        )
 
 
 RULES: Mapping[str, Callable[..., VerificationRule]] = {"coupled": Coupled, "ratio": Ratio}

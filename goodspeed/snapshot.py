@@ -53,6 +53,9 @@ class AgentRow(Struct, frozen=True, kw_only=True):
     """How long they were on their way besides, from the verdict to their arrival: the round trip; smoothed."""
     wait_ms: float = 0.0
     """How long they lay here until a pass took them; smoothed."""
+    surprise: float = 0.0
+    """Ratio rule: by how many standard deviations its drafted tokens are unlikelier than it claims, over all that its
+    account has had verified. What decides whether an account is distrusted is another measure; see `audit`."""
 
 
 class RoundRow(Struct, frozen=True, kw_only=True):
@@ -129,6 +132,8 @@ class ServerSnapshot(Struct, frozen=True, kw_only=True):
     """Texts that came with some of their tokens written, and went through the target from their beginning."""
     jain: float = 1.0
     """Jain's index of the streams' goodputs: 1 where all are alike."""
+    found_out: int = 0
+    """How many accounts were distrusted since the server started, one for each time."""
     recent: tuple[RoundRow, ...] = ()
     """The last rounds, the newest last; so few that a snapshot stays small."""
 

@@ -59,7 +59,11 @@ class Judgement:
     token: int
     """The recovered token, or the bonus token when all of them stand."""
     ratios: tuple[float, ...] | None = None
-    """Ratio rule: `min(1, p/q)` at *every* drafted position, as equation (3) wants it."""
+    """Ratio rule: with which chance a token that is drawn from `q` stands, at every drafted position: `sum min(p, q)`.
+    That is the mean of the `min(1, p/q)` of equation (3) over the tokens that could have been drawn, so it depends on
+    what was claimed and not on which token was chosen; what lies behind the first rejection is there too."""
+    odds: tuple[float, ...] | None = None
+    """Ratio rule: `p/q` of every drafted token, for `audit`."""
 
 
 def judge_coupled(drafted: Sequence[int], drawn: Sequence[int]) -> Judgement:
@@ -166,21 +170,37 @@ def judge_ratio(
         log_p: float32 [S + 1, vocab], the target's warped log-probabilities at each drafted position and one past.
         drafted: the agent's tokens, S of them.
         q: the distribution each was drawn from.
-        seed: of the stream; the server's coins are functions of it, in domains of their own.
+        seed: the server's coins are functions of it, in domains of their own; see `rules.Ratio`.
         base: the committed length the draft builds on.
     """
     assert len(drafted) == len(q) == log_p.shape[0] - 1
     size = len(drafted)
-    log_p_drafted = log_p[range(size), list(drafted)] if size else log_p[:0, 0]
-    p_drafted = log_p_drafted.double().exp().tolist()
-    ratios = tuple(min(1.0, p / q[j].probability(drafted[j])) for j, p in enumerate(p_drafted))
+    overlaps, odds = _compared(log_p, drafted, q) if size else ((), ())
     coins = uniform(position_keys([seed] * size, range(base, base + size), Domain.ACCEPT), _COIN)
     accepted = 0
-    while accepted < size and coins[accepted] <= ratios[accepted]:
+    while accepted < size and coins[accepted] <= odds[accepted]:
         accepted += 1
     p = log_p[accepted].exp().cpu().numpy()
     left = _residual(p, q[accepted]) if accepted < size else p
-    return Judgement(accepted, _draw(left, seed, base + accepted), ratios)
+    return Judgement(accepted, _draw(left, seed, base + accepted), overlaps, odds)
+
+
+def _compared(
+    log_p: Tensor, drafted: Sequence[int], q: Sequence[DraftDistribution]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """`sum min(p, q)`, and `p/q` of the drafted token, at every drafted position: the target is read once for both."""
+    shape = len(q), max(len(one.tokens) for one in q)
+    tokens, claimed = np.zeros(shape, dtype=np.int64), np.zeros(shape)
+    for row, one in enumerate(q):
+        tokens[row, : len(one.tokens)] = one.tokens
+        claimed[row, : len(one.tokens)] = one.weights / one.weights.sum()
+    rows = np.arange(len(q))[:, None]
+    # [S, k]; behind a shorter support, of any token. A target that came to nothing (NaN) accepts nothing.
+    p = np.nan_to_num(log_p[rows, tokens].double().exp().cpu().numpy(), nan=0.0)
+    overlaps = np.minimum(np.minimum(p, claimed).sum(-1), 1.0)
+    drawn = ((tokens == np.array(drafted)[:, None]) & (claimed > 0)).argmax(-1)[:, None]
+    odds = p[rows, drawn] / claimed[rows, drawn]
+    return tuple(overlaps.tolist()), tuple(odds[:, 0].tolist())
 
 
 def _residual(p: Floats, rejected: DraftDistribution) -> Floats:

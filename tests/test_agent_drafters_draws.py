@@ -121,9 +121,11 @@ def test_confidence_is_the_likeliest_tokens_probability_whatever_is_drawn(
 
 @given(PARAMS, st.integers(0, 10**6))
 def test_the_ratio_draw_comes_from_what_is_sent(params: SamplingParams, seed: int) -> None:
-    guess = make_draw(params, "ratio")(logits(seed).numpy(), 7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("goodspeed.rules.Ratio._unused", lambda self: seed)
+        guess = make_draw(params, "ratio")(logits(seed).numpy(), 7)
     token, (q,) = guess.token, unpack_q(guess.q, [guess.token], 120)
-    assert token == draw_drafted(q, params.seed, 7)
+    assert token == draw_drafted(q, seed, 7)
     assert len(q.tokens) <= 32
     tokens, weights = likeliest(logits(seed).numpy(), params, 32)
     order = [tokens.tolist().index(each) for each in q.tokens]

@@ -12,6 +12,7 @@ from goodspeed.estimation import (
     AcceptanceEstimator,
     HitOrMiss,
     RatioMean,
+    ReachedMean,
     expected_tokens,
     smooth_goodput,
 )
@@ -37,6 +38,35 @@ def test_equation_three() -> None:
     estimator.observe(2, Judgement(2, 0, (1.0, 1.0)))
     assert estimator.alpha == pytest.approx(0.8 * 0.5 + 0.2 * 1.0)
     assert estimator.optimistic == estimator.alpha
+
+
+@given(st.lists(st.lists(st.floats(0, 1), min_size=4, max_size=4), min_size=1, max_size=30))
+def test_where_all_positions_are_reached_it_is_equation_three(rounds_of_ratios: list[list[float]]) -> None:
+    hardened, paper = ReachedMean(0.5), RatioMean(0.5)
+    for ratios in rounds_of_ratios:
+        for estimator in (hardened, paper):
+            estimator.observe(4, Judgement(4, 0, tuple(ratios)))
+        assert hardened.alpha == pytest.approx(paper.alpha)
+
+
+def test_what_lies_behind_the_first_rejection_earns_nothing() -> None:
+    """A token that cannot stand, and behind it what anybody could have foreseen."""
+    estimator = ReachedMean()
+    for _ in range(100):
+        estimator.observe(8, Judgement(0, 0, (0.0, *(1.0,) * 7)))
+    assert estimator.alpha < 0.01
+
+
+def test_rounds_that_a_bad_position_cuts_short_bend_nothing() -> None:
+    """Positions are good or bad by turns nobody foresees; a mean over each round's mean would come to 0.375."""
+    random = np.random.default_rng(0)
+    estimator, estimates = ReachedMean(eta=0.02), []
+    for turn in range(6000):
+        ratios = (random.random(2) < 0.5).astype(float)
+        estimator.observe(2, Judgement(2 if ratios.all() else int(ratios.argmin()), 0, tuple(ratios.tolist())))
+        if turn > 500:
+            estimates.append(estimator.alpha)
+    assert np.mean(estimates) == pytest.approx(0.5, abs=0.02)
 
 
 def test_equation_four() -> None:
@@ -68,7 +98,7 @@ def test_hit_or_miss_is_consistent(alpha: float, budget: int) -> None:
     assert estimator.alpha == pytest.approx(alpha, abs=0.02)
 
 
-@pytest.mark.parametrize("kind", [HitOrMiss, RatioMean])
+@pytest.mark.parametrize("kind", [HitOrMiss, RatioMean, ReachedMean])
 @pytest.mark.parametrize("alpha", [0.1, 0.5, 0.9])
 def test_the_mean_estimate_is_the_rate(kind: Estimators, alpha: float) -> None:
     random = np.random.default_rng(1)
@@ -83,7 +113,7 @@ def test_the_mean_estimate_is_the_rate(kind: Estimators, alpha: float) -> None:
     assert np.std(estimates) < 0.08
 
 
-@pytest.mark.parametrize("kind", [HitOrMiss, RatioMean])
+@pytest.mark.parametrize("kind", [HitOrMiss, RatioMean, ReachedMean])
 def test_a_change_is_followed(kind: Estimators) -> None:
     random = np.random.default_rng(2)
     estimator = kind()
@@ -103,7 +133,7 @@ rounds = st.lists(
 )
 
 
-@given(st.sampled_from([HitOrMiss, RatioMean]), st.floats(0, 1), rounds)
+@given(st.sampled_from([HitOrMiss, RatioMean, ReachedMean]), st.floats(0, 1), rounds)
 def test_estimates_stay_in_range(
     kind: Estimators, prior: float, history: list[tuple[int, int, tuple[float, ...]]]
 ) -> None:
@@ -113,7 +143,7 @@ def test_estimates_stay_in_range(
         assert 0 <= estimator.alpha <= estimator.optimistic <= ALPHA_MAX
 
 
-@pytest.mark.parametrize("kind", [HitOrMiss, RatioMean])
+@pytest.mark.parametrize("kind", [HitOrMiss, RatioMean, ReachedMean])
 def test_a_budget_of_zero_leaves_the_estimate_and_raises_hope(kind: Estimators) -> None:
     estimator = kind()
     for _ in range(30):
@@ -134,7 +164,7 @@ def test_a_budget_of_zero_leaves_the_estimate_and_raises_hope(kind: Estimators) 
     assert estimator.optimistic < ALPHA_MAX
 
 
-@pytest.mark.parametrize("kind", [HitOrMiss, RatioMean])
+@pytest.mark.parametrize("kind", [HitOrMiss, RatioMean, ReachedMean])
 def test_an_agent_with_nothing_to_say_earns_no_hope(kind: Estimators) -> None:
     estimator = kind()
     for _ in range(100):
@@ -143,7 +173,7 @@ def test_an_agent_with_nothing_to_say_earns_no_hope(kind: Estimators) -> None:
     assert estimator.optimistic < 0.1
 
 
-@pytest.mark.parametrize("kind", [HitOrMiss, RatioMean])
+@pytest.mark.parametrize("kind", [HitOrMiss, RatioMean, ReachedMean])
 def test_a_short_draft_counts_one_miss_behind_its_end(kind: Estimators) -> None:
     short, full = kind(), kind()
     for _ in range(60):
@@ -153,7 +183,7 @@ def test_a_short_draft_counts_one_miss_behind_its_end(kind: Estimators) -> None:
     assert full.alpha > 0.95
 
 
-@pytest.mark.parametrize("kind", [HitOrMiss, RatioMean])
+@pytest.mark.parametrize("kind", [HitOrMiss, RatioMean, ReachedMean])
 @pytest.mark.parametrize("fairness", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("capacity", [1, 4, 8])
 @pytest.mark.parametrize("prior", [0.0, PRIOR_ALPHA])
@@ -186,7 +216,7 @@ def test_a_bad_first_impression_does_not_last(kind: Estimators, fairness: float,
     assert wronged.alpha == pytest.approx(truth[1], abs=0.06)
 
 
-@pytest.mark.parametrize("kind", [HitOrMiss, RatioMean])
+@pytest.mark.parametrize("kind", [HitOrMiss, RatioMean, ReachedMean])
 def test_probing_the_hopeless_costs_little(kind: Estimators) -> None:
     random = np.random.default_rng(6)
     good, hopeless = kind(), kind()

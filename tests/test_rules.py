@@ -24,7 +24,7 @@ from goodspeed.sampling.warping import RowParams, sample
 from goodspeed.scenarios import AgentGroup, Contender, Scenario, Server
 from goodspeed.scenarios.simulating import simulate_scenario
 from goodspeed.stream import check_draft
-from goodspeed.verification import Judgement
+from goodspeed.verification import DraftDistribution, Judgement, pack_q
 from goodspeed_agent.agent import Agent, TextRequest
 from goodspeed_agent.tokenizer import TokenizerCache
 from goodspeed_server.settings import ServerSettings
@@ -73,7 +73,7 @@ class Fragile(Ratio):
         return [evidence[1000 + place] for place, _ in enumerate(drafted)]
 
 
-@pytest.mark.parametrize("rule", [Coupled(), Ratio(), "match"], ids=["coupled", "ratio", "match"])
+@pytest.mark.parametrize("rule", [Coupled(), Ratio(secret=0), "match"], ids=["coupled", "ratio", "match"])
 def test_lossless_rules_pass(rule: Any) -> None:
     tried = rule_named(use_rule(MATCH)) if rule == "match" else rule
     findings = check_rule(tried, trials=600, seed=3)
@@ -82,7 +82,22 @@ def test_lossless_rules_pass(rule: Any) -> None:
     assert findings[0].accepted > 0.05
 
 
-@pytest.mark.parametrize("rule", [Credulous(), Forgetful()], ids=["credulous", "forgetful"])
+def test_coins_and_draws_are_used_once() -> None:
+    """A seed is known to both sides and used again: neither side's noise may follow from it, nor come twice."""
+    tokens, weights = np.arange(8), np.ones(8, dtype=np.float32)
+    log_p = torch.full((2, 8), 1 / 8).log()
+    doubtful = pack_q([DraftDistribution(np.array([0, 1]), np.array([1, 1]))])  # it stands in one case of four
+    drawn, stood = [], []
+    for rule in (Ratio(secret=1), Ratio(secret=1), Ratio(secret=2)):
+        drawn.append([rule.draw(tokens, weights, 5, 9).token for _ in range(64)])
+        stood.append([rule.judge(log_p, [0], rule.read(doubtful, [0], 8), 5, 9).accepted for _ in range(64)])
+    for first, again, other in (drawn, stood):
+        assert first == again != other
+        assert len(set(first)) > 1
+    assert [Ratio().draw(tokens, weights, 5, 9).token for _ in range(64)] != drawn[0]
+
+
+@pytest.mark.parametrize("rule", [Credulous(secret=0), Forgetful(secret=0)], ids=["credulous", "forgetful"])
 def test_rules_that_bend_the_text_are_found_out(rule: Ratio) -> None:
     drawn, settled, none = check_rule(rule, trials=600, seed=3)
     assert not drawn.lossless
@@ -105,6 +120,7 @@ class Odd(Ratio):
     name = "odd"
 
     def __init__(self, answer: Any) -> None:
+        super().__init__()
         self.answer = answer
 
     def judge(self, log_p: Tensor, drafted: Sequence[int], evidence: Sequence[Any], seed: int, base: int) -> Judgement:
@@ -124,6 +140,9 @@ class Odd(Ratio):
         (Judgement(0, None), "the rule odd answered Judgement.*'NoneType'"),  # type: ignore[arg-type]
         (Judgement(0, 0, (0.5,)), "the rule odd has wrong ratios"),
         (Judgement(0, 0, (0.5, float("nan"))), "the rule odd has wrong ratios"),
+        (Judgement(0, 0, None, (0.5,)), "the rule odd has wrong odds"),
+        (Judgement(0, 0, None, (0.5, -1.0)), "the rule odd has wrong odds"),
+        (Judgement(0, 0, None, (0.5, float("inf"))), "the rule odd has wrong odds"),
         ((0, 0), "the rule odd answered tuple: it must be a Judgement"),
         (ZeroDivisionError("q"), "the rule odd raised ZeroDivisionError: q"),
         (InvalidRequest("q"), "the rule odd raised InvalidRequest: q"),

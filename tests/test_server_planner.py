@@ -171,6 +171,17 @@ def test_behind_the_barrier_a_draft_that_the_price_ended_shows_no_miss(told: int
     assert live.estimator.alpha == estimator.alpha
 
 
+def test_who_says_that_not_even_a_token_was_worth_its_price_raises_no_hope() -> None:
+    """Or else who never drafts would be granted more and more, and others the less."""
+    planner, live = make_planner(Grants(4, worth_s=1.0), rounds="barrier"), stream(max_new_tokens=900)
+    live.budget, live.price_percent = 4, 30
+    before = live.estimator.optimistic
+    for _ in range(60):
+        live.draft = Draft(0, live.stream.length, [], end=DraftEnd.PRICED_OUT)
+        planner.committed(live, [], Judgement(0, 7), live.stream.commit([], Judgement(0, 7)), now=1.0)
+    assert live.estimator.optimistic < min(before, 0.2)
+
+
 def test_the_schedule_is_given_the_highest_plausible_rate_where_no_probes_keep_the_estimate_fresh() -> None:
     for rule in RULES:
         for rounds in ("rolling", "barrier"):
@@ -183,6 +194,44 @@ def test_the_schedule_is_given_the_highest_plausible_rate_where_no_probes_keep_t
             expected = live.estimator.alpha if probed else live.estimator.optimistic
             assert live.estimator.alpha < live.estimator.optimistic
             assert scheduler.asked[0].alpha.tolist() == [expected]
+
+
+def chance(planner: Planner, live: LiveStream) -> float:
+    """What the schedule is given."""
+    assert isinstance(planner.scheduler, Grants)
+    planner.plan([live], 100, now=0.0)
+    return float(planner.scheduler.asked[-1].alpha[0])
+
+
+def test_guesses_that_are_copied_from_verdicts_outweigh_no_miss_that_came_in_time() -> None:
+    """What is late may be a copy of what its agent was told; what it guesses by itself is what it is taken for."""
+    planner, live = make_planner(Grants(4, worth_s=1.0)), stream(max_new_tokens=900)
+    for _ in range(40):
+        base = live.stream.length
+        guess(planner, live, Draft(0, base, [9]), now=0.0)
+        decode(planner, live, [5, 6, 7, 8], now=0.0)
+        guess(planner, live, Draft(0, base, [5, 6, 7, 8]), now=0.0)
+    assert live.estimator.alpha > 0.75
+    assert chance(planner, live) < 0.1
+
+
+def test_who_is_always_late_is_believed_while_nothing_speaks_against_it() -> None:
+    planner, live = make_planner(Grants(4, worth_s=1.0)), stream(max_new_tokens=900)
+    for _ in range(40):
+        base = live.stream.length
+        decode(planner, live, [5, 6, 7, 8], now=0.0)
+        guess(planner, live, Draft(0, base, [5, 6, 7, 9]), now=0.0)
+    assert chance(planner, live) == live.estimator.alpha == pytest.approx(0.75, abs=0.01)
+
+
+@pytest.mark.parametrize("right", [1, 3])
+def test_who_is_in_time_is_believed(right: int) -> None:
+    planner, live = make_planner(Grants(4, worth_s=1.0)), stream(max_new_tokens=900)
+    for _ in range(40):
+        tokens = [5] * right + [9]
+        guess(planner, live, Draft(0, live.stream.length, tokens), now=0.0)
+        decode(planner, live, [5] * (right + 1), now=0.0)
+    assert chance(planner, live) == live.estimator.alpha == pytest.approx(right / (right + 1), abs=0.02)
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -206,28 +206,41 @@ def test_a_coin_that_leans_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     assert likelihood(honest, 2500) < 1e-9
 
 
-def test_ratios_are_those_of_every_drafted_position() -> None:
+def test_every_drafted_position_is_compared_with_the_target() -> None:
+    """Held against the distributions written out over the whole vocabulary."""
     q = [quantise(np.array([1, 3]), np.array([0.5, 0.5], dtype=np.float32)), honest(AFTER[3]), honest(AFTER[2])]
     drafted = [3, 2, 5]
     judgement = judge_ratio(AFTER[[0, 3, 2, 5]].log(), drafted, q, 0, 1)
-    expected = [
-        min(1.0, float(AFTER[before, token]) / q[j].probability(token))
-        for j, (before, token) in enumerate(zip([0, 3, 2], drafted, strict=True))
-    ]
-    assert judgement.ratios == pytest.approx(expected, abs=1e-6)
-    assert judgement.ratios is not None
-    assert judgement.ratios[0] == pytest.approx(0.5)
+    p = AFTER[[0, 3, 2]].double().numpy()
+    assert judgement.ratios == pytest.approx([np.minimum(p[j], dense(q[j])).sum() for j in range(3)], abs=1e-6)
+    assert judgement.odds == pytest.approx(
+        [p[j, token] / dense(q[j])[token] for j, token in enumerate(drafted)], abs=1e-6
+    )
 
 
-def test_the_mean_ratio_is_one_minus_the_total_variation() -> None:
+@given(st.integers(0, 5), st.integers(0, 1000))
+def test_what_a_draft_is_credited_for_depends_on_no_token_of_it(token: int, seed: int) -> None:
+    """So nobody is credited for more by sending what was not drawn."""
+    q = [honest(AFTER[0]), honest(AFTER[token])]
+    judged = [judge_ratio(AFTER[[0, token, 0]].log(), [token, other], q, seed, 1) for other in q[1].tokens.tolist()]
+    assert len({one.ratios for one in judged}) == 1
+
+
+def test_the_ratio_is_one_minus_the_total_variation_and_the_mean_over_what_is_drawn() -> None:
     p = AFTER[0]
     q = honest(p)
-    ratios = [
-        float(np.mean(judgement.ratios))
-        for seed in range(2000)
-        if (judgement := judge_ratio(p.expand(2, -1).log(), [draw_drafted(q, seed, 1)], [q], seed, 1)).ratios
-    ]
-    assert np.mean(ratios) == pytest.approx(1 - 0.5 * np.abs(p.numpy() - dense(q)).sum(), abs=0.01)
+    judged = [judge_ratio(p.expand(2, -1).log(), [draw_drafted(q, seed, 1)], [q], seed, 1) for seed in range(2000)]
+    total_variation = 0.5 * np.abs(p.numpy() - dense(q)).sum()
+    assert judged[0].ratios == pytest.approx([1 - total_variation], abs=1e-6)
+    assert np.mean([min(1.0, (one.odds or (9.0,))[0]) for one in judged]) == pytest.approx(
+        1 - total_variation, abs=0.01
+    )
+
+
+def test_a_target_that_came_to_nothing_accepts_nothing() -> None:
+    log_p = torch.full((3, 6), float("nan"))
+    judgement = judge_ratio(log_p, [1, 3], [honest(AFTER[0]), honest(AFTER[1])], 0, 1)
+    assert (judgement.accepted, judgement.ratios, judgement.odds) == (0, (0.0, 0.0), (0.0, 0.0))
 
 
 def test_a_draft_equal_to_the_target_is_never_rejected() -> None:

@@ -2,8 +2,8 @@
 
 A draft is the beginning of what is guessed. A verdict that accepts all of it, and appends the very token that was
 guessed next, leaves the rest standing as the beginning of the next draft; any other makes the guesses start anew. So
-drafting ahead is going on guessing, and nothing else: a guess is a function of the tokens before it, of the seed and of
-the position, and a model's draft is the same whether its tokens were guessed early or late.
+drafting ahead is going on guessing, and nothing else: under the coupled rule a guess is a function of the tokens before
+it, of the seed and of the position, and a model's draft is the same whether its tokens were guessed early or late.
 
 An early stop is decided by confidences, and a confidence is known before its token is drawn. So whether a token is
 sent does not depend on which token it is: the ratio rule stays lossless (any other stop would bend its output), and

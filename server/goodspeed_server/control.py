@@ -22,11 +22,14 @@ from goodspeed.control import (
     SetService,
     SetWeight,
     SteeredAgent,
+    Trust,
 )
 from goodspeed.errors import InvalidRequest
+from goodspeed.estimation import PRIOR_ALPHA
 from goodspeed.plugins import installed, unknown
 from goodspeed.scheduling import SCHEDULER
 from goodspeed.utility import AlphaFair
+from goodspeed_server.audits import Audits
 from goodspeed_server.live import AgentAccount
 from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.settings import RoundSettings, RoundsName, what_auto_means
@@ -78,16 +81,19 @@ class LiveControl:
         """Of everybody who is linked up, with the weight of its token."""
         self._weights: dict[str, float] = {}
         self._services: dict[str, Service] = {}
+        self._audits = Audits()
 
     def joined(self, account: AgentAccount) -> None:
         """An agent has linked up."""
         self._accounts[account] = account.weight
         account.weight = self._weights.get(account.name, account.weight)
         account.service = self._services.get(account.name, "served")
+        account.standing = self._audits.joined(account.holder, account.name, self._rounds.now())
 
     def left(self, account: AgentAccount) -> None:
         """Its link has gone."""
         self._accounts.pop(account, None)
+        self._audits.left(account.holder, self._rounds.now())
 
     async def obey(self, change: Change | None, who: str) -> ControlState:
         """Make a change, if there is one.
@@ -121,6 +127,8 @@ class LiveControl:
                 changed = self._set_weight(change)
             case SetService():
                 changed = self._set_service(change)
+            case Trust():
+                changed = self._trust(change)
         if any(one.before != one.after for one in changed):
             # It belongs into every log, whatever that leaves out.
             logger.warning("%s, by %s", "; ".join(map(str, changed)), who)
@@ -171,6 +179,17 @@ class LiveControl:
                 self._rounds.ask_no_more(account)
         return (Changed(f"agent {name!r}", before, change.service),)
 
+    def _trust(self, change: Trust) -> tuple[Changed, ...]:
+        name = change.agent
+        self._links_of(name, self._audits.distrusted_names())
+        forgiven = self._audits.trust(name)
+        for standing in forgiven:
+            self._rounds.think_anew(standing)
+        for account in self._accounts:
+            if account.standing in forgiven:
+                account.prior_alpha = PRIOR_ALPHA
+        return (Changed(f"agent {name!r}", "distrusted" if forgiven else "trusted", "trusted"),)
+
     def _links_of(self, asked: str, changed: Container[str]) -> list[AgentAccount]:
         """An agent's links: none if it is away, and something was changed of it before.
 
@@ -204,6 +223,7 @@ class LiveControl:
 
     def _state(self, changed: tuple[Changed, ...]) -> ControlState:
         names = {account.name for account in self._accounts} | self._weights.keys() | self._services.keys()
+        names |= self._audits.distrusted_names()
         planner = self._rounds.planner
         return ControlState(
             now=self._policy(),
@@ -225,6 +245,7 @@ class LiveControl:
             own_weight=own,
             reweighted=name in self._weights,
             service=self._services.get(name, "served"),
+            distrusted=bool(self._audits.distrusted(name)),
         )
 
 

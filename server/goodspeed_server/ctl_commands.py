@@ -19,6 +19,7 @@ from goodspeed.control import (
     SetService,
     SetWeight,
     SteeredAgent,
+    Trust,
 )
 from goodspeed.credentials import Credentials
 from goodspeed.errors import InvalidRequest
@@ -127,6 +128,12 @@ def undrain(ctx: typer.Context, agent: AgentName, as_json: AsJson = False) -> No
     _change(ctx, SetService(agent, "served"), as_json=as_json)
 
 
+@app.command()
+def trust(ctx: typer.Context, agent: AgentName, as_json: AsJson = False) -> None:
+    """Believe again what an agent claims of its drafts that was found out; see `docs/operating.md`."""
+    _change(ctx, Trust(agent), as_json=as_json)
+
+
 def _change(ctx: typer.Context, change: Change | None, *, as_json: bool, until_drained: str | None = None) -> None:
     """Make a change, or only look, and print what there is to say."""
     url, credentials = ctx.obj
@@ -193,6 +200,8 @@ def _said_of(agent: SteeredAgent) -> list[str]:
         said.append(f"weight {agent.weight:g}{own}")
     if agent.service != "served":
         said.append(f"{agent.service}, {agent.streams} streams left")
+    if agent.distrusted:
+        said.append("distrusted")
     if said and not agent.links:
         said.append("not linked up")
     return said

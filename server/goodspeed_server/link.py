@@ -306,10 +306,12 @@ class Link:
             )
 
     async def _serve_agent(self, hello: Hello) -> None:
-        account = AgentAccount(hello.name, hello.drafter, PRIOR_ALPHA, allowance=self._allowance)
+        # Of who shows no token an address is known, and what it calls itself.
+        holder = f"{hello.name} {self.connection.remote_address[0]}"
+        account = AgentAccount(hello.name, hello.drafter, PRIOR_ALPHA, allowance=self._allowance, holder=holder)
         self._account = account
         if self._token is not None:
-            account.weight = self._token.weight
+            account.weight, account.holder = self._token.weight, f"token {self._token.name}"
         self._telemetry.joined(account, self._rounds.now())
         self._control.joined(account)
         if hello.session:

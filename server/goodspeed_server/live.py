@@ -21,6 +21,7 @@ from goodspeed.stream import Commit, ServedStream, check_draft
 from goodspeed.timing import Pace
 from goodspeed.verification import Rule
 from goodspeed_server.allowance import Allowance
+from goodspeed_server.audits import Standing
 
 __all__ = ["AgentAccount", "DraftWay", "LiveStream", "Outbox", "RowUse", "Session"]
 
@@ -82,6 +83,10 @@ class AgentAccount:
     """What the operator has said of it."""
     session: Session | None = None
     """By which its streams are known when it comes back on another link; None if they are not."""
+    holder: str = ""
+    """Whose it is, where that is known better than by name; see `Audits`."""
+    standing: Standing = field(default_factory=Standing)
+    """What the audit of its drafts has made of it."""
     redrafted_at: float = -math.inf
     """When its estimates were last started anew."""
     draft_s: float = 0.0
@@ -159,6 +164,9 @@ class LiveStream:
     matching: HitOrMiss = field(default_factory=HitOrMiss)
     """Ratio rule only: how often its guesses are the tokens that are committed over them, which is less than its
     acceptance. Where both sides share the noise the two are the same."""
+    in_time: HitOrMiss = field(default_factory=HitOrMiss)
+    """Coupled rule only, where the server does not wait: what those guesses showed that were here before the tokens
+    they stand for were committed. One that comes later may have been copied from the verdict."""
     guesses: Guesses = field(default_factory=Guesses)
     """Where the server does not wait."""
     probing: Probing = field(default_factory=Probing)
@@ -197,13 +205,15 @@ class LiveStream:
     @property
     def draft_limit(self) -> int:
         """The longest draft that is of use, and wanted."""
-        return 0 if self.account.service == "drained undrafted" else self.stream.draft_limit
+        account = self.account
+        wanted = account.service != "drained undrafted" and not account.standing.distrusted
+        return self.stream.draft_limit if wanted else 0
 
     def start_afresh(self) -> None:
         """Forget what was learned of the drafter before."""
         assert self.fresh is not None
         self.estimator, self.fresh = self.fresh, None
-        self.matching, self.pace, self.probing = HitOrMiss(), Pace(), Probing()
+        self.matching, self.in_time, self.pace, self.probing = HitOrMiss(), HitOrMiss(), Pace(), Probing()
 
     def usable(self, message: Draft, most: int, vocab_size: int, rule: Rule) -> tuple[Draft, list[Any]]:
         """A draft of at most so many tokens and what they were drawn from; of one that cannot be, an empty one.

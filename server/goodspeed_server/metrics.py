@@ -160,6 +160,11 @@ class _Now(Collector):
             ("jain_index", "Of the streams' goodputs: 1 where all are alike.", now.jain),
         ):
             yield GaugeMetricFamily(f"goodspeed_{name}", what, value=float(value))
+        yield CounterMetricFamily(
+            "goodspeed_found_out",
+            "Accounts whose drafts did not come of the distributions they claimed.",
+            now.found_out,
+        )
         yield CounterMetricFamily("goodspeed_busy_seconds", "Time that the engine has spent in passes.", now.busy_s)
         resumed = CounterMetricFamily(
             "goodspeed_streams_resumed",

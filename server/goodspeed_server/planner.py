@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 
 from goodspeed.errors import InvalidRequest, SchedulerFault
-from goodspeed.estimation import HitOrMiss, RatioMean, smooth_goodput
+from goodspeed.estimation import HitOrMiss, ReachedMean, smooth_goodput
 from goodspeed.guesses import Overtaken
 from goodspeed.leads import PROBE_TOKENS, overtaken
 from goodspeed.messages import Draft, DraftEnd
@@ -76,9 +76,9 @@ class Planner:
         """Whether it is the price of the engine's time, and no number of tokens, that holds drafts back."""
         return not self._waits and self._settings.capacity is None and needs_no_capacity(self.scheduler)
 
-    def estimator(self, prior_alpha: float) -> HitOrMiss | RatioMean:
+    def estimator(self, prior_alpha: float) -> HitOrMiss | ReachedMean:
         """For a new stream of an agent whose earlier ones had this acceptance rate."""
-        return HitOrMiss(prior_alpha) if self._coupled else RatioMean(prior_alpha)
+        return HitOrMiss(prior_alpha) if self._coupled else ReachedMean(prior_alpha)
 
     def capacity(self, live: Collection[LiveStream]) -> int:
         """Draft tokens that may be granted to these streams, all that have a row, together."""
@@ -155,7 +155,7 @@ class Planner:
             if draft.offset:  # Of one that begins anew upon what is forgotten here, nobody knows the way.
                 live.way = DraftWay.of(now - live.heard_at, computed_s, now)
         live.heard_at = now
-        self._follow(live, now)
+        self._follow(live, now, in_time=False)
 
     def committed(
         self, live: LiveStream, drafted: Sequence[int], judgement: Judgement, commit: Commit, now: float
@@ -165,22 +165,32 @@ class Planner:
             # A draft that is overdue says something of its agent's speed, and nothing of its guesses.
             if live.draft is not None or live.budget == 0:
                 priced_out = live.draft is not None and live.draft.end is DraftEnd.PRICED_OUT and live.price_percent > 0
-                live.estimator.observe(len(drafted) if priced_out else live.budget, judgement)
+                # Not even the first token was worth its price: a miss, most likely, and nobody hopes the more for it.
+                asked = max(1, len(drafted)) if priced_out else live.budget
+                live.estimator.observe(asked, judgement)
         else:
             if not self._coupled and (drafted or not live.budget):
                 live.estimator.observe(len(drafted), judgement)
-            self._follow(live, now)
+            self._follow(live, now, in_time=True)
         live.goodput = smooth_goodput(live.goodput, commit.size, self._settings.beta)
         live.rate.observe(commit.size, now)
 
-    def _follow(self, live: LiveStream, now: float) -> None:
-        """Hold guesses against what is committed by now."""
+    def _follow(self, live: LiveStream, now: float, *, in_time: bool) -> None:
+        """Hold guesses against what is committed by now.
+
+        Args:
+            live: whose they are.
+            now: seconds.
+            in_time: whether they were here before its agent was told of what is committed.
+        """
         first = live.guesses.judged_to
         right, missed = what = live.guesses.follow(live.stream.tokens)
         if self._coupled:
             self.on_overtaken(live, first, what)
         if missed:
             live.began_at = now
+        if in_time:
+            live.in_time.observe(right + missed, Judgement(right, 0))
         if right or missed:
             live.probing.answered(now)
             # Where both sides share the noise, a guess is right if and only if it would have been accepted.
@@ -189,7 +199,11 @@ class Planner:
 
     def _chance(self, live: LiveStream) -> float:
         # What probes do not keep fresh, only optimism ever brings back.
-        return live.estimator.alpha if self._coupled and self._probes else live.estimator.optimistic
+        if not (self._coupled and self._probes):
+            return live.estimator.optimistic
+        # Guesses that come late are most of what is known of slow agents, and are easily copied from the verdicts they
+        # come after: so they are believed as far as what came in time does not speak against them.
+        return min(live.estimator.alpha, live.in_time.optimistic)
 
     def _demand(self, streams: Sequence[LiveStream]) -> Demand:
         return Demand(

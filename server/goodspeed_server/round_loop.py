@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +27,9 @@ from goodspeed.rounds import Barrier, Rolling, Rounds
 from goodspeed.scheduling import Scheduler
 from goodspeed.stream import Commit
 from goodspeed.timing import Pace, PassSample
-from goodspeed.verification import Rule
+from goodspeed.verification import DraftDistribution, Judgement, Rule
 from goodspeed_server.arrivals import Arrivals, look_back
+from goodspeed_server.audits import Standing
 from goodspeed_server.boundary import Boundary
 from goodspeed_server.fitting import Fitting, Settled
 from goodspeed_server.intake import Intake
@@ -39,7 +41,7 @@ from goodspeed_server.recording import Recorder, Verified
 from goodspeed_server.settings import OVERDUE, RoundSettings
 from goodspeed_server.streams import Streams
 from goodspeed_server.telemetry import Telemetry
-from goodspeed_server.verifier import Verifier
+from goodspeed_server.verifier import Turn, Verifier
 
 __all__ = ["RoundLoop"]
 
@@ -353,6 +355,7 @@ class RoundLoop:
         ended: list[LiveStream] = []
         verified: list[Verified] = []  # for the recorder, if there is one
         renewed: list[LiveStream] = []
+        found_out: list[AgentAccount] = []
         first = 0
         logprobs = settled.logprobs or [b""] * len(settled.judgements)
         turns = zip(planned.verified, planned.work.turns, settled.judgements, logprobs, strict=True)
@@ -367,6 +370,8 @@ class RoundLoop:
             live.logprobs = packed[: commit.size * entry_bytes(turn.logprobs)]
             if self._recorder is not None:
                 verified.append(Verified(live, begun, len(turn.drafted), commit))
+            if self._found_out(live.account, turn, judgement):
+                found_out.append(live.account)
             self.planner.committed(live, turn.drafted, judgement, commit, now)
             live.draft, live.q = None, []
             if live.fresh is not None:
@@ -390,7 +395,46 @@ class RoundLoop:
         self._schedule([live for live, _ in going_on])
         for live, commit in going_on:
             live.tell(commit, now, spell_out=not self.waits)
+        for account in found_out:
+            self._do_without(account)
         return commits
+
+    def _found_out(self, account: AgentAccount, turn: Turn, judgement: Judgement) -> bool:
+        """Audit what was claimed of a draft, whatever became of it; whether its account is distrusted from now on."""
+        standing = account.standing
+        q = [one for one in turn.q if isinstance(one, DraftDistribution)]
+        if (
+            standing.distrusted
+            or len(q) != len(turn.drafted)
+            or not standing.audit.observe(q, turn.drafted, judgement.odds)
+        ):
+            return False
+        standing.distrusted = True
+        return True
+
+    def _do_without(self, found_out: AgentAccount) -> None:
+        """Decode without the drafts of an account that was found out, and forget what they seemed to be worth."""
+        standing = found_out.standing
+        with about(agent=found_out.name):
+            logger.warning(
+                "the agent's drafts do not come of the distributions it claims (evidence 1e%.0f to 1 after %d tokens, "
+                "z = %.1f): its texts are decoded without them until `goodspeed-server ctl trust %s`",
+                standing.audit.log_evidence / math.log(10),
+                standing.audit.tokens,
+                standing.audit.z,
+                shlex.quote(found_out.name),
+            )
+        self._telemetry.found_out(found_out)
+        self.think_anew(standing)
+        for account in {live.account for live in self._streams if live.account.standing is standing}:
+            self.ask_no_more(account)
+
+    def think_anew(self, standing: Standing) -> None:
+        """Forget what the streams of an account have shown: it was not true, or is to be shown again."""
+        for live in self._streams:
+            if live.account.standing is standing:
+                live.account.prior_alpha = PRIOR_ALPHA
+                live.estimator = self.planner.estimator(PRIOR_ALPHA)
 
     def _learn_from_pass(self, planned: PlannedPass, seconds: float) -> None:
         work = planned.work

@@ -105,7 +105,7 @@ class Telemetry:
         self._goodput = Rate(now)
         self._round_rate = Rate(now)
         self._meters: dict[AgentAccount, Rate] = {}
-        self._committed = self._drafted = self._accepted = 0
+        self._committed = self._drafted = self._accepted = self._found_out = 0
         self._resumed_parked = self._resumed_transcript = 0
         self._busy_s = self._judge_s = 0.0
         self._cost = PassCost(facts.measured)
@@ -129,6 +129,10 @@ class Telemetry:
         self._meters.pop(account, None)
         if self._chronicle is not None:
             self._chronicle.left(account)
+
+    def found_out(self, account: AgentAccount) -> None:
+        """An account's drafts do not come of what is claimed for them."""
+        self._found_out += 1
 
     def opened(self, live: LiveStream, now: float) -> None:
         """A stream has a row."""
@@ -240,6 +244,7 @@ class Telemetry:
             draining=draining,
             jain=jain_index(np.array(goodputs)),
             recent=self._shown_rounds(),
+            found_out=self._found_out,
         )
 
     def _compare_with_plain(self, record: RoundRecord) -> None:
@@ -303,6 +308,7 @@ class Telemetry:
             accepted=account.accepted,
             committed=account.committed,
             state=_state(account),
+            surprise=round(account.standing.audit.z, 2),
             draft_ms=_ms(account.draft_s),
             network_ms=_ms(account.network_s),
             wait_ms=_ms(account.wait_s),
@@ -335,4 +341,6 @@ def _ms(seconds: float) -> float:
 def _state(account: AgentAccount) -> str:
     if account.service != "served":
         return account.service
+    if account.standing.distrusted:
+        return "distrusted"
     return f"{account.bad_drafts} bad drafts" if account.bad_drafts else "ok"
