@@ -223,6 +223,7 @@ class Link:
             case Opened():
                 self._dispatch(message, message.stream)
             case Verdict():
+                self._check_tokens(message)
                 self._patience.succeeded()
                 self._dispatch(message, message.stream)
             case Failure(stream=int(stream)):
@@ -327,6 +328,15 @@ class Link:
                 raise ProtocolError(
                     f"{self.url} sent a message of more than {MAX_SERVER_FRAME_BYTES} bytes, which no agent takes"
                 ) from None
+
+    def _check_tokens(self, verdict: Verdict) -> None:
+        # A drafter would be handed them, repeat them, and be taken for broken.
+        highest = max(verdict.tokens, default=0)
+        if highest >= self.welcome.vocab_size:
+            raise ProtocolError(
+                f"a verdict commits token {highest} to stream {verdict.stream}, and the target's vocabulary has "
+                f"{self.welcome.vocab_size} tokens"
+            )
 
     def _check_same(self, welcome: Welcome) -> None:
         if _target(welcome) != _target(self.welcome):
