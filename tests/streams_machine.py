@@ -370,9 +370,9 @@ class EdgeAgent:
             for text in self.texts.values():
                 text.hear(message, waits=self.waits, too_many=0, gaps=False)
             return
-        text = self.texts.get(getattr(message, "stream", -1))
-        if text is not None and text.finish is None:
-            self.wire.up += text.hear(message, waits=self.waits, too_many=too_many, gaps=self.wire.disturbed)
+        addressed = self.texts.get(getattr(message, "stream", -1))
+        if addressed is not None and addressed.finish is None:
+            self.wire.up += addressed.hear(message, waits=self.waits, too_many=too_many, gaps=self.wire.disturbed)
 
 
 def _movable(queue: Sequence[AgentMessage | ServerMessage]) -> int:

@@ -35,6 +35,7 @@ from goodspeed.messages import (
     decode_server,
     encode,
 )
+from goodspeed.stream import Finish
 from goodspeed_agent.agent import Agent, TextRequest
 from goodspeed_agent.drafters import SuffixDrafter
 from goodspeed_agent.tokenizer import TokenizerCache
@@ -185,6 +186,7 @@ class _Impostor:
         if noise.random() < 0.005:
             tokens.append(noise.choice((257, 2**31 - 1)))
         base = length + noise.choice((0,) * 60 + (-1, -3, 1))
-        finish = noise.choice((None,) * 30 + ("stop", "length"))
+        ends: tuple[Finish | None, ...] = ("stop", "length", *(None,) * 30)
+        finish = noise.choice(ends)
         self._lengths[stream] = base + accepted + len(tokens)
         return Verdict(stream, max(0, base), accepted, tokens, noise.randrange(9), 0, 0, finish)
