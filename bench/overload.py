@@ -84,6 +84,8 @@ class _Asker:
         self._names = 0
         self.load: Load | None = None
         """What counts now; None while nothing does."""
+        self.tasks: list[asyncio.Task[None]] = []
+        """Who asks, and who listens; none of them ends by itself."""
         self.on_end = asyncio.Semaphore(0)
         """Released whenever a text ends, or is refused."""
 
@@ -118,12 +120,18 @@ class _Asker:
                     self.on_end.release()
 
     async def counted(self, seconds: float, enough: Callable[[Load], bool]) -> Load:
-        """Let things settle, and count for so long; longer, if that is not enough."""
+        """Let things settle, and count for so long; longer, if that is not enough.
+
+        Raises:
+            Exception: whatever ended who asks or who listens.
+        """
         await asyncio.sleep(_SETTLE_S)
         self.load, began_s = Load(), time.monotonic()
-        await asyncio.sleep(seconds)
-        while not enough(self.load):
-            await asyncio.sleep(_SETTLE_S)
+        while time.monotonic() - began_s < seconds or not enough(self.load):
+            await asyncio.sleep(0.05)
+            for task in self.tasks:
+                if task.done():
+                    task.result()
         load, self.load = self.load, None
         load.seconds = time.monotonic() - began_s
         return load
@@ -134,13 +142,13 @@ async def _asking(address: str, noise: random.Random) -> AsyncIterator[_Asker]:
     async with contextlib.AsyncExitStack() as stack:
         links = [await stack.enter_async_context(linked(address, f"asker-{number}")) for number in range(LINKS)]
         asker = _Asker(links, noise)
-        listening = [asyncio.create_task(asker.listen(link)) for link in links]
+        asker.tasks += [asyncio.create_task(asker.listen(link)) for link in links]
         try:
             yield asker
         finally:
-            for task in listening:
+            for task in asker.tasks:
                 task.cancel()
-            await asyncio.wait(listening)
+            await asyncio.wait(asker.tasks)
 
 
 async def _at_capacity(address: str, noise: random.Random, seconds: float) -> Load:
@@ -153,11 +161,8 @@ async def _at_capacity(address: str, noise: random.Random, seconds: float) -> Lo
                 await asker.on_end.acquire()
                 await asker.ask()
 
-        asking = asyncio.create_task(follow())
-        try:
-            return await asker.counted(seconds, lambda load: load.ended >= ROWS)
-        finally:
-            asking.cancel()
+        asker.tasks.append(asyncio.create_task(follow()))
+        return await asker.counted(seconds, lambda load: load.ended >= ROWS)
 
 
 async def _overloaded(address: str, noise: random.Random, seconds: float, per_s: float) -> Load:
@@ -170,11 +175,8 @@ async def _overloaded(address: str, noise: random.Random, seconds: float, per_s:
                 await asyncio.sleep(max(0.0, due_s - time.monotonic()))
                 await asker.ask()
 
-        asking = asyncio.create_task(pour())
-        try:
-            return await asker.counted(seconds, lambda load: load.ended >= ROWS and len(load.refused_s) >= ROWS)
-        finally:
-            asking.cancel()
+        asker.tasks.append(asyncio.create_task(pour()))
+        return await asker.counted(seconds, lambda load: load.ended >= ROWS and len(load.refused_s) >= ROWS)
 
 
 async def measure(address: str, turns: int, seconds: float, seed: int) -> list[Turn]:
