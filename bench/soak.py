@@ -54,6 +54,8 @@ _LOAD = {
     "agents": "goodspeed_agents",
 }
 _ARRIVALS_PER_S = 2.0
+_MOST_VISITORS = 24
+"""At once; with so many there, who comes goes away again, so that a slow machine is loaded and no more."""
 _SAMPLE_S = 2.0
 _BLOCK_S = 30.0
 _WARM = 0.1
@@ -97,8 +99,12 @@ async def soak(
     async with asyncio.TaskGroup() as group:
 
         async def arrive() -> None:
+            there: set[asyncio.Task[None]] = set()
             while time.monotonic() - began_s < seconds:
-                group.create_task(_visit(address, random.Random(noise.random()), folder, visits))
+                if len(there) < _MOST_VISITORS:
+                    task = group.create_task(_visit(address, random.Random(noise.random()), folder, visits))
+                    there.add(task)
+                    task.add_done_callback(there.discard)
                 await asyncio.sleep(noise.expovariate(arrivals_per_s))
 
         group.create_task(arrive())
@@ -219,7 +225,7 @@ async def _soaked(seconds: float, seed: int) -> tuple[Visits, list[dict[str, flo
 
 
 def main(
-    minutes: Annotated[float, typer.Option(help="How long.", min=1.0)] = 30.0,
+    minutes: Annotated[float, typer.Option(help="How long; below 10 a slope says little.", min=1.0)] = 30.0,
     seed: Annotated[int, typer.Option(help="Of who comes when.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw them here.")] = None,
