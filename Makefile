@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check format install bench bench-quick bench-engine bench-drafting bench-worth bench-capacity bench-overhead bench-scheduler bench-simulated bench-tune bench-tune-clients bench-tune-losses bench-monitor bench-wire bench-attacks models models-tuned clean picture
+.PHONY: demo test check format install bench bench-quick bench-engine bench-drafting bench-worth bench-capacity bench-overhead bench-scheduler bench-simulated bench-tune bench-tune-clients bench-tune-losses bench-monitor bench-attacks bench-overload bench-wire chaos fuzz models models-tuned clean picture soak
 
 picture: $(INSTALLED)  ## the pictures of the monitor, from a run of the demo in which one agent has a slow link
 	mkdir -p build
@@ -83,6 +83,18 @@ bench-wire: $(INSTALLED)  ## bytes per drafted token
 
 bench-attacks: $(INSTALLED)  ## what honest agents keep beside attackers, and what those gain
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.attacks --json bench/results/attacks.json
+
+bench-overload: $(INSTALLED)  ## ten times the load that is admitted: goodput, and how fast a refusal is: over two minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.overload --json bench/results/overload.json
+
+chaos: $(INSTALLED)  ## 16 agents and a server that are killed, links that are cut: every text is the undisturbed run's
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.chaos --json bench/results/chaos.json
+
+fuzz: $(INSTALLED)  ## over a million hostile frames: decoders, a server's links, an agent's
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzzing --json bench/results/fuzz.json
+
+soak: $(INSTALLED)  ## half an hour of arrivals and departures: memory, tasks, descriptors and threads stay flat
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.soak --json bench/results/soak.json --plot bench/results/soak.png
 
 models: $(INSTALLED)  ## train the bundled models again (hours)
 	$(BIN)/python -m bench.recipe all

@@ -98,7 +98,8 @@ async def _carry(
         ]
         await asyncio.gather(*pumps)
         at_rest = True
-    except (ConnectionError, _Reset):
+    except (OSError, _Reset):
+        # Not only errors of a connection: to end one that its peer has reset is none of those.
         pass
     finally:
         for pump in pumps:

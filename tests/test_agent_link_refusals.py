@@ -27,6 +27,7 @@ from goodspeed.messages import (
     Open,
     Opened,
     Tokenizer,
+    Verdict,
     encode,
 )
 from goodspeed_agent.backoff import Backoff
@@ -263,3 +264,19 @@ def test_what_is_no_address_is_refused_at_once(url: str, cache: TokenizerCache) 
         check_url(url)
     with pytest.raises(InvalidRequest):
         Link(url, HELLO, cache)
+
+
+async def test_a_token_that_the_target_has_not_got_is_never_committed(cache: TokenizerCache) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Open):
+            highest = server.vocab_size - 1
+            await server.send(connection, Verdict(message.stream, 3, 0, [highest], 0))
+            await server.send(connection, Verdict(message.stream, 4, 0, [highest + 1], 0))
+        return isinstance(message, Open)
+
+    async with linked(FakeServer(hook=hook), cache) as link:
+        channel = link.channel()
+        await channel.send(opening(channel))
+        assert await channel.receive() == Verdict(channel.stream, 3, 0, [256], 0)
+        with pytest.raises(ProtocolError, match="commits token 257 to stream"):
+            await channel.receive()

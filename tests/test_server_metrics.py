@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -64,6 +65,19 @@ async def test_tokens_drafts_and_times_are_counted() -> None:
     assert found["goodspeed_round_phase_seconds_count phase=verify"] == found["goodspeed_rounds_total"] > 0
     assert found["goodspeed_agent_streams agent=test"] == 1
     assert found["goodspeed_jain_index"] == 1.0
+
+
+async def test_a_process_tells_what_it_holds() -> None:
+    async with serving() as (_, address), linked(address) as peer:
+        before = samples((await asyncio.to_thread(get, address))[1])
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(8):
+                await stack.enter_async_context(linked(address))
+            while (now := samples((await asyncio.to_thread(get, address))[1]))["goodspeed_server_tasks"] < 16:
+                assert await peer.generate(1, PROMPT, max_draft=0)
+    assert now["process_open_fds"] >= before["process_open_fds"] + 16  # both ends are this process's
+    assert now["process_resident_memory_bytes"] > 2**20
+    assert now["goodspeed_server_threads"] >= 1
 
 
 async def test_where_tokens_are_asked_for_metrics_take_a_monitors(tmp_path: Path) -> None:

@@ -359,6 +359,7 @@ class Link:
             case Queued() | Opened():
                 self._dispatch(message, message.stream, connection)
             case Verdict():
+                self._check_tokens(message)
                 if not self._leaving:
                     self._journey.itinerary.succeeded()
                 self._dispatch(message, message.stream, connection)
@@ -393,6 +394,15 @@ class Link:
             self._check_same(connected.welcome, connected.url)
         elif self._adopt is not None:
             await self._adopt(connected.welcome, connected.files)
+
+    def _check_tokens(self, verdict: Verdict) -> None:
+        # A drafter would be handed them, repeat them, and be taken for broken.
+        highest = max(verdict.tokens, default=0)
+        if highest >= self.welcome.vocab_size:
+            raise ProtocolError(
+                f"a verdict commits token {highest} to stream {verdict.stream}, and the target's vocabulary has "
+                f"{self.welcome.vocab_size} tokens"
+            )
 
     def _check_same(self, welcome: Welcome, url: str) -> None:
         if _target(welcome) != _target(self.welcome):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from weakref import WeakKeyDictionary
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -40,6 +41,7 @@ class ServerMetrics:
         self._last: WeakKeyDictionary[LiveStream, float] = WeakKeyDictionary()
         self._registry = registry = CollectorRegistry()
         registry.register(_Now(snapshot))
+        ProcessCollector(registry=registry)
 
         def counter(name: str, what: str, *labels: str) -> Counter:
             return Counter(f"goodspeed_{name}", what, labels, registry=registry)
@@ -67,6 +69,11 @@ class ServerMetrics:
         self._phases = seconds("round_phase", "Of a round.", "phase")
         self._forward = seconds("forward", "Of a forward pass.")
         self._lag = seconds("loop_lag", "How late the event loop is.")
+        self._tasks = Gauge(
+            "goodspeed_server_tasks", "Of the event loop, half a second ago at most.", registry=registry
+        )
+        threads = Gauge("goodspeed_server_threads", "Python's, of the server's process.", registry=registry)
+        threads.set_function(threading.active_count)
         self._refusals = counter("refusals", "What was refused: at the door, links, texts, drafts.", "code")
         self._throttled = counter("throttled_seconds", "For which links were not read, since they sent too fast.")
         self._price = Gauge(
@@ -125,8 +132,9 @@ class ServerMetrics:
         Gauge(f"goodspeed_{name}", what, registry=self._registry).set_function(value)
 
     async def watch_loop(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Measure, for ever, how late the event loop wakes who sleeps."""
+        """Measure, for ever, how late the event loop wakes who sleeps, and count its tasks."""
         while True:
+            self._tasks.set(len(asyncio.all_tasks()))
             before = clock()
             await asyncio.sleep(_LAG_EVERY_S)
             self._lag.observe(max(0.0, clock() - before - _LAG_EVERY_S))

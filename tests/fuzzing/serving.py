@@ -1,0 +1,233 @@
+"""A server's links under fuzz: strangers who say anything in any order, beside one agent that wants its texts.
+
+The server is a real one upon the tiny target, in this process, and so are the sockets. What strangers say is sensible
+enough to get far: they greet, open streams, draft upon the lengths that they were told of, and go astray from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+from unittest import mock
+
+from websockets.exceptions import ConnectionClosed
+
+import goodspeed_server.link
+from goodspeed.messages import (
+    AgentMessage,
+    Close,
+    Draft,
+    DraftEnd,
+    Failure,
+    GetTokenizer,
+    Goodbye,
+    Hello,
+    Open,
+    Opened,
+    Redraft,
+    Verdict,
+    decode_agent,
+    encode,
+)
+from goodspeed.sampling import SamplingParams
+from goodspeed_server.settings import ServerSettings
+from tests.fuzzing.frames import AGENT, Frames, corpus
+from tests.fuzzing.watching import Footprint, complaints, settled
+from tests.serving import Peer, linked, serving
+from tests.test_server import target_text
+from tests.tiny_models import VOCAB
+
+__all__ = ["ServerStorm", "fuzz_server"]
+
+_STRANGERS = 8
+_LISTEN_S = 0.001
+_HONEST = [([3, 14, 15, 92, 65], 12), ([35, 8, 9], 9), ([7] * 20, 6)]
+"""Prompts, and how long their texts are."""
+
+
+@dataclass
+class ServerStorm:
+    """What a server went through, and how it stands after."""
+
+    frames: int = 0
+    """That its links have read."""
+    links: int = 0
+    answers: Counter[str] = field(default_factory=Counter)
+    """What strangers were answered, by the name of the message, or the code of the failure."""
+    honest_texts: int = 0
+    """Written meanwhile, each of them the target's own."""
+    complaints: list[str] = field(default_factory=list)
+    warm: Footprint | None = None
+    """After the first fifth."""
+    after: Footprint | None = None
+
+
+@cache
+def _expected(number: int) -> list[int]:
+    prompt, size = _HONEST[number]
+    return target_text(prompt, size)
+
+
+async def fuzz_server(settings: ServerSettings, frames: int, seed: int) -> ServerStorm:
+    """Have strangers send a server so many frames.
+
+    Raises:
+        AssertionError: an honest text came out otherwise.
+        TimeoutError: a stream, a link or a task is left over.
+    """
+    storm, noise = ServerStorm(), random.Random(f"server/{seed}")
+    known = Frames(AGENT, corpus("agent"), noise)
+
+    def read(frame: bytes | str) -> AgentMessage:
+        storm.frames += 1
+        return decode_agent(frame)
+
+    async with serving(settings) as (server, address):
+        tasks = len(asyncio.all_tasks())
+
+        def idle() -> bool:
+            now = server.snapshot()
+            return not (now.streams or now.waiting or now.agents) and len(asyncio.all_tasks()) <= tasks
+
+        async def strangers(until: int) -> None:
+            while storm.frames < until:
+                storm.links += 1
+                with contextlib.suppress(ConnectionClosed):
+                    async with linked(address, greet=False) as peer:
+                        await _Stranger(peer, known, noise, storm.answers).talk()
+
+        async def storm_until(until: int) -> Footprint:
+            honest = asyncio.create_task(
+                _honest(address, storm, behind_barrier=server.snapshot().scheduler != "seconds")
+            )
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(_STRANGERS):
+                        group.create_task(strangers(until))
+                    group.create_task(_meanwhile(honest, storm))
+            finally:
+                honest.cancel()
+                await asyncio.wait([honest])
+            await settled(idle)
+            return Footprint.now()
+
+        with complaints() as storm.complaints, mock.patch.object(goodspeed_server.link, "decode_agent", read):
+            storm.warm = await storm_until(frames // 5)
+            storm.after = await storm_until(frames)
+    return storm
+
+
+async def _honest(address: str, storm: ServerStorm, *, behind_barrier: bool) -> None:
+    """Write one text after the other, for ever."""
+    async with linked(address) as peer:
+        while True:
+            for number, (prompt, size) in enumerate(_HONEST):
+                expected = _expected(number)
+                guess = expected if behind_barrier else []
+                text = await peer.generate(
+                    number, prompt, guess, max_new_tokens=size, max_draft=4 if behind_barrier else 0
+                )
+                assert text == expected
+                storm.honest_texts += 1
+
+
+async def _meanwhile(honest: asyncio.Task[None], storm: ServerStorm) -> None:
+    """See that the honest agent gets a text at least, however short the storm is, and hear of what goes wrong there."""
+    before = storm.honest_texts
+    while storm.honest_texts == before:
+        if honest.done():
+            honest.result()
+        await asyncio.sleep(0.01)
+
+
+class _Stranger:
+    """One link, and what it was told of its streams."""
+
+    def __init__(self, peer: Peer, frames: Frames, noise: random.Random, answers: Counter[str]) -> None:
+        self._peer = peer
+        self._frames = frames
+        self._noise = noise
+        self._answers = answers
+        self._lengths: dict[int, int] = {}
+        self._last: bytes = encode(GetTokenizer())
+
+    async def talk(self) -> None:
+        """Say a few dozen things, listen now and then, and be gone, in one way or another."""
+        noise = self._noise
+        if noise.random() < 0.97:
+            await self._peer.send(Hello(1, noise.choice(("agent",) * 12 + ("monitor", "control")), "stranger"))
+        for _ in range(noise.randrange(1, 150)):
+            await self._say()
+            if noise.random() < 0.2:
+                await self._listen()
+        if noise.random() < 0.5:
+            self._peer.connection.transport.abort()
+
+    async def _say(self) -> None:
+        chance = self._noise.random()
+        if chance < 0.003:
+            await self._peer.send("a text frame")
+            return
+        if chance < 0.02:
+            frame = self._frames.mutated() if chance < 0.015 else self._frames.raw()
+        elif chance < 0.1:
+            frame = self._frames.structured(wild=0.0)
+        elif chance < 0.15:
+            frame = self._last
+        else:
+            frame = self._last = encode(self._sensible())
+        await self._peer.send(frame)
+
+    def _sensible(self) -> AgentMessage:
+        noise = self._noise
+        stream = noise.choice([*self._lengths, noise.randrange(6)])
+        chance = noise.random()
+        if chance < 0.2 or not self._lengths:
+            prompt = [noise.randrange(VOCAB) for _ in range(noise.choice((1, 3, 8, 30)))]
+            params = SamplingParams(noise.choice((0.0, 0.8)), seed=noise.randrange(9))
+            told = len(prompt) - noise.choice((0, 0, 0, 1))
+            return Open(
+                stream,
+                prompt,
+                told,
+                params,
+                noise.randrange(1, 16),
+                noise.choice((0, 4, 64)),
+                True,
+                "",
+                noise.choice((-1, -1, 2)),
+            )
+        if chance < 0.25:
+            return Close(stream)
+        if chance < 0.27:
+            return Redraft(noise.choice(("suffix", "another")), noise.choice((None, None, None, "of another family")))
+        base = max(0, self._lengths.get(stream, 3) + noise.choice((0, 0, 0, 0, 0, 0, -1, -3)))
+        tokens = [noise.randrange(VOCAB + (noise.random() < 0.05)) for _ in range(noise.choice((0, 1, 2, 4, 4, 65)))]
+        offset = noise.choice((0, 0, 0, len(tokens), 1, 2**31 - 1))
+        q = noise.choice((b"", b"", noise.randbytes(6 * len(tokens)), b"\xff" * 192))
+        computed_us = noise.choice((0, 900, 2**31 - 1))
+        return Draft(stream, base, tokens, computed_us, offset, noise.choice(list(DraftEnd)), q)
+
+    async def _listen(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            while True:
+                async with asyncio.timeout(_LISTEN_S):
+                    message = await self._peer.receive()
+                self._hear(message)
+
+    def _hear(self, message: Any) -> None:
+        match message:
+            case Opened(stream=stream, base=base):
+                self._lengths[stream] = base
+            case Verdict(stream=stream, base=base, accepted=accepted, tokens=tokens):
+                self._lengths[stream] = base + accepted + len(tokens)
+                if message.finish is not None:
+                    del self._lengths[stream]
+            case Goodbye():
+                raise AssertionError("the server goes away in the middle of the storm")
+        self._answers[message.code if isinstance(message, Failure) else type(message).__name__] += 1

@@ -1,0 +1,125 @@
+"""The short versions of `make chaos`, `make soak` and `make bench-overload`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from bench.bare import linked
+from bench.chaos.faults import Fault, faults_of
+from bench.chaos.fleet import Chaos, Start, Storm
+from bench.chaos.report import summary
+from bench.chaos.texts import orders
+from bench.chaos.weather import Ear
+from bench.overload import ROWS, WAITING, measure
+from bench.soak import HELD, held_by, slope_of, soak
+from goodspeed.messages import Opened, Verdict, encode
+from tests.system.forked import Forked
+from tests.system.processes import ENVIRONMENT, server
+
+FAULTS = (
+    Fault(0.2, "slice", 2, lasts_s=1.0, slice_bytes=5),
+    Fault(0.3, "reset", 0, after_bytes=70),
+    Fault(0.5, "kill agent", 1),
+    Fault(0.7, "reset", 2, after_bytes=9, upstream=True),
+    Fault(0.9, "delay", 0, lasts_s=0.5, delay_ms=50.0),
+    Fault(1.2, "kill server"),
+    Fault(1.4, "kill agent", 0),
+    Fault(1.6, "stall", 1, lasts_s=0.3),
+    Fault(1.8, "kill agent", 2),
+)
+
+
+@contextlib.asynccontextmanager
+async def forking(folder: Path) -> AsyncIterator[Start]:
+    """Starts processes with a cache of their own."""
+    started: list[Forked] = []
+
+    async def start(module: str, *arguments: str) -> Forked:
+        started.append(
+            await Forked.start(module, *arguments, environment=ENVIRONMENT | {"GOODSPEED_CACHE": str(folder)})
+        )
+        return started[-1]
+
+    try:
+        yield start
+    finally:
+        for process in started:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            process.close()
+
+
+async def test_whatever_is_killed_cut_and_sliced_every_text_is_whole(tmp_path: Path) -> None:
+    storm = Storm(
+        FAULTS, 2.0, agents=3, streams=2, texts_per_run=6, orders=orders(6, 0), drafts=("suffix", "none"),
+        server_options=("--scheduler", "goodspeed", "--round-timeout-ms", "50"), seed=0,
+    )  # fmt: skip
+    async with forking(tmp_path) as start:
+        chaos = Chaos(storm, tmp_path, start)
+        await chaos.run()
+    figures = summary(chaos)
+    assert figures["complaints"] == figures["differing"] == figures["refused"] == []
+    assert figures["texts_compared"] == figures["texts_asked_for"] >= 18
+    assert {"kill server", "kill agent", "slice", "delay", "stall"} <= figures["faults_by_kind"].keys()
+    assert figures["recovery_s"]["count"] >= 2
+
+
+async def test_visitors_leave_nothing_behind(tmp_path: Path) -> None:
+    async with server("--dtype", "float32", "--max-streams", "8") as address:
+        visits, samples = await soak(address, 3.0, 0, tmp_path, arrivals_per_s=4.0, sample_s=0.5)
+        async with asyncio.timeout(60):
+            while (held := await asyncio.to_thread(held_by, address))["streams"] or held["waiting"] or held["agents"]:
+                await asyncio.sleep(0.1)
+    assert visits.texts["complete"] > 0
+    assert visits.texts["left without a word"] > 0
+    assert visits.texts.keys() <= {"complete", "left", "left without a word"}
+    assert all(sample[name] > 0 for sample in samples for name in HELD)
+
+
+async def test_ten_times_the_load_is_refused_and_does_not_keep_the_admitted_from_their_texts() -> None:
+    options = ("--scheduler", "plain", "--max-streams", str(ROWS), "--max-waiting", str(WAITING))
+    async with server(*options) as address:
+        (turn,) = await measure(address, 1, 2.0, 0)
+        async with linked(address, "after"):
+            pass
+    assert turn.at_capacity.ended > 0
+    assert turn.at_capacity.refused_s == []
+    assert turn.overloaded.tokens > 0
+    assert turn.overloaded.codes.keys() == {"overloaded"}
+    assert len(turn.overloaded.refused_s) >= ROWS
+
+
+def test_a_slope_is_flat_whatever_comes_and_goes_and_steep_where_something_is_kept() -> None:
+    at_s = [float(second) for second in range(0, 1800, 2)]
+    busy = [100.0 + (7 * number) % 13 for number in range(len(at_s))]
+    kept = [value + at / 60 for value, at in zip(busy, at_s, strict=True)]
+    outlier = [*busy[:100], 1e6, *busy[101:]]
+    assert slope_of(at_s, busy)["flat"]
+    assert slope_of(at_s, outlier)["flat"]
+    grown = slope_of(at_s, kept)
+    assert not grown["flat"]
+    assert grown["over_the_run"] == pytest.approx(30.0, rel=0.1)
+
+
+def test_a_seed_says_what_goes_wrong() -> None:
+    faults = faults_of(3, 600.0, 16)
+    assert faults == faults_of(3, 600.0, 16) != faults_of(4, 600.0, 16)
+    assert len({fault.kind for fault in faults}) == 6
+    assert [fault.at_s for fault in faults] == sorted(fault.at_s for fault in faults)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+def test_an_ear_counts_verdicts_however_they_are_sliced(size: int) -> None:
+    frames = [encode(Verdict(1, 3, 0, [9], 4)), encode(Opened(1, 3, 4)), encode(Verdict(1, 4, 0, [9] * 200, 4))]
+    said = b"HTTP/1.1 101 Switching Protocols\r\n\r\n"
+    for frame in frames:
+        head = bytes([len(frame)]) if len(frame) < 126 else b"\x7e" + len(frame).to_bytes(2, "big")
+        said += b"\x82" + head + frame
+    ear = Ear()
+    assert sum(ear.verdicts(said[start : start + size]) for start in range(0, len(said), size)) == 2

@@ -1,0 +1,55 @@
+"""Whatever happens between agents and servers, every text is the target's; and the machine that says so is no fool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from goodspeed.errors import ProtocolError
+from goodspeed.messages import Verdict
+from goodspeed.stream import ServedStream, Transcript
+from tests.streams_machine import StreamsMachine
+
+TestStreams = StreamsMachine.TestCase
+TestStreams.settings = settings(max_examples=50, stateful_step_count=40)
+
+SEARCH = settings(
+    max_examples=300, stateful_step_count=40, phases=[Phase.generate], print_blob=False, report_multiple_bugs=False
+)
+
+
+def _without_the_servers_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ServedStream, "missing", lambda self, base: [])
+
+
+def _without_the_agents_base(monkeypatch: pytest.MonkeyPatch) -> None:
+    def apply(self: Transcript, verdict: Verdict, drafted: Sequence[int]) -> list[int]:
+        if verdict.base > self.length:
+            raise ProtocolError("a gap")
+        new = [*drafted[: verdict.accepted], *verdict.tokens]
+        self.tokens += new
+        self.finish = verdict.finish or self.finish
+        return new
+
+    monkeypatch.setattr(Transcript, "apply", apply)
+
+
+def _with_prompts_that_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ServedStream, "prefilled", property(lambda self: self.cached >= self.length - 2))
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        _without_the_servers_base,
+        _without_the_agents_base,
+        _with_prompts_that_are_skipped,
+    ],
+)
+def test_it_finds_a_planted_bug(plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    with pytest.raises((AssertionError, ProtocolError)):
+        run_state_machine_as_test(StreamsMachine, settings=SEARCH)
