@@ -49,13 +49,13 @@ from goodspeed_agent.drafters.interface import Guess
 from goodspeed_agent.generation import Generation, Request
 from goodspeed_agent.lookahead import Calibration, Lookahead, Wanted
 from goodspeed_agent.steps import alone
-from goodspeed_server.live import AgentAccount
+from goodspeed_server.fitting import Settled
+from goodspeed_server.live import AgentAccount, Session
 from goodspeed_server.passes import PlannedPass, plan_pass
 from goodspeed_server.planner import Planner
 from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.settings import RoundSettings, RoundsName
 from goodspeed_server.telemetry import ServerFacts, Telemetry
-from goodspeed_server.verifier import Outcome
 from tests.planted import PlantedEngine
 
 __all__ = ["EOS", "VOCAB", "StreamsMachine", "plain_text"]
@@ -158,13 +158,18 @@ class Served:
             telemetry=self.telemetry,
             clock=now,
         )
+        # There is no event loop here to be woken by: `give_up_parked` is what it would do.
+        self.loop._streams._wait_for_expiry = lambda: None  # type: ignore[method-assign]
         self.wires: list[Wire] = []
         """Whose end is not known here; an agent may have left some of them."""
         self.planned: PlannedPass | None = None
-        self.outcome: Outcome | None = None
+        self.outcome: Settled | None = None
 
-    def accept(self, name: str) -> Wire:
-        wire = Wire(AgentAccount(name, "guesser", PRIOR_ALPHA))
+    def accept(self, name: str, session: Session | None = None) -> Wire:
+        """Take a new connection; one of the same session that only seems to stand is over by that."""
+        for old in [wire for wire in self.wires if session is not None and wire.account.session == session]:
+            self.lose(old)
+        wire = Wire(AgentAccount(name, "guesser", PRIOR_ALPHA, session=session))
         self.telemetry.joined(wire.account, self.loop.now())
         self.wires.append(wire)
         return wire
@@ -172,7 +177,7 @@ class Served:
     def lose(self, wire: Wire) -> None:
         """Hear that a connection is gone."""
         self.wires.remove(wire)
-        self.loop.drop(wire)
+        self.loop.park(wire)
         self.telemetry.left(wire.account)
 
     def take(self, wire: Wire, message: AgentMessage) -> None:
@@ -200,15 +205,21 @@ class Served:
 
     def compute(self) -> None:
         assert self.planned is not None
-        self.outcome = self.loop._verifier.run(self.planned.work)
+        self.outcome = self.loop._fitting.run(self.planned.work)
 
     def end_pass(self) -> None:
         assert self.planned is not None
         if self.outcome is None:
             self.compute()
         assert self.outcome is not None
-        self.loop._commit(self.planned, self.outcome)
+        planned, unfit = self.planned.as_run(self.outcome)
+        assert not unfit
+        self.loop._commit(planned, self.outcome)
         self.planned = self.outcome = None
+
+    def give_up_parked(self) -> None:
+        """As the alarm does: what nobody came back for in time is forgotten."""
+        self.loop._streams.give_up_parked(self.loop.now())
 
     def change_rounds(self, rounds: RoundsName) -> None:
         """As an operator does; only between passes."""
@@ -351,15 +362,17 @@ class Text:
 class EdgeAgent:
     """One agent, and the texts that it still has to finish."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, known: bool) -> None:
         self.name = name
+        self.session: Session | None = ("", name.encode()) if known else None
+        """By which servers know it again."""
         self.wire: Wire | None = None
         self.waits = True
         self.texts: dict[int, Text] = {}
 
     def relink(self, served: Served) -> None:
         """A new connection: every text opens itself again from its transcript."""
-        self.wire = served.accept(self.name)
+        self.wire = served.accept(self.name, self.session)
         self.waits = served.loop.waits
         self.wire.up += [text.opening() for text in self.texts.values() if text.finish is None]
 
@@ -389,12 +402,14 @@ class StreamsMachine(RuleBasedStateMachine):
     served: Served
 
     @initialize(
-        rounds=st.sampled_from(["barrier", "rolling"]), budgets=st.lists(st.integers(0, 6), min_size=1, max_size=3)
+        rounds=st.sampled_from(["barrier", "rolling"]),
+        budgets=st.lists(st.integers(0, 6), min_size=1, max_size=3),
+        known=st.booleans(),
     )
-    def start(self, rounds: RoundsName, budgets: list[int]) -> None:
+    def start(self, rounds: RoundsName, budgets: list[int], known: bool) -> None:
         self.now = 0.0
         self.served = Served(self._clock, rounds, Whim(budgets))
-        self.agents = [EdgeAgent("one"), EdgeAgent("two")]
+        self.agents = [EdgeAgent("one", known=True), EdgeAgent("two", known=known)]
         self.names = 0
         for agent in self.agents:
             agent.relink(self.served)
@@ -495,6 +510,7 @@ class StreamsMachine(RuleBasedStateMachine):
     def drafts_are_overdue(self) -> None:
         """Who owes one is decoded without it."""
         self.now += 60.0
+        self.served.give_up_parked()
         if self.served.planned is None:
             self.served.begin_pass()
 
@@ -515,6 +531,7 @@ class StreamsMachine(RuleBasedStateMachine):
             wire.up.append(Redraft("another"))
         else:
             self.now += 1.0
+            self.served.give_up_parked()
 
     @precondition(lambda self: self._linked)
     @rule(data=st.data(), heard=st.booleans(), back=st.booleans())
@@ -631,7 +648,8 @@ class StreamsMachine(RuleBasedStateMachine):
     @invariant()
     def rows_are_nobodys_or_somebodys(self) -> None:
         if hasattr(self, "served"):
-            rows = [live.row for live in self.served.loop.live]
+            streams = self.served.loop._streams
+            rows = [live.row for live in streams] + [parked.row for parked in streams._parking._parked.values()]
             assert len(set(rows)) == len(rows)
 
     def teardown(self) -> None:

@@ -17,7 +17,7 @@ TestStreams = StreamsMachine.TestCase
 TestStreams.settings = settings(max_examples=50, stateful_step_count=40)
 
 SEARCH = settings(
-    max_examples=300, stateful_step_count=40, phases=[Phase.generate], print_blob=False, report_multiple_bugs=False
+    max_examples=2000, stateful_step_count=40, phases=[Phase.generate], print_blob=False, report_multiple_bugs=False
 )
 
 
