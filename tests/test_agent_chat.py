@@ -16,7 +16,6 @@ from goodspeed.errors import InvalidRequest
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.chat import Conversation, repl
-from goodspeed_agent.generation import _origins
 from goodspeed_agent.report import Completion, Speculation
 
 
@@ -151,23 +150,3 @@ def test_help_names_every_command() -> None:
         "/stats", "/temperature", "/top_p", "/seed", "/max", "/system", "/origins", "/undo", "/reset", "/help", "/quit"
     ]  # fmt: skip
     assert all(len(line.split()) > 1 and len(line) < 80 for line in lines)
-
-
-@pytest.mark.parametrize(
-    ("new", "drafted", "accepted", "expected"),
-    [
-        ([], [1], 0, []),
-        ([5], [], 0, ["target"]),
-        ([5, 6], [], 0, ["target", "target"]),
-        ([1, 2, 9], [1, 2, 3, 4], 2, ["accepted", "accepted", "recovered"]),
-        ([1, 2, 9], [1, 2], 2, ["accepted", "accepted", "bonus"]),
-        ([9], [1, 2], 0, ["recovered"]),
-        # The text ended within its draft.
-        ([1, 2], [1, 2, 3], 2, ["accepted", "accepted"]),
-        # A server that does not wait spells out what it accepts, and had not all of the guesses yet.
-        ([1, 2, 3], [1, 2, 3, 4], 0, ["accepted", "accepted", "bonus"]),
-        ([1, 2, 9], [1, 2, 3, 4], 0, ["accepted", "accepted", "recovered"]),
-    ],
-)
-def test_where_tokens_come_from(new: list[int], drafted: list[int], accepted: int, expected: list[str]) -> None:
-    assert _origins(new, drafted, accepted) == expected

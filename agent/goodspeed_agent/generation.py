@@ -91,7 +91,7 @@ class Generation:
         """The message that sends a draft upon the committed length; see `messages.Draft`."""
         message = self._message(self.transcript.length, guesses, computed_s, end)
         self._drafted, self._drafted_upon = message.tokens, message.base
-        self.speculation.num_draft_tokens += len(message.tokens)
+        self.speculation.num_sent_tokens += len(message.tokens)
         return message
 
     def begin_guessing(self, upon: int) -> None:
@@ -103,7 +103,7 @@ class Generation:
         offset = len(self._drafted)
         message = self._message(self._drafted_upon, guesses, computed_s, end, offset)
         self._drafted += message.tokens
-        self.speculation.num_draft_tokens += len(message.tokens)
+        self.speculation.num_sent_tokens += len(message.tokens)
         return message
 
     def _message(self, base: int, guesses: Sequence[Guess], computed_s: float, end: DraftEnd, offset: int = 0) -> Draft:
@@ -118,7 +118,6 @@ class Generation:
 
     def draft_refused(self) -> None:
         """The draft under way counts as an empty one; its verdict is still to come."""
-        self.speculation.num_draft_tokens -= len(self._drafted)
         self._drafted = []
 
     def commit(self, verdict: Verdict) -> list[int]:
@@ -137,10 +136,13 @@ class Generation:
             if known and len(known) != verdict.accepted + len(verdict.tokens):
                 raise ProtocolError(f"log-probabilities of {len(known)} tokens came with another number of them")
             self.logprobs += known[len(known) - len(new) :] if known else [None] * len(new)
-        self.origins += _origins(new, drafted, verdict.accepted)
-        if drafted and new:
-            # A server that does not wait spells out what it accepted.
-            self.speculation.verified(verdict.accepted or len(new) - 1)
+        if new:
+            stood = _stood(verdict)
+            self.origins += _origins(verdict, stood)[-len(new) :]
+            if verdict.verified:
+                # What the server judged counts, not what was sent: it may have come too late for any pass.
+                self.speculation.num_draft_tokens += verdict.verified
+                self.speculation.verified(stood)
         return new
 
     def draft_due(self, budget: int) -> bool:
@@ -148,19 +150,24 @@ class Generation:
         return budget > 0 and self.transcript.finish is None and self._drafted_upon != self.transcript.length
 
 
-def _origins(new: Sequence[int], drafted: Sequence[int], accepted: int) -> list[Origin]:
-    """Where newly committed tokens come from.
+def _stood(verdict: Verdict) -> int:
+    """How many of the verified tokens were accepted.
 
-    Args:
-        new: the tokens, the last of which is the target's own, unless the text ended within its draft.
-        drafted: for their places; it may be longer.
-        accepted: how many the server says it accepted; it says 0 where it spells them out.
+    Raises:
+        ProtocolError: that cannot be.
     """
-    if not new or not drafted:
-        return ["target"] * len(new)
-    if accepted == len(new):
-        return ["accepted"] * accepted
-    place = len(new) - 1
-    recovered = place < len(drafted) and drafted[place] != new[place]
-    origins: list[Origin] = ["accepted"] * place
-    return [*origins, "recovered" if recovered else "bonus"]
+    if not verdict.accepted <= verdict.stood <= verdict.verified:
+        raise ProtocolError(
+            f"a verdict of {verdict.accepted} accepted and {len(verdict.tokens)} other tokens of stream "
+            f"{verdict.stream} says that {verdict.verified} were verified"
+        )
+    return verdict.stood
+
+
+def _origins(verdict: Verdict, stood: int) -> list[Origin]:
+    """Where the tokens of a verdict come from, of which the first `stood` were accepted."""
+    rest = verdict.accepted + len(verdict.tokens) - stood
+    if not verdict.verified:
+        return ["target"] * rest
+    own: Origin = "recovered" if stood < verdict.verified else "bonus"
+    return [*["accepted"] * stood, *[own] * rest]
