@@ -12,7 +12,7 @@ from typing import TextIO, cast
 import pytest
 from rich.console import Console
 
-from goodspeed.errors import InvalidRequest
+from goodspeed.errors import GoodSpeedError, InvalidRequest, LinkLost, Overloaded, Refused, TargetChanged
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.chat import Conversation, repl
@@ -123,7 +123,9 @@ async def test_what_is_said_is_shown_to_the_letter_and_a_terminal_is_not_steered
     said = "x[:key:]\n\tif [bold]x[/]:\x1b]0;title\x07 done"
 
     class Speaker:
-        async def complete(self, request: TextRequest, show: Callable[[Piece], None]) -> Completion:
+        async def complete(
+            self, request: TextRequest, show: Callable[[Piece], None], on_queued: Callable[..., None]
+        ) -> Completion:
             show(Piece(said[:9], [1], [said[:9]], ["accepted"]))
             show(Piece(said[9:], [2], [said[9:]], ["recovered"]))
             return completion(said)
@@ -144,9 +146,57 @@ async def test_what_is_said_is_shown_to_the_letter_and_a_terminal_is_not_steered
     assert [message["content"] for message in conversation.messages] == ["hello", said]
 
 
+class Refuser:
+    """Has something else to say before the first answer."""
+
+    def __init__(self, *errors: GoodSpeedError) -> None:
+        self.errors = list(errors)
+        self.asked: list[object] = []
+
+    async def complete(
+        self, request: TextRequest, show: Callable[[Piece], None], on_queued: Callable[..., None]
+    ) -> Completion:
+        self.asked.append(request.prompt[-1])
+        on_queued()
+        if self.errors:
+            raise self.errors.pop(0)
+        show(Piece("yes", [1], ["yes"], ["target"]))
+        return completion("yes")
+
+
+async def conversed(
+    agent: Refuser, lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, list[str]]:
+    """What is shown, and what was said by both."""
+    (tmp_path / "said").write_text(lines)
+    conversation, written = Conversation(), io.StringIO()
+    with (tmp_path / "said").open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        await repl.chat(cast("Agent", agent), conversation, Console(file=written, width=200))
+    return written.getvalue(), [message["content"] for message in conversation.messages]
+
+
+async def test_a_server_without_room_ends_no_conversation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = Refuser(Overloaded("no room here", retry_after_s=1.0), Refused("not you", code="forbidden"))
+    shown, said = await conversed(agent, "hello\n/again\n/again\n/again\nmore\n", tmp_path, monkeypatch)
+    assert said == ["hello", "yes", "more", "yes"]
+    assert agent.asked == [{"role": "user", "content": text} for text in ("hello", "hello", "hello", "more")]
+    for sentence in ("no room here", "not you", "/again asks it once more", "waiting for a row", "no question that"):
+        assert sentence in shown
+
+
+@pytest.mark.parametrize("error", [LinkLost("no link"), TargetChanged("another target")])
+async def test_a_server_that_is_gone_ends_the_conversation(
+    error: GoodSpeedError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(type(error)):
+        await conversed(Refuser(error), "hello\nmore\n", tmp_path, monkeypatch)
+
+
 def test_help_names_every_command() -> None:
     lines = Conversation().command("/help").splitlines()
     assert [line.split()[0] for line in lines] == [
-        "/stats", "/temperature", "/top_p", "/seed", "/max", "/system", "/origins", "/undo", "/reset", "/help", "/quit"
+        "/stats", "/temperature", "/top_p", "/seed", "/max", "/system", "/origins", "/undo", "/reset", "/again",
+        "/help", "/quit",
     ]  # fmt: skip
     assert all(len(line.split()) > 1 and len(line) < 80 for line in lines)

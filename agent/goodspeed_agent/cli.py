@@ -49,6 +49,7 @@ from goodspeed_agent.options import (
 )
 from goodspeed_agent.progress import ProgressDisplay
 from goodspeed_agent.report import Completion
+from goodspeed_agent.text import printable
 from goodspeed_agent.working import agent_maker, drafter_loader, note, with_agent
 
 __all__ = ["app"]
@@ -298,7 +299,7 @@ def _write_result(file: TextIO, result: dict[str, Any]) -> None:
 
 def _write(piece: Piece) -> None:
     if piece.text:
-        print(piece.text, end="", flush=True)
+        print(printable(piece.text) if sys.stdout.isatty() else piece.text, end="", flush=True)
 
 
 def _summarise(completion: Completion, seconds: float) -> None:
