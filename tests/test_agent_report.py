@@ -17,6 +17,7 @@ def test_the_figures_are_the_fields_own() -> None:
         "num_accepted_tokens": 8,
         "num_draft_tokens": 15,
         "num_sent_tokens": 0,
+        "num_spec_tokens": 0,
     }
 
 
@@ -33,9 +34,9 @@ def test_sums_over_generations() -> None:
 
 
 def test_what_was_sent_is_summed_too() -> None:
-    total = Speculation(num_sent_tokens=4)
-    total.add(Speculation(num_sent_tokens=9))
-    assert total == Speculation(num_sent_tokens=13)
+    total = Speculation(num_sent_tokens=4, num_spec_tokens=5)
+    total.add(Speculation(num_sent_tokens=9, num_spec_tokens=3))
+    assert total == Speculation(num_sent_tokens=13, num_spec_tokens=5)
 
 
 def test_a_completion_as_one_object() -> None:

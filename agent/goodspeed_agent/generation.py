@@ -38,17 +38,24 @@ class Request:
         """
         self.params.validate()
         if not self.prompt:
-            raise InvalidRequest("the prompt is empty: it needs at least one token", code="empty_prompt")
+            raise InvalidRequest(
+                "the prompt is empty: it needs at least one token", code="empty_prompt", param="prompt"
+            )
         if not 1 <= self.max_new_tokens < 2**31:
-            raise InvalidRequest(f"max_new_tokens is {self.max_new_tokens}: it must be between 1 and {2**31 - 1}")
+            raise InvalidRequest(
+                f"max_new_tokens is {self.max_new_tokens}: it must be between 1 and {2**31 - 1}", param="max_new_tokens"
+            )
         if not 0 <= self.max_draft <= MAX_DRAFT_TOKENS:
-            raise InvalidRequest(f"max_draft is {self.max_draft}: it must be between 0 and {MAX_DRAFT_TOKENS}")
+            raise InvalidRequest(
+                f"max_draft is {self.max_draft}: it must be between 0 and {MAX_DRAFT_TOKENS}", param="max_draft"
+            )
         if not -1 <= self.logprobs <= MAX_ALTERNATIVES:
             raise InvalidRequest(
-                f"{self.logprobs} alternatives are asked for: it must be between 0 and {MAX_ALTERNATIVES}"
+                f"{self.logprobs} alternatives are asked for: it must be between 0 and {MAX_ALTERNATIVES}",
+                param="logprobs",
             )
         if len(self.domain) > MAX_TEXT:
-            raise InvalidRequest(f"the domain has {len(self.domain)} characters: {MAX_TEXT} at most")
+            raise InvalidRequest(f"domain has {len(self.domain)} characters: {MAX_TEXT} at most", param="domain")
 
 
 class Generation:
@@ -115,6 +122,10 @@ class Generation:
     def room(self) -> int:
         """How many tokens the text may still grow by."""
         return self.request.max_new_tokens - len(self.transcript.generated)
+
+    def asked(self, budget: int) -> None:
+        """The server asks for a draft of so many tokens, or for guesses so far ahead."""
+        self.speculation.num_spec_tokens = max(self.speculation.num_spec_tokens, budget)
 
     def draft_refused(self) -> None:
         """The draft under way counts as an empty one; its verdict is still to come."""

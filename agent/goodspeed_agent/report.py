@@ -27,6 +27,9 @@ class Speculation:
     num_sent_tokens: int = 0
     """Drafted tokens that went to the server: also those that came too late to be verified, or behind a wrong one."""
 
+    num_spec_tokens: int = 0
+    """The longest draft that the server asked for; where it does not wait, the farthest ahead of the text."""
+
     def verified(self, accepted: int) -> None:
         """Count one draft that the server verified, of which so many tokens were accepted."""
         self.acceptance_histogram += [0] * (accepted + 1 - len(self.acceptance_histogram))
@@ -36,6 +39,7 @@ class Speculation:
         """Sum up over generations."""
         self.num_draft_tokens += other.num_draft_tokens
         self.num_sent_tokens += other.num_sent_tokens
+        self.num_spec_tokens = max(self.num_spec_tokens, other.num_spec_tokens)
         for accepted, count in enumerate(other.acceptance_histogram):
             self.acceptance_histogram += [0] * (accepted + 1 - len(self.acceptance_histogram))
             self.acceptance_histogram[accepted] += count
@@ -66,6 +70,7 @@ class Speculation:
             "num_spec_steps": self.num_spec_steps,
             "num_draft_tokens": self.num_draft_tokens,
             "num_sent_tokens": self.num_sent_tokens,
+            "num_spec_tokens": self.num_spec_tokens,
             "num_accepted_tokens": self.num_accepted_tokens,
             "mean_acceptance_length": _rounded(self.mean_acceptance_length),
             "draft_acceptance_rate": _rounded(self.draft_acceptance_rate),
