@@ -26,7 +26,7 @@ from goodspeed_server.server import VerificationServer
 from goodspeed_server.settings import ServerSettings
 from tests.fake_server import FakeServer
 from tests.serving import serving, tiny_settings
-from tests.stepping import Grants
+from tests.stepping import Grants, SlowEngine
 from tests.test_agent_along import once, sent
 from tests.test_agent_driver import Guesser, generate
 from tests.test_agent_with_server import NEW_TOKENS, PROMPTS, QUICK, WARM, almost_the_target
@@ -35,6 +35,12 @@ from tests.test_server_metrics import get, samples
 BARRIER = tiny_settings()
 ROLLING = tiny_settings(rounds={"rounds": "rolling"})
 IMPATIENT = tiny_settings(rounds={"round_timeout_s": 1e-5})
+
+
+@pytest.fixture(autouse=True)
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guesses pay."""
+    monkeypatch.setattr("goodspeed_server.server.EngineMeter", SlowEngine)
 
 
 def almost() -> Drafter:

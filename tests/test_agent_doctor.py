@@ -21,7 +21,7 @@ from goodspeed_agent.report import Completion, Speculation
 from goodspeed_agent.tokenizer import TokenizerCache
 from goodspeed_server.tokens import TokenStore
 from tests.serving import serving, tiny_settings, tiny_tokenizer
-from tests.stepping import Grants
+from tests.stepping import Grants, SlowEngine
 from tests.test_agent_counting import overtake_now_and_then
 from tests.tiny_models import tiny_llama
 
@@ -59,8 +59,11 @@ async def test_every_line_of_a_server_that_is_there(tmp_path: Path) -> None:
     assert lines["budget"].state == "good"
 
 
-async def test_only_what_the_server_verified_is_judged_where_it_decodes_on(tmp_path: Path) -> None:
+async def test_only_what_the_server_verified_is_judged_where_it_decodes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Some of the guesses are overtaken, which says nothing against the draft."""
+    monkeypatch.setattr("goodspeed_server.server.EngineMeter", SlowEngine)
     drafter = ModelDrafter(tiny_llama(), "same", catalog.fingerprint(tiny_tokenizer()))
     async with asyncio.timeout(60), serving(tiny_settings(rounds={"rounds": "rolling"})) as (server, address):
         server._rounds.planner.scheduler = Grants(4, needs_no_capacity=True)
