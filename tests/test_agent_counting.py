@@ -94,7 +94,7 @@ def overtake_now_and_then(server: VerificationServer) -> None:
         draft(outbox, message)
         rounds._changed.set()
 
-    rounds._rounds.close = gated  # type: ignore[method-assign]
+    rounds._rounds.close = gated  # type: ignore[method-assign, assignment]
     rounds.draft = heard  # type: ignore[method-assign]
 
 

@@ -181,4 +181,5 @@ def _origins(verdict: Verdict, stood: int) -> list[Origin]:
     if not verdict.verified:
         return ["target"] * rest
     own: Origin = "recovered" if stood < verdict.verified else "bonus"
-    return [*["accepted"] * stood, *[own] * rest]
+    accepted: list[Origin] = ["accepted"] * stood
+    return [*accepted, *[own] * rest]
