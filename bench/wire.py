@@ -55,10 +55,10 @@ def _measure(rule: str, size: int, waits: bool) -> dict[str, str | float]:
         unpack_q(packed, drafted, VOCAB)
     if waits:
         draft = Draft(STREAM, BASE, drafted, COMPUTED_US, q=packed)
-        verdict = Verdict(STREAM, BASE, size, [VOCAB - 1], size, price_percent=PRICE_PERCENT)
+        verdict = Verdict(STREAM, BASE, size, [VOCAB - 1], size, size, PRICE_PERCENT)
     else:
         draft = Draft(STREAM, BASE, drafted, COMPUTED_US, offset=size, q=packed)
-        verdict = Verdict(STREAM, BASE, 0, [*drafted, VOCAB - 1], size, PRICE_PERCENT, overtaken=size)
+        verdict = Verdict(STREAM, BASE, 0, [*drafted, VOCAB - 1], size, size, PRICE_PERCENT, overtaken=size)
     up, down = encode(draft), encode(verdict)
     up_bytes, down_bytes = _on_the_wire(up, masked=True), _on_the_wire(down, masked=False)
     return {

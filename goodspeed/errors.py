@@ -61,9 +61,11 @@ class InvalidRequest(GoodSpeedError):
 
     code = "invalid_request"
 
-    def __init__(self, message: str, *, code: str = "invalid_request") -> None:
+    def __init__(self, message: str, *, code: str = "invalid_request", param: str | None = None) -> None:
         super().__init__(message)
         self.code = code
+        self.param = param
+        """The value's own name, where it has one."""
 
 
 class ProtocolError(GoodSpeedError):

@@ -2,7 +2,7 @@
 
 A message is one WebSocket binary frame holding one MessagePack array whose first element names the type. Arrays,
 not maps, and without the defaults at their ends: a draft of eight tokens at a vocabulary of 151,936 costs at most
-63 bytes up and 21 down, frame headers included (`bench.wire`); a server that does not wait spells out what it accepts,
+63 bytes up and 22 down, frame headers included (`bench.wire`); a server that does not wait spells out what it accepts,
 in 41 more.
 
 ```
@@ -264,6 +264,8 @@ class Verdict(_Message, tag=ord("V"), frozen=True):
     accepted: Length
     tokens: list[TokenId]
     budget: Length
+    verified: Length = 0
+    """How many guessed tokens the pass verified: those that were here in time, and no more than were granted."""
     price_percent: Percent = 0
     """A token is worth its price while the chance that it is accepted, all that are verified before it included, is at
     least so many hundredths; an agent that can tell may stop short of its budget."""
@@ -274,6 +276,13 @@ class Verdict(_Message, tag=ord("V"), frozen=True):
     logprobs: Annotated[bytes, Meta(max_length=MAX_SERVER_FRAME_BYTES)] = b""
     """Of the accepted tokens and of `tokens`, where they were asked for (`logprobs.unpack_logprobs`); of a suffix that
     an agent was missing there are none."""
+    ended_within: bool = False
+    """Whether the text ends within the accepted tokens, so that none of the target's own follows them."""
+
+    @property
+    def stood(self) -> int:
+        """How many of the verified tokens were accepted, also where they are spelled out."""
+        return self.accepted + len(self.tokens) - 1 + self.ended_within if self.verified else 0
 
 
 class Failure(_Message, tag=ord("F"), frozen=True):

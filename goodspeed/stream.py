@@ -94,6 +94,13 @@ class Commit:
     appended: tuple[int, ...]
     """The recovered or bonus token, unless the stream ended inside the accepted tokens."""
     finish: Finish | None
+    verified: int
+    """How many drafted tokens were judged."""
+
+    @property
+    def ended_within(self) -> bool:
+        """Whether the stream ended inside the accepted tokens."""
+        return not self.appended
 
     @property
     def size(self) -> int:
@@ -219,7 +226,7 @@ class ServedStream:
         # The last committed token has not been through the model yet; everything before it has.
         self.cached = self.length - 1
         accepted = min(judgement.accepted, len(new))
-        return Commit(base, accepted, tuple(new[accepted:]), finish)
+        return Commit(base, accepted, tuple(new[accepted:]), finish, len(drafted))
 
 
 def check_draft(message: Draft, budget: int, vocab_size: int, rule: Rule) -> list[Any]:

@@ -222,7 +222,11 @@ class FakeServer:
         budget = 0 if stream.finish else min(self.budget, stream.draft_limit)
         accepted = commit.accepted if self.waits else 0
         appended = stream.tokens[commit.base + accepted :]
-        await self.send(connection, Verdict(number, commit.base, accepted, appended, budget, finish=commit.finish))
+        verdict = Verdict(
+            number, commit.base, accepted, appended, budget, commit.verified,
+            finish=commit.finish, ended_within=commit.ended_within,
+        )  # fmt: skip
+        await self.send(connection, verdict)
         await asyncio.sleep(0)
         return budget
 

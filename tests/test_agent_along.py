@@ -66,7 +66,7 @@ async def test_guesses_that_come_true_are_sent_once_each(tmp_path: Path) -> None
     drafts = server.got(Draft)
     assert server.stale == 0
     assert all(len(draft.tokens) + draft.offset + draft.base < len(PROMPT) + 20 for draft in drafts), "the room"
-    assert generation.speculation.num_draft_tokens == sent(server)
+    assert generation.speculation.num_sent_tokens == sent(server)
     assert generation.speculation.num_spec_steps > 0
 
 

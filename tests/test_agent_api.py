@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
+import threading
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +40,8 @@ async def test_a_completion_is_the_agents_own(tmp_path: Path) -> None:
     about = answer.model_dump()["metrics"]["speculative_decoding"]
     assert about["num_spec_steps"] == sum(about["acceptance_histogram"]) > 0
     assert about["num_draft_tokens"] >= about["num_accepted_draft_tokens"] > 0
+    assert about["num_sent_tokens"] >= about["num_draft_tokens"]
+    assert about["num_spec_tokens"] + 1 >= len(about["acceptance_histogram"])
 
 
 async def test_a_conversation_goes_through_the_targets_template(tmp_path: Path) -> None:
@@ -148,8 +153,36 @@ async def test_log_probabilities_stand_beside_their_tokens(tmp_path: Path) -> No
     assert text.logprobs.tokens == [entry.token for entry in content]
     assert text.logprobs.token_logprobs == pytest.approx([entry.logprob for entry in content], abs=1e-4)
     assert text.logprobs.text_offset is not None
+    assert text.logprobs.top_logprobs is not None
+    assert [len(likeliest) for likeliest in text.logprobs.top_logprobs] == [1] * 6
     for entry, offset in zip(content, text.logprobs.text_offset, strict=True):
         assert text.text[offset:].lstrip().startswith(entry.token)
+
+
+async def test_the_chosen_token_is_among_the_likeliest_of_a_completion(tmp_path: Path) -> None:
+    async with api(tmp_path) as here:
+        answer = await here.client.completions.create(
+            model=MODEL, prompt=PROMPT, max_tokens=12, temperature=0, logprobs=0, extra_body={"ignore_eos": True}
+        )
+        drawn = await here.client.completions.create(
+            model=MODEL,
+            prompt=PROMPT,
+            max_tokens=12,
+            temperature=2,
+            seed=1,
+            logprobs=1,
+            extra_body={"ignore_eos": True},
+        )
+    sizes: set[int] = set()
+    for logprobs in (answer.choices[0].logprobs, drawn.choices[0].logprobs):
+        assert logprobs is not None
+        assert logprobs.tokens
+        assert logprobs.token_logprobs
+        assert logprobs.top_logprobs
+        chosen = [likeliest[token] for token, likeliest in zip(logprobs.tokens, logprobs.top_logprobs, strict=True)]
+        assert chosen == logprobs.token_logprobs
+        sizes.update(map(len, logprobs.top_logprobs))
+    assert sizes == {1, 2}, "some token was not the likeliest"
 
 
 async def test_a_text_without_a_bound_ends_with_the_servers_room(tmp_path: Path) -> None:
@@ -258,10 +291,24 @@ async def test_a_prompt_may_be_tokens(prompt: Any, tmp_path: Path) -> None:
             "not supported",
         ),
         ({"response_format": {"type": "json_object"}}, openai.BadRequestError, "response_format", "not supported"),
-        ({"temperature": -1}, openai.BadRequestError, None, "temperature is -1"),
-        ({"max_tokens": 0}, openai.BadRequestError, None, "max_new_tokens is 0"),
+        ({"temperature": -1}, openai.BadRequestError, "temperature", "temperature is -1"),
+        ({"max_tokens": 0}, openai.BadRequestError, "max_tokens", "max_tokens is 0: it must"),
+        ({"max_completion_tokens": 0}, openai.BadRequestError, "max_completion_tokens", "max_completion_tokens is 0"),
+        ({"top_p": 0}, openai.BadRequestError, "top_p", "top_p is 0"),
+        ({"extra_body": {"top_k": -2}}, openai.BadRequestError, "top_k", "top_k is -2"),
+        ({"extra_body": {"min_p": 2}}, openai.BadRequestError, "min_p", "min_p is 2"),
+        ({"seed": 2**63}, openai.BadRequestError, "seed", "between -9223372036854775808 and 9223372036854775807"),
+        ({"seed": -(2**63) - 1}, openai.BadRequestError, "seed", "between -9223372036854775808 and"),
+        ({"frequency_penalty": 3}, openai.BadRequestError, "frequency_penalty", "frequency_penalty is 3"),
+        ({"presence_penalty": 3}, openai.BadRequestError, "presence_penalty", "presence_penalty is 3"),
+        ({"logit_bias": {"5": 101}}, openai.BadRequestError, "logit_bias", "of token 5 is 101"),
+        ({"logit_bias": {"5": 1, "05": 2}}, openai.BadRequestError, "logit_bias", "names token 5 twice"),
+        ({"logit_bias": {"5000": 1}}, openai.BadRequestError, "logit_bias", "token id 5000 is out of range"),
+        ({"messages": [{"content": "x"}]}, openai.BadRequestError, "messages", 'message 1 has no "role"'),
+        ({"extra_body": {"temperature": "hot"}}, openai.BadRequestError, "temperature", "temperature: expected `float"),
+        ({"extra_body": {"logit_bias": {"5": "1"}}}, openai.BadRequestError, "logit_bias", "logit_bias: expected"),
         ({"n": 0}, openai.BadRequestError, "n", "n is 0"),
-        ({"stop": [""]}, openai.BadRequestError, None, "a stop string is empty"),
+        ({"stop": [""]}, openai.BadRequestError, "stop", "a stop string is empty"),
         ({"messages": []}, openai.BadRequestError, "messages", "there are no messages"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
@@ -269,15 +316,20 @@ async def test_a_prompt_may_be_tokens(prompt: Any, tmp_path: Path) -> None:
             "messages",
             "no text",
         ),
-        ({"messages": [{"role": "user", "content": "w1 " * 2000}]}, openai.BadRequestError, None, "shorten it"),
+        ({"messages": [{"role": "user", "content": "w1 " * 2000}]}, openai.BadRequestError, "messages", "shorten it"),
         ({"extra_body": {"temprature": 1}}, openai.BadRequestError, "temprature", "did you mean temperature?"),
         ({"extra_body": {"top_k": "many"}}, openai.BadRequestError, "top_k", "expected `int | null`"),
         ({"logprobs": True, "top_logprobs": 21}, openai.BadRequestError, "top_logprobs", "top_logprobs is 21"),
         ({"top_logprobs": 2}, openai.BadRequestError, "top_logprobs", "go with logprobs: true"),
-        ({"extra_body": {"logit_bias": {"1" + "0" * 30: 1}}}, openai.BadRequestError, None, "there is no such number"),
+        (
+            {"extra_body": {"logit_bias": {"1" + "0" * 30: 1}}},
+            openai.BadRequestError,
+            "logit_bias",
+            "there is no such number",
+        ),
         ({"stop": ["x"] * 17}, openai.BadRequestError, "stop", "at most 16 strings"),
         ({"n": 129}, openai.BadRequestError, "n", "between 1 and 128 choices"),
-        ({"max_tokens": 2**31}, openai.BadRequestError, None, "between 1 and 2147483647"),
+        ({"max_tokens": 2**31}, openai.BadRequestError, "max_tokens", "between 1 and 2147483647"),
         ({"stream_options": {"include_usage": True}}, openai.BadRequestError, "stream_options", "stream: true"),
     ],
 )
@@ -291,6 +343,78 @@ async def test_what_cannot_be_done_is_refused_by_name(
                 await here.client.chat.completions.create(**asked, stream=stream)
             assert refused.value.param == param
             assert refused.value.type == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    ("changes", "param", "sentence"),
+    [
+        ({"prompt": None}, "prompt", "there is no prompt"),
+        ({"prompt": ""}, "prompt", "the prompt is empty"),
+        ({"prompt": [[]]}, "prompt", "the prompt is empty"),
+        ({"prompt": ["a", ""]}, "prompt", "prompt 2 is empty"),
+        ({"prompt": [-1]}, "prompt", "-1, which is no token id"),
+        ({"prompt": [[1], [2**40]]}, "prompt", "which is no token id"),
+        ({"prompt": [5, 999]}, "prompt", "token id 999 is out of range in the prompt"),
+        ({"prompt": "w1 " * 2000}, "prompt", "shorten it"),
+        ({"prompt": "\ud800"}, "prompt", "the prompt is not Unicode text"),
+        ({"prompt": ["w1"] * 200}, "prompt", "there are 200 prompts"),
+        ({"prompt": ["w1"] * 100, "n": 2}, "n", "n is 2 for each of 100 prompts"),
+        ({"domain": "\ud800"}, "domain", "the domain is not Unicode text"),
+        ({"stop": "\ud800"}, "stop", "a stop string is not Unicode text"),
+        ({"max_tokens": 0}, "max_tokens", "max_tokens is 0"),
+        ({"logprobs": 21}, "logprobs", "logprobs is 21"),
+        ({"max_completion_tokens": 5}, "max_completion_tokens", "did you mean max_tokens?"),
+        ({"min_token": 5}, "min_token", "no parameter min_token: (?!.*min_tokens)"),
+        ({"stream": True, "stream_options": {"includeusage": True}}, "stream_options", "unknown field `includeusage`"),
+    ],
+)
+async def test_of_a_prompt_too_the_field_is_named(
+    changes: Mapping[str, Any], param: str, sentence: str, tmp_path: Path
+) -> None:
+    async with api(tmp_path) as here:
+        body = json.dumps({"prompt": PROMPT} | dict(changes)).encode()
+        status, _, content = await here.raw("/v1/completions", body)
+    error = json.loads(content)["error"]
+    assert (status, error["param"], error["type"]) == (400, param, "invalid_request_error")
+    assert re.search(sentence, error["message"])
+
+
+@pytest.mark.parametrize("prompts", [["w5 w17", "w3"], [[5, 17], [3]]])
+async def test_a_prompt_is_checked_once_and_off_the_loop_however_many_choices_it_has(
+    prompts: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: Counter[str] = Counter()
+    threads: set[int] = set()
+
+    def counting(name: str) -> None:
+        check = getattr(TextRequest, name)
+
+        def counted(request: TextRequest) -> None:
+            checked[name] += 1
+            threads.add(threading.get_ident())
+            check(request)
+
+        monkeypatch.setattr(TextRequest, name, counted)
+
+    async with api(tmp_path) as here:
+        for name in ("validate", "validate_options", "validate_prompt"):
+            counting(name)
+        for stream in (False, True):
+            body = {"prompt": prompts, "n": 8, "max_tokens": 1, "stream": stream}
+            assert (await here.raw("/v1/completions", json.dumps(body).encode()))[0] == 200
+    assert checked == {"validate_options": 2, "validate_prompt": 4}
+    assert threading.get_ident() not in threads
+
+
+def test_seeds_are_those_of_a_signed_number_of_64_bits() -> None:
+    for seed in (-(2**63), -1, 0, 2**63 - 1):
+        body = {"prompt": "x", "seed": seed, "n": 2}
+        first, second = (
+            [choice.params.seed for choice in read_completion(json.dumps(body).encode(), MODEL).choices]
+            for _ in range(2)
+        )
+        assert first == second
+        assert first[0] != first[1]
 
 
 async def test_models_and_health_and_what_is_not_there(tmp_path: Path) -> None:

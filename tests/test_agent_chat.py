@@ -12,11 +12,10 @@ from typing import TextIO, cast
 import pytest
 from rich.console import Console
 
-from goodspeed.errors import InvalidRequest
+from goodspeed.errors import GoodSpeedError, InvalidRequest, LinkLost, Overloaded, Refused, TargetChanged
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.chat import Conversation, repl
-from goodspeed_agent.generation import _origins
 from goodspeed_agent.report import Completion, Speculation
 
 
@@ -152,7 +151,9 @@ async def test_an_answer_that_nobody_verified_is_marked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Speaker:
-        async def complete(self, request: TextRequest, show: Callable[[Piece], None]) -> Completion:
+        async def complete(
+            self, request: TextRequest, show: Callable[[Piece], None], on_queued: Callable[[int], None]
+        ) -> Completion:
             show(Piece("yes", [1], ["yes"], ["unverified"], draft="small"))
             return Completion("yes", [1], "stop", 5, draft="small")
 
@@ -166,29 +167,60 @@ async def test_an_answer_that_nobody_verified_is_marked(
     assert capsys.readouterr().err == "goodspeed-agent: nobody has verified this: small answered alone\n"
 
 
+class Refuser:
+    """Has something else to say before the first answer."""
+
+    def __init__(self, *errors: GoodSpeedError) -> None:
+        self.errors = list(errors)
+        self.asked: list[object] = []
+
+    async def complete(
+        self, request: TextRequest, show: Callable[[Piece], None], on_queued: Callable[[int], None]
+    ) -> Completion:
+        self.asked.append(request.prompt[-1])
+        on_queued(2)
+        if self.errors:
+            raise self.errors.pop(0)
+        show(Piece("yes", [1], ["yes"], ["target"]))
+        return completion("yes")
+
+
+async def conversed(
+    agent: Refuser, lines: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, list[str]]:
+    """What is shown, and what was said by both."""
+    (tmp_path / "said").write_text(lines)
+    conversation, written = Conversation(), io.StringIO()
+    with (tmp_path / "said").open() as file:
+        monkeypatch.setattr("sys.stdin", file)
+        await repl.chat(cast("Agent", agent), conversation, Console(file=written, width=200))
+    return written.getvalue(), [message["content"] for message in conversation.messages]
+
+
+async def test_a_server_without_room_ends_no_conversation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    agent = Refuser(Overloaded("no room here", retry_after_s=1.0), Refused("not you", code="forbidden"))
+    shown, said = await conversed(agent, "hello\n/again\n/again\n/again\nmore\n", tmp_path, monkeypatch)
+    assert said == ["hello", "yes", "more", "yes"]
+    assert agent.asked == [{"role": "user", "content": text} for text in ("hello", "hello", "hello", "more")]
+    for sentence in ("no room here", "not you", "/again asks it once more", "no question that"):
+        assert sentence in shown
+    assert "waiting for a row" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [LinkLost("no link"), TargetChanged("another target")])
+async def test_a_server_that_is_gone_ends_the_conversation(
+    error: GoodSpeedError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(type(error)):
+        await conversed(Refuser(error), "hello\nmore\n", tmp_path, monkeypatch)
+
+
 def test_help_names_every_command() -> None:
     lines = Conversation().command("/help").splitlines()
     assert [line.split()[0] for line in lines] == [
-        "/stats", "/temperature", "/top_p", "/seed", "/max", "/system", "/origins", "/undo", "/reset", "/help", "/quit"
+        "/stats", "/temperature", "/top_p", "/seed", "/max", "/system", "/origins", "/undo", "/reset", "/again",
+        "/help", "/quit",
     ]  # fmt: skip
     assert all(len(line.split()) > 1 and len(line) < 80 for line in lines)
-
-
-@pytest.mark.parametrize(
-    ("new", "drafted", "accepted", "expected"),
-    [
-        ([], [1], 0, []),
-        ([5], [], 0, ["target"]),
-        ([5, 6], [], 0, ["target", "target"]),
-        ([1, 2, 9], [1, 2, 3, 4], 2, ["accepted", "accepted", "recovered"]),
-        ([1, 2, 9], [1, 2], 2, ["accepted", "accepted", "bonus"]),
-        ([9], [1, 2], 0, ["recovered"]),
-        # The text ended within its draft.
-        ([1, 2], [1, 2, 3], 2, ["accepted", "accepted"]),
-        # A server that does not wait spells out what it accepts, and had not all of the guesses yet.
-        ([1, 2, 3], [1, 2, 3, 4], 0, ["accepted", "accepted", "bonus"]),
-        ([1, 2, 9], [1, 2, 3, 4], 0, ["accepted", "accepted", "recovered"]),
-    ],
-)
-def test_where_tokens_come_from(new: list[int], drafted: list[int], accepted: int, expected: list[str]) -> None:
-    assert _origins(new, drafted, accepted) == expected

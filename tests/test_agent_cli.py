@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import io
 import json
 import os
 import signal
@@ -17,7 +18,9 @@ from websockets.asyncio.server import ServerConnection
 
 from goodspeed import catalog
 from goodspeed.messages import AgentMessage, Close, Draft, Failure, Hello, Open
+from goodspeed_agent import cli
 from goodspeed_agent.__main__ import app
+from goodspeed_agent.agent import Piece
 from goodspeed_agent.drafters import load_drafter
 from tests.fake_server import FakeServer, byte_tokenizer, counting, queueing, saying
 
@@ -357,3 +360,14 @@ def test_a_link_that_is_lost_is_mentioned_and_every_attempt_only_on_request(serv
     assert quiet.stdout == talkative.stdout == STORY + "\n"
     assert quiet.stderr.count("the connection was lost") == 1
     assert talkative.stderr.count("the connection was lost") == 2
+
+
+def test_on_a_terminal_what_is_written_steers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for out, shown in ((Terminal(), "a[2Jb\n\tc"), (io.StringIO(), "a\x1b[2Jb\x07\n\tc")):
+        monkeypatch.setattr("sys.stdout", out)
+        cli._write(Piece("a\x1b[2Jb\x07\n\tc", [1]))
+        assert out.getvalue() == shown

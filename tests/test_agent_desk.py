@@ -230,3 +230,35 @@ async def test_a_desk_that_is_closed_takes_on_nothing() -> None:
             await task
     with pytest.raises(RuntimeError, match="nothing is drafted here any more"):
         await desk.at_once(lambda: several(Silent(), 1))
+
+
+class Faulty(Recorder):
+    """Somebody's own, whose property fails when it is read for the so many-th time."""
+
+    def __init__(self, good_reads: int) -> None:
+        super().__init__(4)
+        self.good_reads = good_reads
+
+    @property
+    def together(self) -> int:
+        self.good_reads -= 1
+        if self.good_reads == -1:
+            raise RuntimeError("together is broken")
+        return 4
+
+    @together.setter
+    def together(self, value: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("good_reads", [0, 1, 2, 3])
+async def test_whoever_is_at_work_hears_of_a_drafter_that_cannot_say_how_many_it_takes(good_reads: int) -> None:
+    desk = Desk(Faulty(good_reads))
+    try:
+        async with asyncio.timeout(30):
+            jobs = [desk.at_once(partial(several, Silent(), 9)), desk.in_between(lambda: partial(several, Silent(), 9))]
+            results = await asyncio.gather(*jobs, return_exceptions=True)
+            assert "together is broken" in map(str, results)
+            assert await desk.at_once(partial(several, Silent(), 3)) == 3
+    finally:
+        desk.close()

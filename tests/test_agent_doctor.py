@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,14 @@ from goodspeed.errors import ModelError
 from goodspeed_agent.agent import Agent
 from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.doctor import Finding, examination, judge_drafting, judge_round_trip, judge_speed, show
-from goodspeed_agent.drafters import Drafter, SuffixDrafter
+from goodspeed_agent.drafters import Drafter, NoDrafter, SuffixDrafter
 from goodspeed_agent.drafters.model import ModelDrafter
 from goodspeed_agent.report import Completion, Speculation
 from goodspeed_agent.tokenizer import TokenizerCache
 from goodspeed_server.tokens import TokenStore
 from tests.serving import serving, tiny_settings, tiny_tokenizer
+from tests.stepping import Grants, SlowEngine
+from tests.test_agent_counting import overtake_now_and_then
 from tests.tiny_models import tiny_llama
 
 QUICK = Backoff(first_s=0.01, longest_s=0.01, give_up_after_s=0.05)
@@ -54,6 +57,36 @@ async def test_every_line_of_a_server_that_is_there(tmp_path: Path) -> None:
     assert lines["tokenizer"].value == "of same: the same as the target's"
     assert "100% of them accepted" in lines["budget"].value
     assert lines["budget"].state == "good"
+
+
+async def test_only_what_the_server_verified_is_judged_where_it_decodes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of the guesses are overtaken, which says nothing against the draft."""
+    monkeypatch.setattr("goodspeed_server.server.EngineMeter", SlowEngine)
+    drafter = ModelDrafter(tiny_llama(), "same", catalog.fingerprint(tiny_tokenizer()))
+    async with asyncio.timeout(60), serving(tiny_settings(rounds={"rounds": "rolling"})) as (server, address):
+        server._rounds.planner.scheduler = Grants(4, needs_no_capacity=True)
+        overtake_now_and_then(server)
+        lines = {finding.what: finding for finding in await examined(address, drafter, tmp_path)}
+    assert "decodes on while drafts are made" in lines["target"].value
+    assert "100% of them accepted" in lines["budget"].value
+    assert lines["budget"].state == "good"
+
+
+async def test_without_a_draft_nothing_is_said_of_drafts_to_come(tmp_path: Path) -> None:
+    async with serving() as (_, address):
+        *_, last = await examined(address, NoDrafter(), tmp_path)
+    assert (last.what, last.state, last.advice) == ("drafting", "fair", "--draft suffix fits every target")
+    assert "none drafts nothing" in last.value
+
+
+def test_guesses_that_all_came_too_late_are_told_as_such() -> None:
+    completion = Completion("", [1] * 10, "length", 1, Speculation(num_sent_tokens=9))
+    finding = judge_drafting(completion, 120.0, 100.0)
+    assert finding.state == "bad"
+    assert "all 9 guesses came after the server had decoded past them" in finding.value
+    assert "--draft suffix" in finding.advice
 
 
 async def test_a_drafter_of_any_tokenizer_that_knows_nothing_yet(tmp_path: Path) -> None:

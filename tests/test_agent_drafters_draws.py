@@ -132,6 +132,15 @@ def test_the_ratio_draw_comes_from_what_is_sent(params: SamplingParams, seed: in
     np.testing.assert_allclose(q.p, (weights / weights.sum())[order], atol=1e-3)
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.5])
+def test_no_temperature_is_too_hot(top_p: float) -> None:
+    """All tokens are alike then."""
+    logits = np.linspace(-9.0, 9.0, 97, dtype=np.float32)
+    ids, weights = likeliest(logits, SamplingParams(temperature=1e308, top_p=top_p), 5)
+    assert ids.tolist() == [96, 95, 94, 93, 92]
+    assert weights.tolist() == [1.0] * 5
+
+
 def test_of_a_large_vocabulary_only_the_head_is_looked_at() -> None:
     row = logits(3, vocab=50_000)
     warm = SamplingParams(temperature=1.0)

@@ -10,11 +10,12 @@ import torch
 from transformers import PreTrainedModel
 
 from goodspeed import catalog
+from goodspeed.engine import Segment
 from goodspeed.errors import ModelError, UnknownModel
 from goodspeed.sampling import SamplingParams, position_keys
 from goodspeed.sampling.warping import RowParams, log_probs, sample
 from goodspeed.verification import RATIO_TOP_K, Rule, draw_drafted, quantise, unpack_q
-from goodspeed_agent.drafters import DraftSession
+from goodspeed_agent.drafters import DraftSession, model
 from goodspeed_agent.drafters.model import ModelDrafter, ModelSession
 from goodspeed_agent.drafters.swappable import Swappable
 from tests.fake_server import byte_tokenizer
@@ -305,30 +306,82 @@ def test_a_draft_that_is_exchanged_in_the_middle_of_a_prompt_ends_there_and_the_
     )
 
 
-def test_a_cache_that_cannot_grow_spoils_nobody_elses_draft_and_grows_when_it_can(
+def no_memory(drafter: ModelDrafter, patch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Let no slab grow; returns what is asked for from now on."""
+    asked: list[tuple[int, int]] = []
+
+    def refuse(rows: int, max_length: int) -> None:
+        asked.append((rows, max_length))
+        raise torch.OutOfMemoryError(f"{rows} rows of {max_length}")
+
+    patch.setattr(drafter._engine, "resize", refuse)
+    return asked
+
+
+def test_where_there_is_no_memory_for_more_only_who_needs_it_is_silent(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever needs the longer rows has nothing to say while there is no memory; who needs none is drafted for."""
+    """The others are drafted for in one forward a step, and it is not tried for every guess."""
     drafter = ModelDrafter(tiny_llama(max_position_embeddings=2048), "tiny", None)
     owner = Swappable(drafter)
-    short, long = (owner.open(SamplingParams(), rule="coupled", vocab_size=VOCAB) for _ in range(2))
-    expected = guessed(session(tiny_llama()), PROMPT, 3)
-    assert guessed(short, PROMPT, 3) == expected
+    *short, long = (owner.open(SamplingParams(), rule="coupled", vocab_size=VOCAB) for _ in range(5))
+    prompts = [[*PROMPT, number] for number in range(4)]
+    expected = [guessed(session(tiny_llama()), prompt, 8) for prompt in prompts]
+    going = [one.guesses(prompt) for one, prompt in zip(short, prompts, strict=True)]
+    owner.prepare(short)
+    found = [[next(guesses).token] for guesses in going]
+    forwards, forward = [], drafter._engine.forward
 
-    def no_memory(rows: int, max_length: int) -> None:
-        raise MemoryError(f"{rows} rows of {max_length}")
+    def counted(segments: Sequence[Segment]) -> torch.Tensor:
+        forwards.append(len(segments))
+        return forward(segments)
 
+    monkeypatch.setattr(drafter._engine, "forward", counted)
+    asked = no_memory(drafter, monkeypatch)
+    for _ in range(7):
+        waiting = long.guesses(long_prompt())
+        owner.prepare([*short, long])
+        assert next(waiting, None) is None
+        for guesses, tokens in zip(going, found, strict=True):
+            tokens.append(next(guesses).token)
+    assert found == expected
+    assert forwards == [4] * 7
+    assert 0 < len(asked) <= 2
+    assert [message for message in caplog.messages if "is broken" in message] == []
+    assert len([message for message in caplog.messages if "no memory for more" in message]) == 1
+
+
+def test_a_text_has_the_room_of_those_that_are_gone_where_there_is_no_memory_for_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drafter = ModelDrafter(tiny_llama(max_position_embeddings=2048), "tiny", None)
+    short = [drafter.open(SamplingParams(), rule="coupled", vocab_size=VOCAB) for _ in range(4)]
+    for one in short:
+        guessed(one, PROMPT, 1)
+    no_memory(drafter, monkeypatch)
+    long = drafter.open(SamplingParams(), rule="coupled", vocab_size=VOCAB)
+    text = long_prompt()[:600]
+    assert guessed(long, text, 3) == []
+    del short, one
+    assert guessed(long, text, 3) == plain(tiny_llama(max_position_embeddings=2048), text, 3, SamplingParams())
+
+
+def test_a_cache_that_could_not_grow_grows_once_there_is_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = ModelDrafter(tiny_llama(max_position_embeddings=2048), "tiny", None)
+    short, long = (drafter.open(SamplingParams(), rule="coupled", vocab_size=VOCAB) for _ in range(2))
+    expected = guessed(short, PROMPT, 3)
+    monkeypatch.setattr(model, "_RETRY_STEPS", 8)
     with monkeypatch.context() as patch:
-        patch.setattr(drafter._engine, "resize", no_memory)
+        no_memory(drafter, patch)
         assert guessed(long, long_prompt(), 3) == []
-        waiting, going = long.guesses(long_prompt()), short.guesses(PROMPT)
-        owner.prepare([long, short])
-        assert [next(going).token for _ in range(3)] == expected
-        assert list(waiting) == []
-    assert [message for message in caplog.messages if "is broken" in message] == [
-        "the draft tiny is broken: texts go on without it"
-    ]
+    guessed(short, PROMPT, 8)
     assert guessed(long, long_prompt(), 3) == plain(
         tiny_llama(max_position_embeddings=2048), long_prompt(), 3, SamplingParams()
     )
     assert guessed(short, PROMPT, 3) == expected
+
+
+def test_nobody_at_work_needs_no_room() -> None:
+    drafter = ModelDrafter(tiny_llama(), "tiny", None)
+    drafter._cramped = True
+    assert drafter.prepare([]) == []

@@ -124,8 +124,10 @@ async def test_one_draft_for_every_budget_and_none_without(tmp_path: Path) -> No
     assert generation.speculation.num_spec_steps == len(drafts)
     assert generation.speculation.num_draft_tokens == sum(len(draft.tokens) for draft in drafts)
     assert generation.speculation.num_accepted_tokens == 20 - len(taken)
+    assert generation.speculation.num_spec_tokens == 4
     alone = FakeServer(budget=0)
     generation, _ = await generate(alone, tmp_path)
+    assert generation.speculation.num_spec_tokens == 0
     assert alone.got(Draft) == []
     assert generation.speculation.num_spec_steps == 0
 

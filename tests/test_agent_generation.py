@@ -32,7 +32,7 @@ def test_an_opening_after_a_loss_carries_the_transcript() -> None:
     assert (first.tokens, first.prompt_tokens, first.max_draft) == ([1, 2, 3], 3, 8)
     generation.draft([Guess(4, 0.5), Guess(9, 0.5)])
     assert not generation.draft_due(4)
-    generation.commit(Verdict(5, 3, 1, [5], 4))
+    generation.commit(Verdict(5, 3, 1, [5], 4, 2))
     assert generation.draft_due(4)
     again = generation.opening()
     assert (again.tokens, again.prompt_tokens, again.max_new_tokens) == ([1, 2, 3, 4, 5], 3, 20)
@@ -87,7 +87,7 @@ def test_any_mixture_of_answers_keeps_the_transcript_the_targets(moves: list[int
         if move == 0:
             hits = sum(1 for _ in _agreeing(drafted, truth[length:]))
             committed = max(committed, length + hits + 1)
-            verdict = Verdict(1, length, hits, [truth[length + hits]], 3)
+            verdict = Verdict(1, length, hits, [truth[length + hits]], 3, len(drafted))
         elif move == 1:
             verdict = Verdict(1, len(PROMPT), 0, truth[len(PROMPT) : committed], 3)
         elif move == 2:

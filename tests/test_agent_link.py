@@ -123,8 +123,8 @@ async def test_streams_share_a_link_and_do_not_see_each_other(cache: TokenizerCa
         assert await one.receive() == Opened(one.stream, 1, 2)
         await one.send(Draft(one.stream, 1, [2, 9]))
         await two.send(Draft(two.stream, 2, [13]))
-        assert await one.receive() == Verdict(one.stream, 1, 1, [3], 2)
-        assert await two.receive() == Verdict(two.stream, 2, 1, [14], 2)
+        assert await one.receive() == Verdict(one.stream, 1, 1, [3], 2, 2)
+        assert await two.receive() == Verdict(two.stream, 2, 1, [14], 2, 1)
 
 
 async def test_last_words_to_a_closed_stream_are_dropped(cache: TokenizerCache) -> None:

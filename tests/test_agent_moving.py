@@ -152,7 +152,7 @@ async def test_the_old_server_is_heard_until_the_new_one_has_answered(cache: Tok
         assert await channel.receive() == Opened(channel.stream, 3, 4)
         await greeted.wait()
         await channel.send(Draft(channel.stream, 3, [4]))
-        assert await channel.receive() == Verdict(channel.stream, 3, 1, [5], 4)
+        assert await channel.receive() == Verdict(channel.stream, 3, 1, [5], 4, 1)
         assert link.url == first.url
         go_on.set()
         assert await channel.receive() == Relinked()

@@ -16,6 +16,8 @@ def test_the_figures_are_the_fields_own() -> None:
         "num_spec_steps": 3,
         "num_accepted_tokens": 8,
         "num_draft_tokens": 15,
+        "num_sent_tokens": 0,
+        "num_spec_tokens": 0,
     }
 
 
@@ -29,6 +31,12 @@ def test_sums_over_generations() -> None:
     for one in (speculation(4, 2), speculation(6, 3, 0), speculation(1, 0)):
         total.add(one)
     assert total == speculation(11, 2, 3, 0, 0)
+
+
+def test_what_was_sent_is_summed_too() -> None:
+    total = Speculation(num_sent_tokens=4, num_spec_tokens=5)
+    total.add(Speculation(num_sent_tokens=9, num_spec_tokens=3))
+    assert total == Speculation(num_sent_tokens=13, num_spec_tokens=5)
 
 
 def test_a_completion_as_one_object() -> None:

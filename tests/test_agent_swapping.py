@@ -26,6 +26,7 @@ from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.connecting import Connected, Door
 from goodspeed_agent.drafters import Drafter, DraftSession, Guess, NoDrafter, SuffixDrafter
 from goodspeed_agent.drafters.model import ModelDrafter
+from goodspeed_agent.drafters.swappable import Swappable
 from goodspeed_agent.lookahead import Calibration
 from goodspeed_agent.reloading import Reloading
 from goodspeed_agent.tokenizer import TokenizerCache
@@ -292,3 +293,68 @@ def test_a_calibration_that_restarts_believes_confidences_again() -> None:
     assert used.chance(0.75) < 0.1
     used.restart()
     assert used.chance(0.75) == fresh.chance(0.75)
+
+
+class Reading:
+    """Computes for several, and is still at its prompts."""
+
+    name, max_draft, fingerprint, together = "reading", 4, None, 8
+
+    def __init__(self, *, breaks: bool) -> None:
+        self.breaks = breaks
+
+    def open(self, params: SamplingParams, *, rule: Rule, vocab_size: int, prompt_tokens: int = 0) -> DraftSession:
+        return self
+
+    def prepare(self, sessions: Sequence[DraftSession]) -> list[bool]:
+        return [False] * len(sessions)
+
+    def guesses(self, tokens: Sequence[int]) -> Iterator[Guess]:
+        if self.breaks:
+            raise RuntimeError("the one before is broken")
+        yield Guess(1, 0.5)
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+class Plain(Reading):
+    """Does not compute for several."""
+
+    name = "plain"
+    prepare = None  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__(breaks=False)
+
+    def guesses(self, tokens: Sequence[int]) -> Iterator[Guess]:
+        yield Guess(2, 0.5)
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_what_was_exchanged_within_a_prompt_guesses_nothing_in_the_name_of_the_other(
+    breaks: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    owner = Swappable(Reading(breaks=breaks))
+    session = owner.open(WARM, rule="coupled", vocab_size=VOCAB)
+    guesses = session.guesses([1])
+    assert owner.prepare([session]) == [False]
+    owner.exchange(Plain())
+    assert owner.prepare([session]) == [True]
+    assert list(guesses) == []
+    assert caplog.messages == []
+    assert [guess.token for guess in session.guesses([1])] == [2]
+
+
+def test_a_drafter_that_cannot_say_for_how_many_it_computes_does_so_for_one(caplog: pytest.LogCaptureFixture) -> None:
+    class Faulty(Reading):
+        @property
+        def together(self) -> int:  # type: ignore[override]
+            raise RuntimeError("together is broken")
+
+    owner = Swappable(Faulty(breaks=False))
+    session = owner.open(WARM, rule="coupled", vocab_size=VOCAB)
+    assert owner.together == 1
+    assert owner.prepare([session]) == [True]
+    assert [guess.token for guess in session.guesses([1])] == [1]
+    assert caplog.messages == ["the draft reading is broken: texts go on without it"]

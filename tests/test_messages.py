@@ -151,8 +151,8 @@ def test_the_wire_format_is_pinned() -> None:
     assert encode(Draft(7, 300, [1, 151_935])) == bytes.fromhex("94 44 07 cd012c 92 01 ce0002517f")
     piece = Draft(7, 300, [1], 5, offset=2, end=DraftEnd.PRICED_OUT, q=b"!")
     assert encode(piece) == bytes.fromhex("98 44 07 cd012c 9101 05 02 01 c40121")
-    verdict = Verdict(7, 300, 2, [5], 4, 30, 0, "stop")
-    assert encode(verdict) == bytes.fromhex("99 56 07 cd012c 02 9105 04 1e 00 a473746f70")
+    verdict = Verdict(7, 300, 2, [5], 4, 3, 30, 0, "stop")
+    assert encode(verdict) == bytes.fromhex("9a 56 07 cd012c 02 9105 04 03 1e 00 a473746f70")
     tags = "".join(chr(encode(message)[1]) for message in (Close(1), GetTokenizer(), Opened(1, 2, 3), Snapshot(b"")))
     assert tags == "CKoS"
 
@@ -349,7 +349,7 @@ def websocket_bytes(payload: bytes, *, masked: bool) -> int:
 def test_bytes_per_drafted_token_under_the_coupled_rule(accepted: int) -> None:
     drafted = [VOCAB - 1 - i for i in range(8)]
     up = websocket_bytes(encode(Draft(2**20, 100_000, drafted)), masked=True)
-    down = websocket_bytes(encode(Verdict(2**20, 100_000, accepted, [VOCAB - 1], 8)), masked=False)
+    down = websocket_bytes(encode(Verdict(2**20, 100_000, accepted, [VOCAB - 1], 8, 8)), masked=False)
     assert (up + down) / len(drafted) <= 16
 
 
@@ -357,7 +357,7 @@ def test_bytes_per_drafted_token_where_the_server_does_not_wait() -> None:
     """It spells out what it accepts."""
     drafted = [VOCAB - 1 - i for i in range(8)]
     up = websocket_bytes(encode(Draft(1000, 100_000, drafted, computed_us=100_000, offset=8)), masked=True)
-    verdict = Verdict(1000, 100_000, 0, [*drafted, VOCAB - 1], 16, price_percent=100, overtaken=8)
+    verdict = Verdict(1000, 100_000, 0, [*drafted, VOCAB - 1], 16, 8, price_percent=100, overtaken=8)
     assert (up + websocket_bytes(encode(verdict), masked=False)) / len(drafted) <= 16
 
 

@@ -167,7 +167,7 @@ def test_behind_the_barrier_a_draft_that_the_price_ended_shows_no_miss(told: int
     live.draft = Draft(0, 2, [5, 6], end=DraftEnd.PRICED_OUT)
     estimator = HitOrMiss()
     estimator.observe(2 + misses, Judgement(2, 0))
-    planner.committed(live, [5, 6], Judgement(2, 0), Commit(2, 2, (7,), None), now=1.0)
+    planner.committed(live, [5, 6], Judgement(2, 0), Commit(2, 2, (7,), None, 2), now=1.0)
     assert live.estimator.alpha == estimator.alpha
 
 

@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self, TypeGuard, cast
 
@@ -88,22 +88,36 @@ class TextRequest:
         Raises:
             InvalidRequest: naming the value, and the range it has to be in.
         """
+        self.validate_options()
+        self.validate_prompt()
+
+    def validate_options(self) -> None:
+        """As `validate`, of everything but the prompt."""
         self.tokenized((0,), self.max_draft or 0, room=1).validate()
+        if "" in self.stop:
+            raise InvalidRequest("a stop string is empty: it would end every text before it begins", param="stop")
+        for text in self.stop:
+            _check_text("a stop string", text, "stop")
+        _check_text("the domain", self.domain, "domain")
+
+    def validate_prompt(self) -> None:
+        """As `validate`, of the prompt alone."""
         if not self.prompt:
-            raise InvalidRequest("the prompt is empty", code="empty_prompt")
+            raise InvalidRequest("the prompt is empty", code="empty_prompt", param="prompt")
         if _is_tokens(self.prompt):
-            if not all(0 <= token < 2**31 for token in self.prompt):
-                raise InvalidRequest("a token of the prompt is no token id", code="token_out_of_range")
+            for token in (min(self.prompt), max(self.prompt)):
+                if not 0 <= token < 2**31:
+                    shown = str(token)[:40]
+                    raise InvalidRequest(
+                        f"the prompt has a token {shown}, which is no token id",
+                        code="token_out_of_range",
+                        param="prompt",
+                    )
         else:
             if not isinstance(self.prompt, str):
                 _check_messages(cast("Sequence[Mapping[str, Any]]", self.prompt))
             for text in _texts(self.prompt):
-                _check_text("the prompt", text)
-        if "" in self.stop:
-            raise InvalidRequest("a stop string is empty: it would end every text before it begins")
-        for text in self.stop:
-            _check_text("a stop string", text)
-        _check_text("the domain", self.domain)
+                _check_text("the prompt", text, "prompt")
 
     def tokenized(self, prompt: Sequence[int], max_draft: int, *, room: int) -> Request:
         """The same of a prompt in tokens.
@@ -126,7 +140,9 @@ def _check_messages(messages: Sequence[Mapping[str, Any]]) -> None:
         for name in ("role", "content"):
             # A template would write nothing, or "None", in its place.
             if message.get(name) is None:
-                raise InvalidRequest(f'message {number} has no "{name}": a message needs both "role" and "content"')
+                raise InvalidRequest(
+                    f'message {number} has no "{name}": a message needs both "role" and "content"', param="prompt"
+                )
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -142,13 +158,14 @@ def _texts(value: Any) -> Iterator[str]:
                 waiting += items
 
 
-def _check_text(what: str, text: str) -> None:
+def _check_text(what: str, text: str, param: str | None = None) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise InvalidRequest(
             f"{what} is not Unicode text: it has a lone surrogate (U+{ord(text[error.start]):04X}) as character "
-            f"{error.start + 1}, which stands for half a character, or for a byte that is not UTF-8; take it out"
+            f"{error.start + 1}, which stands for half a character, or for a byte that is not UTF-8; take it out",
+            param=param,
         ) from None
 
 
@@ -282,7 +299,12 @@ class Agent:
         await self._desk.alone(examine)
 
     async def complete(
-        self, request: TextRequest, on_text: OnText | None = None, on_queued: Callable[[int], None] | None = None
+        self,
+        request: TextRequest,
+        on_text: OnText | None = None,
+        on_queued: Callable[[int], None] | None = None,
+        *,
+        checked: bool = False,
     ) -> Completion:
         """Generate a text.
 
@@ -290,14 +312,18 @@ class Agent:
             request: what is asked for.
             on_text: called as the text comes.
             on_queued: called with its place as long as the server has no row for it, whenever that changes: 1 is next.
+            checked: whether it was validated before, and its prompt is what `prompt_tokens` made of the user's.
 
         Raises:
             InvalidRequest: a value is out of range, or the prompt too long for this server.
             GoodSpeedError: as `driver.tokens_of`, or `alone.tokens_alone`.
         """
-        request.validate()
+        if not checked:
+            request.validate()
         if self._alone_after_s is not None:
             await self.link.settled()
+        if not checked:
+            request = replace(request, prompt=self.prompt_tokens(request.prompt))
         if not self.link.alone:
             tokenized = self._tokenized(request)
             channel = self.link.channel()
@@ -394,6 +420,25 @@ class Agent:
             return self.tokenizer.encode(prompt)
         return self.tokenizer.encode_chat(cast("Sequence[Mapping[str, Any]]", prompt))
 
+    def prompt_tokens(self, prompt: str | Sequence[Mapping[str, Any]] | Sequence[int]) -> tuple[int, ...]:
+        """A prompt that was validated as tokens that the target knows.
+
+        Raises:
+            InvalidRequest: there are none, or others, or the template refuses it.
+        """
+        tokens, welcome = tuple(self.encode(prompt)), self.link.welcome
+        if not tokens:
+            raise InvalidRequest(
+                "the prompt is empty: it needs at least one token", code="empty_prompt", param="prompt"
+            )
+        if max(tokens) >= welcome.vocab_size:
+            raise InvalidRequest(
+                f"token id {max(tokens)} is out of range in the prompt: the vocabulary has {welcome.vocab_size} tokens",
+                code="token_out_of_range",
+                param="prompt",
+            )
+        return tokens
+
     def _tokenized(self, request: TextRequest, holds: int | None = None) -> Request:
         """The request in tokens.
 
@@ -409,6 +454,14 @@ class Agent:
                 f"the prompt has {len(prompt)} tokens and {who} {most} a stream, prompt and "
                 f"text together: shorten it to {most - 1} or less",
                 code="prompt_too_long",
+                param="prompt",
+            )
+        biased = max((token for token, _ in request.params.logit_bias), default=0)
+        if biased >= welcome.vocab_size:
+            raise InvalidRequest(
+                f"token id {biased} is out of range in logit_bias: the vocabulary has {welcome.vocab_size} tokens",
+                code="token_out_of_range",
+                param="logit_bias",
             )
         wanted = MAX_DRAFT_TOKENS if request.max_draft is None else request.max_draft
         max_draft = min(wanted, self._drafter.max_draft, welcome.max_draft)

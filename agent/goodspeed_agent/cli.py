@@ -51,6 +51,7 @@ from goodspeed_agent.options import (
 )
 from goodspeed_agent.progress import ProgressDisplay
 from goodspeed_agent.report import Completion
+from goodspeed_agent.text import printable
 from goodspeed_agent.waiting import WaitingLine
 from goodspeed_agent.working import agent_maker, drafter_loader, note, with_agent
 
@@ -324,7 +325,7 @@ def _request(
 
 def _write(piece: Piece) -> None:
     if piece.text:
-        print(piece.text, end="", flush=True)
+        print(printable(piece.text) if sys.stdout.isatty() else piece.text, end="", flush=True)
 
 
 def _summarise(completion: Completion, seconds: float) -> None:

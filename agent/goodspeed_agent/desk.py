@@ -132,7 +132,15 @@ class Desk:
     def _gather(self) -> bool:
         """Let those who are through go, and newcomers in; says whether anybody is at work."""
         self._at_work = [job for job in self._at_work if not job.done.done()]
-        together = self._batching.together
+        try:
+            together = self._batching.together
+        except Exception as error:
+            for job in (*self._at_work, *self._urgent, *self._patient):
+                if not job.done.done():
+                    job.done.set_exception(error)
+            self._urgent.clear()
+            self._patient.clear()
+            return False
         self._admit(self._urgent, together)
         if not any(job.urgent for job in self._at_work):
             self._admit(self._patient, together)
@@ -150,12 +158,13 @@ class Desk:
         On the drafting thread, and nobody but it touches the work meanwhile.
         """
         jobs = self._at_work
-        room, urgent = len(jobs) < self._batching.together, any(job.urgent for job in jobs)
+        urgent = any(job.urgent for job in jobs)
         for job in jobs:
             if job.session is None:
                 job.advance()
         while not any(job.over for job in jobs):
             try:
+                room = len(jobs) < self._batching.together
                 ready = self._batching.prepare([job.session for job in jobs if job.session is not None])
             except BaseException as error:
                 for job in jobs:

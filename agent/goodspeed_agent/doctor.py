@@ -66,6 +66,10 @@ async def _findings(agent: Agent, drafter: Drafter, connected_s: float) -> Async
         plain, plain_s = await _text(agent, max_draft=0)
         plain_rate = len(plain.tokens) / plain_s
         yield judge_round_trip(round_trip_s, plain_rate)
+        if not drafter.max_draft:
+            value = f"{drafter.name} drafts nothing: the server writes every token by itself"
+            yield Finding("drafting", value, "fair", "--draft suffix fits every target")
+            return
         guesses_per_s = await asyncio.to_thread(_guess, agent, drafter)
         yield judge_speed(drafter.name, guesses_per_s, plain_rate)
         drafted, drafted_s = await _text(agent, max_draft=None)
@@ -126,6 +130,10 @@ def judge_drafting(completion: Completion, rate: float, plain_rate: float) -> Fi
     """What drafting brings, and what budget there is to expect."""
     speculation = completion.speculation
     speed = f"{rate:.0f} tokens a second, {rate / plain_rate:.2f} times those without drafts"
+    sent = speculation.num_sent_tokens
+    if sent >= _JUDGED_TOKENS and not speculation.num_spec_steps:
+        value = f"all {sent} guesses came after the server had decoded past them: {speed}"
+        return Finding("budget", value, "bad", "take a smaller draft, or --draft suffix")
     if speculation.num_draft_tokens < _JUDGED_TOKENS:
         advice = "the server finds that drafts do not pay here, and decodes by itself: nothing is wrong with that"
         return Finding("budget", f"hardly anything was drafted: {speed}", "fair", advice)

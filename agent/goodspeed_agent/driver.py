@@ -104,6 +104,7 @@ async def tokens_of(
                     if new:
                         yield new
             budget, price = asking.budget, asking.price_percent / 100
+            generation.asked(budget)
             if not waited_for:
                 if generation.transcript.finish is None:
                     drafting.along(generation, channel, Wanted(budget, price, asking.overtaken))

@@ -38,17 +38,24 @@ class Request:
         """
         self.params.validate()
         if not self.prompt:
-            raise InvalidRequest("the prompt is empty: it needs at least one token", code="empty_prompt")
+            raise InvalidRequest(
+                "the prompt is empty: it needs at least one token", code="empty_prompt", param="prompt"
+            )
         if not 1 <= self.max_new_tokens < 2**31:
-            raise InvalidRequest(f"max_new_tokens is {self.max_new_tokens}: it must be between 1 and {2**31 - 1}")
+            raise InvalidRequest(
+                f"max_new_tokens is {self.max_new_tokens}: it must be between 1 and {2**31 - 1}", param="max_new_tokens"
+            )
         if not 0 <= self.max_draft <= MAX_DRAFT_TOKENS:
-            raise InvalidRequest(f"max_draft is {self.max_draft}: it must be between 0 and {MAX_DRAFT_TOKENS}")
+            raise InvalidRequest(
+                f"max_draft is {self.max_draft}: it must be between 0 and {MAX_DRAFT_TOKENS}", param="max_draft"
+            )
         if not -1 <= self.logprobs <= MAX_ALTERNATIVES:
             raise InvalidRequest(
-                f"{self.logprobs} alternatives are asked for: it must be between 0 and {MAX_ALTERNATIVES}"
+                f"{self.logprobs} alternatives are asked for: it must be between 0 and {MAX_ALTERNATIVES}",
+                param="logprobs",
             )
         if len(self.domain) > MAX_TEXT:
-            raise InvalidRequest(f"the domain has {len(self.domain)} characters: {MAX_TEXT} at most")
+            raise InvalidRequest(f"domain has {len(self.domain)} characters: {MAX_TEXT} at most", param="domain")
 
 
 class Generation:
@@ -91,7 +98,7 @@ class Generation:
         """The message that sends a draft upon the committed length; see `messages.Draft`."""
         message = self._message(self.transcript.length, guesses, computed_s, end)
         self._drafted, self._drafted_upon = message.tokens, message.base
-        self.speculation.num_draft_tokens += len(message.tokens)
+        self.speculation.num_sent_tokens += len(message.tokens)
         return message
 
     def begin_guessing(self, upon: int) -> None:
@@ -103,7 +110,7 @@ class Generation:
         offset = len(self._drafted)
         message = self._message(self._drafted_upon, guesses, computed_s, end, offset)
         self._drafted += message.tokens
-        self.speculation.num_draft_tokens += len(message.tokens)
+        self.speculation.num_sent_tokens += len(message.tokens)
         return message
 
     def _message(self, base: int, guesses: Sequence[Guess], computed_s: float, end: DraftEnd, offset: int = 0) -> Draft:
@@ -116,9 +123,12 @@ class Generation:
         """How many tokens the text may still grow by."""
         return self.request.max_new_tokens - len(self.transcript.generated)
 
+    def asked(self, budget: int) -> None:
+        """The server asks for a draft of so many tokens, or for guesses so far ahead."""
+        self.speculation.num_spec_tokens = max(self.speculation.num_spec_tokens, budget)
+
     def draft_refused(self) -> None:
         """The draft under way counts as an empty one; its verdict is still to come."""
-        self.speculation.num_draft_tokens -= len(self._drafted)
         self._drafted = []
 
     def commit(self, verdict: Verdict) -> list[int]:
@@ -137,10 +147,13 @@ class Generation:
             if known and len(known) != verdict.accepted + len(verdict.tokens):
                 raise ProtocolError(f"log-probabilities of {len(known)} tokens came with another number of them")
             self.logprobs += known[len(known) - len(new) :] if known else [None] * len(new)
-        self.origins += _origins(new, drafted, verdict.accepted)
-        if drafted and new:
-            # A server that does not wait spells out what it accepted.
-            self.speculation.verified(verdict.accepted or len(new) - 1)
+        if new:
+            stood = _stood(verdict)
+            self.origins += _origins(verdict, stood)[-len(new) :]
+            if verdict.verified:
+                # What the server judged counts, not what was sent: it may have come too late for any pass.
+                self.speculation.num_draft_tokens += verdict.verified
+                self.speculation.verified(stood)
         return new
 
     def told_by_draft(self, token: int) -> None:
@@ -156,19 +169,25 @@ class Generation:
         return budget > 0 and self.transcript.finish is None and self._drafted_upon != self.transcript.length
 
 
-def _origins(new: Sequence[int], drafted: Sequence[int], accepted: int) -> list[Origin]:
-    """Where newly committed tokens come from.
+def _stood(verdict: Verdict) -> int:
+    """How many of the verified tokens were accepted.
 
-    Args:
-        new: the tokens, the last of which is the target's own, unless the text ended within its draft.
-        drafted: for their places; it may be longer.
-        accepted: how many the server says it accepted; it says 0 where it spells them out.
+    Raises:
+        ProtocolError: that cannot be.
     """
-    if not new or not drafted:
-        return ["target"] * len(new)
-    if accepted == len(new):
-        return ["accepted"] * accepted
-    place = len(new) - 1
-    recovered = place < len(drafted) and drafted[place] != new[place]
-    origins: list[Origin] = ["accepted"] * place
-    return [*origins, "recovered" if recovered else "bonus"]
+    if not verdict.accepted <= verdict.stood <= verdict.verified:
+        raise ProtocolError(
+            f"a verdict of {verdict.accepted} accepted and {len(verdict.tokens)} other tokens of stream "
+            f"{verdict.stream} says that {verdict.verified} were verified"
+        )
+    return verdict.stood
+
+
+def _origins(verdict: Verdict, stood: int) -> list[Origin]:
+    """Where the tokens of a verdict come from, of which the first `stood` were accepted."""
+    rest = verdict.accepted + len(verdict.tokens) - stood
+    if not verdict.verified:
+        return ["target"] * rest
+    own: Origin = "recovered" if stood < verdict.verified else "bonus"
+    accepted: list[Origin] = ["accepted"] * stood
+    return [*accepted, *[own] * rest]

@@ -21,24 +21,32 @@ class Speculation:
     """How well drafting went, in vLLM's terms."""
 
     num_draft_tokens: int = 0
+    """That a pass of the server verified."""
     acceptance_histogram: list[int] = field(default_factory=list)
-    """At `j`, how many drafts of at least one token had exactly `j` tokens accepted."""
+    """At `j`, how many verified drafts of at least one token had exactly `j` tokens accepted."""
+    num_sent_tokens: int = 0
+    """Drafted tokens that went to the server: also those that came too late to be verified, or behind a wrong one."""
+
+    num_spec_tokens: int = 0
+    """The longest draft that the server asked for; where it does not wait, the farthest ahead of the text."""
 
     def verified(self, accepted: int) -> None:
-        """Count one draft, of which so many tokens were accepted."""
+        """Count one draft that the server verified, of which so many tokens were accepted."""
         self.acceptance_histogram += [0] * (accepted + 1 - len(self.acceptance_histogram))
         self.acceptance_histogram[accepted] += 1
 
     def add(self, other: Speculation) -> None:
         """Sum up over generations."""
         self.num_draft_tokens += other.num_draft_tokens
+        self.num_sent_tokens += other.num_sent_tokens
+        self.num_spec_tokens = max(self.num_spec_tokens, other.num_spec_tokens)
         for accepted, count in enumerate(other.acceptance_histogram):
             self.acceptance_histogram += [0] * (accepted + 1 - len(self.acceptance_histogram))
             self.acceptance_histogram[accepted] += count
 
     @property
     def num_spec_steps(self) -> int:
-        """Verdicts that answered a draft of at least one token."""
+        """Verdicts upon a draft of at least one token."""
         return sum(self.acceptance_histogram)
 
     @property
@@ -53,7 +61,7 @@ class Speculation:
 
     @property
     def draft_acceptance_rate(self) -> float | None:
-        """Accepted of drafted tokens; None without a draft."""
+        """Accepted of verified tokens; None without a draft."""
         return self.num_accepted_tokens / self.num_draft_tokens if self.num_draft_tokens else None
 
     def to_json(self) -> dict[str, Any]:
@@ -61,6 +69,8 @@ class Speculation:
         return {
             "num_spec_steps": self.num_spec_steps,
             "num_draft_tokens": self.num_draft_tokens,
+            "num_sent_tokens": self.num_sent_tokens,
+            "num_spec_tokens": self.num_spec_tokens,
             "num_accepted_tokens": self.num_accepted_tokens,
             "mean_acceptance_length": _rounded(self.mean_acceptance_length),
             "draft_acceptance_rate": _rounded(self.draft_acceptance_rate),

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-__all__ = ["Detokenizer", "StopFinder", "TextStream"]
+__all__ = ["Detokenizer", "StopFinder", "TextStream", "printable"]
 
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 _LONGEST_WINDOW = 32
 _KEPT_WINDOW = 4
 """No character is longer than four bytes, and no token shorter than one."""
+_CONTROLS = {code: None for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal would take for an order."""
+    return text.translate(_CONTROLS)
 
 
 class Detokenizer:

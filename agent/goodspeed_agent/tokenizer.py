@@ -211,7 +211,7 @@ class TargetTokenizer:
         """
         template = self._config.get("chat_template")
         if not isinstance(template, str):
-            raise InvalidRequest("the target has no chat template: send a plain prompt")
+            raise InvalidRequest("the target has no chat template: send a plain prompt", param="prompt")
         try:
             return (
                 _environment()
@@ -225,7 +225,9 @@ class TargetTokenizer:
             )
         # A template is a program of somebody else's, and fails in any way a program can.
         except (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, RecursionError) as error:
-            raise InvalidRequest(f"the target's chat template does not take these messages: {error}") from None
+            raise InvalidRequest(
+                f"the target's chat template does not take these messages: {error}", param="prompt"
+            ) from None
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Turn token ids into text, special tokens left out; what is no whole character shows as U+FFFD."""

@@ -70,24 +70,36 @@ class SamplingParams(Struct, array_like=True, frozen=True, forbid_unknown_fields
             InvalidRequest: naming the value, and the range it has to be in.
         """
         if not (math.isfinite(self.temperature) and self.temperature >= 0.0):
-            raise InvalidRequest(f"temperature is {self.temperature}: it must be 0 (greedy) or above")
+            raise _out_of_range("temperature", self.temperature, "0 (greedy) or above")
         if not 0.0 < self.top_p <= 1.0:
-            raise InvalidRequest(f"top_p is {self.top_p}: it must be above 0 and at most 1 (1 keeps every token)")
+            raise _out_of_range("top_p", self.top_p, "above 0 and at most 1 (1 keeps every token)")
         if not 0 <= self.top_k <= _MAX_TOP_K:
-            raise InvalidRequest(f"top_k is {self.top_k}: it must be between 0 (keep every token) and {_MAX_TOP_K}")
+            raise _out_of_range("top_k", self.top_k, f"between 0 (keep every token) and {_MAX_TOP_K}")
         if not 0.0 <= self.min_p <= 1.0:
-            raise InvalidRequest(f"min_p is {self.min_p}: it must be between 0 (keep every token) and 1")
+            raise _out_of_range("min_p", self.min_p, "between 0 (keep every token) and 1")
         if not 0 <= self.seed <= _MAX_SEED:
-            raise InvalidRequest(f"seed is {self.seed}: it must be between 0 and {_MAX_SEED}")
+            raise _out_of_range("seed", self.seed, f"between 0 and {_MAX_SEED}")
         for name in ("frequency_penalty", "presence_penalty"):
             if not abs(value := getattr(self, name)) <= _MAX_PENALTY:
-                raise InvalidRequest(f"{name} is {value}: it must be between -{_MAX_PENALTY:g} and {_MAX_PENALTY:g}")
-        if len(self.logit_bias) > _MAX_BIASES or len({token for token, _ in self.logit_bias}) < len(self.logit_bias):
-            raise InvalidRequest(
-                f"logit_bias has {len(self.logit_bias)} entries: {_MAX_BIASES} different tokens at most"
-            )
+                raise _out_of_range(name, value, f"between -{_MAX_PENALTY:g} and {_MAX_PENALTY:g}")
+        if (fault := self._fault_of_bias()) is not None:
+            raise InvalidRequest(f"logit_bias {fault}", param="logit_bias")
+
+    def _fault_of_bias(self) -> str | None:
+        """What is wrong with the biases."""
+        if len(self.logit_bias) > _MAX_BIASES:
+            return f"has {len(self.logit_bias)} entries: {_MAX_BIASES} at most"
+        seen: set[int] = set()
         for token, bias in self.logit_bias:
             if not 0 <= token < 2**31:
-                raise InvalidRequest(f"logit_bias has a token {str(token)[:40]}: there is no such number")
+                return f"has a token {str(token)[:40]}: there is no such number"
+            if token in seen:
+                return f"names token {token} twice: once is enough"
             if not abs(bias) <= _MAX_BIAS:
-                raise InvalidRequest(f"logit_bias of token {token} is {bias}: it must be between -100 and 100")
+                return f"of token {token} is {bias}: it must be between -100 and 100"
+            seen.add(token)
+        return None
+
+
+def _out_of_range(name: str, value: float, where: str) -> InvalidRequest:
+    return InvalidRequest(f"{name} is {value}: it must be {where}", param=name)

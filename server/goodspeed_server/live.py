@@ -239,15 +239,29 @@ class LiveStream:
         """
         accepted = 0 if spell_out or self.spelled_out else commit.accepted
         appended = self.stream.tokens[commit.base + accepted :]
-        asked = (0, 0, 0) if commit.finish else (self.lead, self.price_percent, self.overtaken)
         self.told.append((self.stream.length, now))
-        self.outbox.post(Verdict(self.number, commit.base, accepted, appended, *asked, commit.finish, self.logprobs))
+        over = commit.finish is not None
+        self.outbox.post(
+            Verdict(
+                self.number,
+                commit.base,
+                accepted,
+                appended,
+                budget=0 if over else self.lead,
+                verified=commit.verified,
+                price_percent=0 if over else self.price_percent,
+                overtaken=0 if over else self.overtaken,
+                finish=commit.finish,
+                logprobs=self.logprobs,
+                ended_within=commit.ended_within,
+            )
+        )
 
     def ask(self, now: float) -> None:
         """Say what to draft where no verdict says so."""
         length = self.stream.length
         self.told.append((length, now))
-        self.outbox.post(Verdict(self.number, length, 0, [], self.lead, self.price_percent, self.overtaken))
+        self.outbox.post(Verdict(self.number, length, 0, [], self.lead, 0, self.price_percent, self.overtaken))
 
     def change_rounds(self, now: float, *, waits: bool) -> None:
         """From here on its drafts are waited for, or no longer are: keep what is here as what it is then."""

@@ -179,7 +179,7 @@ class RoundLoop:
         elif message.offset:
             pass  # it was sent while nobody waited, and what it continues is no draft of these rounds
         elif missing:
-            outbox.post(Verdict(message.stream, message.base, 0, missing, live.lead, live.price_percent))
+            outbox.post(Verdict(message.stream, message.base, 0, missing, live.lead, 0, live.price_percent))
         elif live.draft is None:
             moved = self._intake.draft(live, message, self._rounds, prefilling=live in self._streams.prefilling)
         if moved:

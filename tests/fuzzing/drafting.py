@@ -17,7 +17,7 @@ from unittest import mock
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 
-import goodspeed_agent.link
+import goodspeed_agent.connecting
 from goodspeed.errors import GoodSpeedError
 from goodspeed.messages import (
     AgentMessage,
@@ -95,7 +95,7 @@ async def fuzz_agent(frames: int, seed: int, folder: Path) -> AgentStorm:
 
     async with serve(impostor.serve, "127.0.0.1", 0, compression=None) as server:
         url = f"ws://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
-        with complaints() as storm.complaints, mock.patch.object(goodspeed_agent.link, "decode_server", read):
+        with complaints() as storm.complaints, mock.patch.object(goodspeed_agent.connecting, "decode_server", read):
             tasks = len(asyncio.all_tasks())
             storm.warm = await texts_until(frames // 5)
             storm.after = await texts_until(frames)
@@ -189,4 +189,5 @@ class _Impostor:
         ends: tuple[Finish | None, ...] = ("stop", "length", *(None,) * 30)
         finish = noise.choice(ends)
         self._lengths[stream] = base + accepted + len(tokens)
-        return Verdict(stream, max(0, base), accepted, tokens, noise.randrange(9), 0, 0, finish)
+        verified = accepted + noise.choice((0, 0, 1, -1 if accepted else 0))
+        return Verdict(stream, max(0, base), accepted, tokens, noise.randrange(9), verified, finish=finish)

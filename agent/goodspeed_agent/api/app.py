@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -78,11 +78,11 @@ class Api:
         return self._agent.link.welcome.model
 
     async def _chat(self, request: Request) -> Response:
-        asked = await self._tokenized(read_chat(await _body(request), self._model))
+        asked = await asyncio.to_thread(self._asked, read_chat, await _body(request))
         return await self._answer(request, asked, Reply("chat", self._model, self._agent.tokenizer.token_bytes))
 
     async def _completion(self, request: Request) -> Response:
-        asked = await self._tokenized(read_completion(await _body(request), self._model))
+        asked = await asyncio.to_thread(self._asked, read_completion, await _body(request))
         return await self._answer(request, asked, Reply("text", self._model, self._agent.tokenizer.token_bytes))
 
     def stop(self, reason: str) -> None:
@@ -90,23 +90,27 @@ class Api:
         for events in self._open:
             events.put_nowait(LinkLost(reason))
 
-    async def _tokenized(self, asked: Asked) -> Asked:
-        """The same with prompts in tokens, each of them cut once and off the loop, where streams are waiting."""
+    def _asked(self, read: Callable[[bytes, str], Asked], raw: bytes) -> Asked:
+        """What a body asks for, its prompts in tokens, each cut once: off the loop, where streams are waiting."""
+        asked = read(raw, self._model)
         tokens: dict[int, Sequence[int]] = {}
-        for choice in asked.choices:
-            if id(choice.prompt) not in tokens:
-                tokens[id(choice.prompt)] = await asyncio.to_thread(self._agent.encode, choice.prompt)
+        with asked.naming():
+            for choice in asked.choices:
+                if id(choice.prompt) not in tokens:
+                    tokens[id(choice.prompt)] = self._agent.prompt_tokens(choice.prompt)
         return replace(asked, choices=[replace(one, prompt=tokens[id(one.prompt)]) for one in asked.choices])
 
     async def _answer(self, request: Request, asked: Asked, reply: Reply) -> Response:
         written = self._watched(asked)
         if not asked.stream:
-            completions = await _unless_gone(request, _all(written, len(asked.choices)))
+            with asked.naming():
+                completions = await _unless_gone(request, _all(written, len(asked.choices)))
             whole = reply.whole(completions, asked.prompts)
             return JSONResponse(whole, headers=marks(draft_of(completions)))
         # The first of it is awaited: what is wrong with a request is told by the status.
         try:
-            first = await _unless_gone(request, anext(written))
+            with asked.naming():
+                first = await _unless_gone(request, anext(written))
         except BaseException:
             await written.aclose()
             raise

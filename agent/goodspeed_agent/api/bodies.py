@@ -7,12 +7,14 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import msgspec
 
+from goodspeed.errors import InvalidRequest
 from goodspeed.logprobs import MAX_ALTERNATIVES
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import TextRequest
@@ -64,7 +66,7 @@ _UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
 """What is not done here, and the values that ask for nothing."""
 
 
-class _StreamOptions(msgspec.Struct, frozen=True):
+class _StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
@@ -115,6 +117,14 @@ class Asked:
     """How many prompts there are."""
     stream: bool
     include_usage: bool
+    fields: Mapping[str, str]
+    """What the body calls the values that have another name here."""
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Within the block, whatever is out of range is told by the name that it has in the body."""
+        with _naming(self.fields):
+            yield
 
 
 def read_completion(raw: bytes, model: str) -> Asked:
@@ -126,12 +136,12 @@ def read_completion(raw: bytes, model: str) -> Asked:
 
     Raises:
         BadField: naming the field, and what is wrong with it.
-        InvalidRequest: a value is out of range.
     """
     body = _read(raw, _CompletionBody, model)
     prompts = _prompts(body.prompt)
     most = _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
-    return _asked(body, prompts, most, _alternatives(body.logprobs, "logprobs"))
+    fields = {"max_new_tokens": "max_tokens"}
+    return _asked(body, prompts, most, _alternatives(body.logprobs, "logprobs"), fields)
 
 
 def read_chat(raw: bytes, model: str) -> Asked:
@@ -140,11 +150,12 @@ def read_chat(raw: bytes, model: str) -> Asked:
     if not body.messages:
         raise BadField("there are no messages: give at least one", "messages")
     messages = [_message(message, place) for place, message in enumerate(body.messages)]
-    most = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     if body.top_logprobs is not None and not body.logprobs:
         raise BadField("top_logprobs go with logprobs: true", "top_logprobs")
     wanted = (body.top_logprobs or 0) if body.logprobs else None
-    return _asked(body, [messages], most, _alternatives(wanted, "top_logprobs"))
+    fields = {"max_new_tokens": limit, "prompt": "messages"}
+    return _asked(body, [messages], getattr(body, limit), _alternatives(wanted, "top_logprobs"), fields)
 
 
 def _read(raw: bytes, kind: type[B], model: str) -> B:
@@ -159,12 +170,35 @@ def _read(raw: bytes, kind: type[B], model: str) -> B:
     try:
         body = msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$")
-        field = re.match(r"\.?(\w*)", path)
-        raise BadField(f"{message[0].lower()}{message[1:]}", field.group(1) or None if field else None) from None
+        raise _badly_typed(str(error)) from None
     if body.model is not None and body.model != model:
         raise BadField(f"there is no model {body.model!r} here: {model!r} is served", "model", code="model_not_found")
     return body
+
+
+def _badly_typed(found: str) -> BadField:
+    """What msgspec has found, by the field that it is about."""
+    message, _, path = found.partition(" - at `$.")
+    if missing := re.search(r"missing required field `(\w+)`", message):
+        name = missing.group(1)
+        return BadField(f"there is no {name}: a request needs one", name)
+    name = re.match(r"\w*", path)[0]  # type: ignore[index]
+    message = message[0].lower() + message[1:]
+    return BadField(f"{name}: {message}", name) if name else BadField(message)
+
+
+@contextmanager
+def _naming(fields: Mapping[str, str]) -> Iterator[None]:
+    try:
+        yield
+    except BadField:
+        raise
+    except InvalidRequest as error:
+        param = error.param or ""
+        field = fields.get(param, param)
+        # The sentence begins with the name, or does without.
+        message = re.sub(rf"^{param} ", f"{field} ", str(error)) if param else str(error)
+        raise BadField(message, field or None, code=error.code) from None
 
 
 def _refuse_unsupported(content: dict[str, Any], known: Collection[str]) -> None:
@@ -179,7 +213,7 @@ def _refuse_unsupported(content: dict[str, Any], known: Collection[str]) -> None
             del content[name]
         elif name not in known:
             shown = ascii(name[:_SHOWN])[1:-1]
-            near = difflib.get_close_matches(shown, [*known, *_UNSUPPORTED], 1)
+            near = difflib.get_close_matches(shown, known, 1)
             hint = f": did you mean {near[0]}?" if near else ": leave it out"
             raise BadField(f"there is no parameter {shown}{hint}", shown, code="unknown_parameter")
 
@@ -192,8 +226,15 @@ def _prompts(given: str | list[str | int | list[int]]) -> list[str | list[int]]:
     prompts = [entry for entry in given if not isinstance(entry, int)]
     if tokens and not prompts:
         return [tokens]
-    if tokens or not prompts or not all(prompts):
+    if tokens or not prompts:
         raise BadField("prompt is text, a list of texts, a list of token ids, or a list of such lists", "prompt")
+    if not all(prompts):
+        which = f"prompt {1 + prompts.index(next(entry for entry in prompts if not entry))}"
+        raise BadField(
+            f"{which if len(prompts) > 1 else 'the prompt'} is empty: it needs at least one token",
+            "prompt",
+            code="empty_prompt",
+        )
     return prompts
 
 
@@ -230,17 +271,26 @@ def _biases(logit_bias: Mapping[str, float] | None) -> tuple[tuple[int, float], 
 
 
 def _asked(
-    body: _Body, prompts: Sequence[str | list[int] | list[dict[str, Any]]], max_tokens: int | None, logprobs: int
+    body: _Body,
+    prompts: Sequence[str | list[int] | list[dict[str, Any]]],
+    max_tokens: int | None,
+    logprobs: int,
+    fields: Mapping[str, str],
 ) -> Asked:
     count = 1 if body.n is None else body.n
+    if len(prompts) > _MOST_CHOICES:
+        raise BadField(f"there are {len(prompts)} prompts: a request has {_MOST_CHOICES} at most", "prompt")
     if not 1 <= count <= _MOST_CHOICES // len(prompts):
-        prompts_of = f" of {len(prompts)} prompts" if len(prompts) > 1 else ""
+        prompts_of = f" for each of {len(prompts)} prompts" if len(prompts) > 1 else ""
         raise BadField(f"n is {count}{prompts_of}: a request has between 1 and {_MOST_CHOICES} choices in all", "n")
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     if len(stop) > _MOST_STOPS or any(len(text) > _LONGEST_STOP for text in stop):
         raise BadField(f"stop has at most {_MOST_STOPS} strings of at most {_LONGEST_STOP} characters", "stop")
     # Who names no seed wants another text each time.
     seed = secrets.randbits(62) if body.seed is None else body.seed
+    if not -(2**63) <= seed < 2**63:
+        raise BadField(f"seed is {seed}: it must be between {-(2**63)} and {2**63 - 1}", "seed")
+    biases = _biases(body.logit_bias)
     choices = [
         TextRequest(
             prompt,
@@ -253,7 +303,7 @@ def _asked(
                 seed=_seed(seed, number),
                 frequency_penalty=body.frequency_penalty or 0.0,
                 presence_penalty=body.presence_penalty or 0.0,
-                logit_bias=_biases(body.logit_bias),
+                logit_bias=biases,
             ),
             max_tokens,
             stop,
@@ -264,12 +314,15 @@ def _asked(
         for prompt in prompts
         for number in range(count)
     ]
-    for choice in choices:
-        choice.validate()
+    # The choices of a prompt differ in their seeds alone.
+    with _naming(fields):
+        choices[0].validate_options()
+        for choice in choices[::count]:
+            choice.validate_prompt()
     usage = body.stream_options is not None and bool(body.stream_options.include_usage)
     if body.stream_options is not None and not body.stream:
         raise BadField("stream_options go with stream: true", "stream_options")
-    return Asked(choices, len(prompts), bool(body.stream), usage)
+    return Asked(choices, len(prompts), bool(body.stream), usage, fields)
 
 
 def _seed(seed: int, choice: int) -> int:

@@ -20,8 +20,7 @@ class BadField(InvalidRequest):
     """A field of a request's body is wrong, unknown, or asks for what is not done here."""
 
     def __init__(self, message: str, param: str | None = None, *, code: str = "invalid_request") -> None:
-        super().__init__(message, code=code)
-        self.param = param
+        super().__init__(message, code=code, param=param)
 
 
 def error_body(message: str, kind: str, param: str | None, code: str | None) -> dict[str, Any]:
@@ -46,5 +45,5 @@ def error_response(error: GoodSpeedError) -> JSONResponse:
             status, kind = 503, "server_error"
         case _:
             status, kind = 502, "server_error"
-    param = error.param if isinstance(error, BadField) else None
+    param = error.param if isinstance(error, InvalidRequest) else None
     return JSONResponse(error_body(str(error), kind, param, error.code), status, headers)

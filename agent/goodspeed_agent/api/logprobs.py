@@ -64,8 +64,11 @@ def text_logprobs(
         "tokens": [name(token) for token in tokens],
         "token_logprobs": [_UNKNOWN if known is None else known.logprob for known in logprobs],
         "top_logprobs": [
-            {} if known is None else {name(token): logprob for token, logprob in known.alternatives}
-            for known in logprobs
+            # The chosen token too, which need not be among the likeliest.
+            {}
+            if known is None
+            else {name(one): logprob for one, logprob in (*known.alternatives, (token, known.logprob))}
+            for token, known in zip(tokens, logprobs, strict=True)
         ],
         "text_offset": offsets[: len(tokens)],
     }

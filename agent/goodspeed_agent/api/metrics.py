@@ -44,7 +44,9 @@ class ApiMetrics:
         self._prompt = Counter("goodspeed_prompt_tokens", "Tokens of prompts.", registry=registry)
         self._generated = Counter("goodspeed_generation_tokens", "Tokens that were written.", registry=registry)
         self._drafts = Counter("goodspeed_spec_decode_num_drafts", "Drafts that were verified.", registry=registry)
-        self._drafted = Counter("goodspeed_spec_decode_num_draft_tokens", "Tokens drafted.", registry=registry)
+        self._drafted = Counter(
+            "goodspeed_spec_decode_num_draft_tokens", "Drafted tokens that were verified.", registry=registry
+        )
         self._accepted = Counter(
             "goodspeed_spec_decode_num_accepted_tokens", "Drafted tokens that were accepted.", registry=registry
         )

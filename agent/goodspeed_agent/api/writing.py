@@ -22,7 +22,7 @@ async def write(agent: Agent, choices: Sequence[TextRequest], events: Events) ->
 
     Args:
         agent: who writes.
-        choices: what.
+        choices: what, validated, their prompts in tokens (`Agent.prompt_tokens`).
         events: empty; an exception that is put into it ends all of them.
 
     Raises:
@@ -36,7 +36,7 @@ async def write(agent: Agent, choices: Sequence[TextRequest], events: Events) ->
                 events.put_nowait((index, piece))
 
         try:
-            events.put_nowait((index, await agent.complete(request, more)))
+            events.put_nowait((index, await agent.complete(request, more, checked=True)))
         except Exception as error:
             events.put_nowait(error)
 

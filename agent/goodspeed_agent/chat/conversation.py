@@ -38,6 +38,8 @@ class Conversation:
     seconds: float = 0.0
     last: str = ""
     """Figures of the last answer."""
+    unanswered: str = ""
+    """What was asked last, if the server had no answer to it."""
 
     def ask(self, text: str) -> TextRequest:
         """The request that answers what the user said."""
@@ -50,6 +52,7 @@ class Conversation:
     def answered(self, text: str, completion: Completion, seconds: float) -> None:
         """The target has answered; `seconds` it took."""
         self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": completion.text}]
+        self.unanswered = ""
         self.total.add(completion.speculation)
         self.tokens += len(completion.tokens)
         self.seconds += seconds
@@ -146,7 +149,13 @@ def _undo(conversation: Conversation, _: str) -> str:
 def _reset(conversation: Conversation, _: str) -> str:
     """Forget the whole conversation."""
     conversation.messages.clear()
+    conversation.unanswered = ""
     return "a new conversation"
+
+
+def _again(conversation: Conversation, _: str) -> str:
+    """Ask once more what the server had no answer to."""
+    raise InvalidRequest("there is no question that is still to be answered")
 
 
 def _quit(conversation: Conversation, _: str) -> str:
@@ -178,6 +187,7 @@ _COMMANDS: dict[str, Callable[[Conversation, str], str]] = {
     "origins": _origins,
     "undo": _undo,
     "reset": _reset,
+    "again": _again,
     "help": _help,
     "quit": _quit,
 }

@@ -15,11 +15,12 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.patch_stdout import patch_stdout
 from rich.console import Console
 
-from goodspeed.errors import InvalidRequest
+from goodspeed.errors import GoodSpeedError, LinkLost, ProtocolError, Refused, TargetChanged
 from goodspeed.logs import say
 from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.chat.conversation import Conversation
 from goodspeed_agent.report import Completion, Origin
+from goodspeed_agent.text import printable
 from goodspeed_agent.waiting import WaitingLine
 from goodspeed_agent.working import note
 
@@ -32,13 +33,11 @@ _COLOURS: dict[Origin, tuple[str, str]] = {
     "bonus": ("\x1b[35m", "\x1b[39m"),
     "unverified": ("\x1b[31m", "\x1b[39m"),
 }
-_CONTROLS = {code: None for code in [*range(0x20), *range(0x7F, 0xA0)] if chr(code) not in "\n\t"}
-"""What a terminal would take for an order."""
 
 
 def _shown(text: str, console: Console) -> str:
     """What the target says, to the letter; on a terminal without what would steer it."""
-    return text.translate(_CONTROLS) if console.is_terminal else text
+    return printable(text) if console.is_terminal else text
 
 
 async def chat(agent: Agent, conversation: Conversation, console: Console) -> None:
@@ -47,20 +46,27 @@ async def chat(agent: Agent, conversation: Conversation, console: Console) -> No
     On a terminal Ctrl-C stops an answer, and Ctrl-D ends. Elsewhere standard input is read line by line.
 
     Raises:
-        GoodSpeedError: as `Agent.complete`, but for what the user asked wrongly, which is told.
+        LinkLost: the server is gone.
+        TargetChanged: it came back with another target. Whatever else `Agent.complete` raises is told.
     """
     async for line in _lines():
         text = line.strip()
         if not text:
             continue
         try:
-            if text.startswith("/"):
+            if text == "/again" and conversation.unanswered:
+                await _answer(agent, conversation, console, conversation.unanswered)
+            elif text.startswith("/"):
                 if said := conversation.command(text):
                     console.print(said, style="dim", markup=False, highlight=False)
             else:
                 await _answer(agent, conversation, console, text)
-        except InvalidRequest as error:
+        except (LinkLost, TargetChanged):
+            raise
+        except GoodSpeedError as error:
             console.print(str(error), style="red", markup=False, highlight=False)
+            if isinstance(error, Refused | ProtocolError):
+                console.print("the question is kept: /again asks it once more", style="dim", highlight=False)
         if conversation.over:
             return
 
@@ -94,6 +100,7 @@ async def _lines() -> AsyncIterator[str]:
 
 async def _answer(agent: Agent, conversation: Conversation, console: Console, text: str) -> None:
     request = conversation.ask(text)
+    conversation.unanswered = text
     began_s = time.monotonic()
 
     def show(piece: Piece) -> None:
@@ -111,9 +118,14 @@ async def _answer(agent: Agent, conversation: Conversation, console: Console, te
             waiting.over()
             show(piece)
 
-        completion = await _interruptible(agent, request, write, waiting.at)
+        try:
+            completion = await _interruptible(agent, request, write, waiting.at)
+        except GoodSpeedError:
+            console.print()
+            raise
     console.print()
     if completion is None:
+        conversation.unanswered = ""
         console.print("stopped; the question is forgotten", style="dim")
     else:
         conversation.answered(text, completion, time.monotonic() - began_s)

@@ -29,6 +29,7 @@ Draw: TypeAlias = Callable[[Logits, int], Guess]
 _SAMPLED = 16
 """One in so many logits tells about where the likeliest begin."""
 _TINY = float(np.finfo(np.float32).tiny)
+_HOTTEST = float(np.finfo(np.float32).max)
 
 
 def make_draw(params: SamplingParams, rule: Rule) -> Draw:
@@ -72,12 +73,13 @@ def likeliest(logits: Logits, params: SamplingParams, count: int) -> tuple[NDArr
     if params.greedy:
         return logits.argmax(-1, keepdims=True), np.ones(1, dtype=np.float32)
     top, ids = _top(logits, max(count, params.top_k))
-    weights = np.exp((top - top[0]) / np.float32(params.temperature))
+    temperature = np.float32(min(params.temperature, _HOTTEST))
+    weights = np.exp((top - top[0]) / temperature)
     if params.top_k:
         weights = weights[: params.top_k]
     kept = int(np.count_nonzero(weights >= max(params.min_p, _TINY)))
     if params.top_p < 1.0:
-        mass = weights.sum() if params.top_k else np.exp((logits - top[0]) / params.temperature).sum()
+        mass = weights.sum() if params.top_k else np.exp((logits - top[0]) / temperature).sum()
         kept = min(kept, int(np.count_nonzero(weights.cumsum() - weights < params.top_p * mass)))
     kept = max(1, min(kept, count))
     return ids[:kept], weights[:kept]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,10 @@ _TOGETHER = 64
 _KV_BYTES = 2 * 2**30
 _ROUNDED = 256
 """Rows grow by so many tokens at least."""
+_RETRY_STEPS = 256
+"""After so many it is tried again whether there is memory for more."""
+
+_log = logging.getLogger(__name__)
 
 
 class ModelDrafter:
@@ -76,6 +81,11 @@ class ModelDrafter:
         )
         self._tokens = max(_ROUNDED, kv_bytes // self._engine.kv_bytes_per_token)
         """That all rows together may hold."""
+        self._room = self._tokens
+        """The same, as far as there is memory."""
+        self._steps_to_retry = 0
+        self._told = False
+        """Whether the log knows that there is not."""
         self.context = min(limit, self._tokens)
         """How long a text it can guess in."""
         self._rows = Rows[ModelSession](together)
@@ -109,7 +119,11 @@ class ModelDrafter:
     def prepare(self, sessions: Sequence[DraftSession]) -> list[bool]:
         """Run one forward pass over what these sessions have not cached; a long prompt takes several."""
         own = [session for session in sessions if isinstance(session, ModelSession)]
-        if self._cramped:
+        if self._room < self._tokens:
+            self._steps_to_retry -= 1
+            if self._steps_to_retry <= 0:
+                self._room = self._tokens
+        if self._cramped and own:
             self._make_room(own)
         guessing = [session for session in own if 0 < session.lacks <= _FEW]
         left = _BESIDE if guessing else _CHUNK
@@ -148,7 +162,7 @@ class ModelDrafter:
     def _seat(self, session: ModelSession, length: int, beside: Sequence[ModelSession]) -> bool:
         """See that a session has a row of that length; False if there is no room while others are at work."""
         if session.row is None:
-            taken = self._rows.take(session, beside, self._tokens // self._engine.max_length)
+            taken = self._rows.take(session, beside, self._room // self._engine.max_length)
             if taken is None:
                 return False
             session.row, loser = taken
@@ -160,18 +174,35 @@ class ModelDrafter:
         wanted_rows, wanted_length = max(rows, session.row + 1), max(longest, self._rounded(length))
         doubled = min(max(wanted_rows, 2 * rows * (session.row >= rows)), self.together)
         longer = min(max(wanted_length, 2 * longest * (length > longest)), self.context)
-        for size in ((doubled, longer), (wanted_rows, wanted_length)):
-            if size[0] * size[1] <= self._tokens:
-                self._engine.resize(*size)
-                return True
+        sizes = dict.fromkeys(((doubled, longer), (wanted_rows, wanted_length)))
+        allowed = [size for size in sizes if size[0] * size[1] <= self._room]
+        if any(self._grow(*size) for size in allowed):
+            return True
+        if allowed:
+            # Nobody asks for more than there is for a while.
+            self._room, self._steps_to_retry = rows * longest, _RETRY_STEPS
+        if session.row >= rows:
+            self._rows.give_back(session.row)
+            session.row = None
         return False
+
+    def _grow(self, rows: int, length: int) -> bool:
+        """Hold so much; False if there is no memory for it."""
+        try:
+            self._engine.resize(rows, length)
+        except (RuntimeError, MemoryError) as error:
+            if not self._told:
+                _log.warning("no memory for more: %s drafts for the texts that have room (%s)", self.name, error)
+            self._told = True
+            return False
+        return True
 
     def _make_room(self, sessions: Sequence[ModelSession]) -> None:
         """Begin with an empty slab if those at work would fit into one: it has the shape of what was there before."""
         self._cramped = False
         at_work = {*sessions, *self._rows.at_work()}
         rows, length = len(at_work), self._rounded(max(len(session.text) for session in at_work) + 1)
-        if rows > self.together or rows * length > self._tokens:
+        if rows > self.together or rows * length > self._room:
             return
         for holder in self._rows.call_in():
             holder.row, holder.cached = None, 0

@@ -57,6 +57,11 @@ class Rows(Generic[S]):
         self._uses += 1
         self._loans[row].used = self._uses
 
+    def give_back(self, row: int) -> None:
+        """There is no such row after all: it was taken last, and beyond all others."""
+        assert row == len(self._loans) - 1
+        del self._loans[row]
+
     def at_work(self) -> list[S]:
         """Who used a row of late."""
         holders = ((loan.holder(), loan.used) for loan in self._loans.values())

@@ -58,13 +58,16 @@ class Swappable:
     @property
     def together(self) -> int:
         """For how many sessions the drafter computes at once."""
-        return self.current.together if isinstance(self.current, BatchDrafter) else 1
+        drafter = self.current
+        batching = self._batching(drafter)
+        return 1 if batching is None else max(1, batching.together)
 
     def prepare(self, sessions: Sequence[DraftSession]) -> list[bool]:
         """As `BatchDrafter.prepare`, for sessions opened here; what cannot compute together does when it is asked."""
         drafter = self.current
         ready = [True] * len(sessions)
-        if not isinstance(drafter, BatchDrafter):
+        batching = self._batching(drafter)
+        if batching is None:
             return ready
         numbers, inner = [], []
         for number, session in enumerate(sessions):
@@ -72,12 +75,20 @@ class Swappable:
                 numbers.append(number)
                 inner.append(begun)
         try:
-            for number, done in zip(numbers, drafter.prepare(inner), strict=True):
+            for number, done in zip(numbers, batching.prepare(inner), strict=True):
                 ready[number] = done
         except Exception:
             # Each now meets its own failure, or none: one that cannot be drafted for spoils nobody else's text.
             self.failed(drafter)
         return ready
+
+    def _batching(self, drafter: Drafter) -> BatchDrafter | None:
+        """The same if it can compute together; looking reads its properties, which may be somebody's own."""
+        try:
+            return drafter if isinstance(drafter, BatchDrafter) else None
+        except Exception:
+            self.failed(drafter)
+            return None
 
     def failed(self, drafter: Drafter) -> None:
         """One of its drafters raised what is being handled."""
@@ -128,6 +139,9 @@ class _Session:
 
     def _checked(self) -> Iterator[Guess]:
         drafter, vocab_size = self._owner.current, self._asked[2]
+        if self._more is not None and self._drafter is not drafter:
+            # It was exchanged within the prompt: what has begun is not the new one's.
+            return
         try:
             for guess in self._begin(drafter):
                 _check(guess, vocab_size)
