@@ -113,7 +113,7 @@ def make(kind: Kind[T], given: str, **offered: object) -> T:
 
 def installed(kind: Kind[Any], given: str) -> bool:
     """Whether a name is built in or an entry point's, rather than a place."""
-    parts = _GIVEN.fullmatch(given.strip())
+    parts = _GIVEN.fullmatch(given.strip()) if len(given) <= _LONGEST else None
     name = "" if parts is None else parts["name"]
     return name in kind.built_in or bool(entry_points(group=kind.group, name=name))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -335,6 +336,69 @@ def test_the_command_replays(tmp_path: Path) -> None:
     code, output, _ = command("--trace", file, "--scheduler", "plain")
     assert code == 0
     assert "box" in output
+
+
+OWN = """
+from pathlib import Path
+from goodspeed.rules import Coupled
+from goodspeed.scheduling import PlainDecoding
+
+Path("imported").touch()
+
+
+class Mine(PlainDecoding):
+    def __init__(self, **options):
+        Path("made").touch()
+
+
+class Rule(Coupled):
+    name = "theirs"
+
+    def __init__(self):
+        Path("made").touch()
+"""
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working directory, with a module that leaves a file behind if anything in it is made."""
+    (tmp_path / "strangers.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    yield tmp_path
+    sys.modules.pop("strangers", None)
+
+
+@pytest.mark.parametrize("name", ["strangers:Mine", "strangers:Mine(x=1)", "strangers.py:Mine", "./strangers.py:Mine"])
+def test_a_class_that_a_trace_names_is_not_run(name: str, stranger: Path) -> None:
+    file = written(stranger / "t", *SHORT, Closed(1.0, "stopped"), scheduler=name, rounds="barrier")
+    code, output, _ = command("--trace", file, "--json")
+    results = Results.from_json(output.encode())
+    assert (code, results.labels) == (0, [RECORDED, "seconds", "goodspeed", "fixed", "plain"])
+    assert any(f"recorded under {name}, a class of somebody's own" in remark for remark in results.remarks)
+    assert sorted(path.name for path in stranger.iterdir()) == ["strangers.py", "t"]
+
+
+def test_a_class_that_a_trace_names_is_replayed_as_it_was_run_where_its_user_names_it_too(stranger: Path) -> None:
+    name = "strangers:Mine"
+    file = written(stranger / "t", *SHORT, Closed(1.0, "stopped"), scheduler=name, rounds="barrier", capacity=7)
+    code, output, _ = command("--trace", file, "--scheduler", name, "--json")
+    results = Results.from_json(output.encode())
+    assert (code, results.labels) == (0, [RECORDED, name])
+    (again,) = results.scenario.contenders[1:]
+    assert (again.rounds, again.capacity) == ("barrier", 7)
+    assert not any("somebody's own" in remark for remark in results.remarks)
+
+
+@pytest.mark.parametrize("rule", ["strangers:Rule", "theirs"])
+def test_a_rule_that_a_trace_names_is_not_run(rule: str, stranger: Path) -> None:
+    file = written(stranger / "t", *SHORT, Closed(1.0, "stopped"), rule=rule)
+    code, output, trouble = command("--trace", file, "--scheduler", "seconds")
+    assert (code, output) == (2, "")
+    assert f"seconds: the trace was recorded under the rule {rule}, which is not here" in trouble
+    code, output, _ = command("--trace", file, "--scheduler", "fixed", "--json")
+    assert (code, Results.from_json(output.encode()).labels) == (0, [RECORDED, "fixed"])
+    assert sorted(path.name for path in stranger.iterdir()) == ["strangers.py", "t"]
 
 
 def test_an_agent_may_be_called_anything(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def _what_to_simulate(
         from goodspeed.traces.replaying import replay, scenario_of
 
         recorded = read_trace(trace)
-        again = chosen(scenario_of(recorded), schedulers, seeds, duration_s)
+        again = chosen(scenario_of(recorded, trusted=schedulers or ()), schedulers, seeds, duration_s)
         return lambda watch: replay(recorded, again, closed_loop=closed_loop, watch=watch)
     if closed_loop:
         raise InvalidRequest("--closed-loop says how a --trace is replayed: a scenario says so itself")

@@ -14,11 +14,12 @@ from msgspec import Struct
 from goodspeed.errors import CorruptData, InvalidRequest
 from goodspeed.traces.events import VERSION, Closed, Event, Header, Joined, Known, Opened, Planned, Verdict
 
-__all__ = ["Trace", "read_trace"]
+__all__ = ["Trace", "printable", "read_trace"]
 
 _LONGEST_LINE = 2**20
 _LONGEST_TEXT = 2**24
 """Tokens; what is longer is no text of ours."""
+_LONGEST_NAME = 60
 
 
 class _Version(Struct):
@@ -50,7 +51,13 @@ class Trace:
             yield f"{self.name} was full after {self.duration_s:.1f} s: the run went on, the trace did not"
         for event in self.events:
             if isinstance(event, Planned):
-                yield f"from {event.at:.1f} s on {event.scheduler} planned: a replay has one scheduler from end to end"
+                scheduler = printable(event.scheduler)
+                yield f"from {event.at:.1f} s on {scheduler} planned: a replay has one scheduler from end to end"
+
+
+def printable(name: str) -> str:
+    """A name that a trace says, fit for a terminal: it may be anything."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)[:_LONGEST_NAME]
 
 
 def read_trace(path: Path) -> Trace:
