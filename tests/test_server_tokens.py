@@ -25,6 +25,7 @@ from goodspeed_agent.tokenizer import TokenizerCache
 from goodspeed_server import server as server_module
 from goodspeed_server.allowance import Allowance
 from goodspeed_server.cli import app
+from goodspeed_server.doorkeeper import Doorkeeper
 from goodspeed_server.monitor import fetch_snapshot
 from goodspeed_server.server import VerificationServer, load_server
 from goodspeed_server.settings import ServerSettings, TlsSettings
@@ -127,6 +128,33 @@ def test_an_allowance_counts_streams_and_tokens() -> None:
     allowance.admit(10.0 + refused.value.retry_after_s)
     allowance.limit(None, None)
     allowance.admit(42.0)
+
+
+def test_what_was_had_without_a_limit_is_no_debt_under_one() -> None:
+    allowance = Allowance("edge")
+    allowance.spend(10**6, 0.0)
+    allowance.limit(None, 1000)
+    allowance.admit(1.0)
+    allowance.spend(2000, 1.0)
+    allowance.limit(None, None)
+    allowance.limit(None, 1000)
+    allowance.admit(1.0)
+
+
+def test_a_token_of_the_same_name_does_not_pay_for_the_one_before(tmp_path: Path) -> None:
+    store = TokenStore(tmp_path / "tokens.json")
+    doorkeeper = Doorkeeper(store)
+    for limit in (None, 1000):
+        store.create("edge", "agent", tokens_per_minute=limit)
+        used = doorkeeper.allowance(store.tokens()[0])
+        used.admit(0.0)
+        used.spend(10**6, 0.0)
+        store.revoke("edge")
+    store.create("edge", "agent", tokens_per_minute=1000)
+    allowance = doorkeeper.allowance(store.tokens()[0])
+    allowance.admit(0.0)
+    assert allowance.streams == 1
+    assert doorkeeper.allowance(store.tokens()[0]) is allowance
 
 
 QUICK = Backoff(first_s=0.01, longest_s=0.01, give_up_after_s=0.2)
