@@ -47,10 +47,12 @@ class RoundRecord:
     accepted: int
     committed: int
     arrivals: Arrivals = field(default_factory=Arrivals)
+    price: float = 0.0
+    """`Plan.price` of what was planned behind the pass, or last before it where all its streams have ended."""
 
     @classmethod
     def of(
-        cls, work: Pass, outcome: Outcome, commits: Sequence[Commit], phases: Phases, arrivals: Arrivals
+        cls, work: Pass, outcome: Outcome, commits: Sequence[Commit], phases: Phases, arrivals: Arrivals, price: float
     ) -> RoundRecord:
         """What is to be counted of a pass, of what came of it, and of when."""
         return cls(
@@ -68,6 +70,7 @@ class RoundRecord:
             accepted=sum(commit.accepted for commit in commits),
             committed=sum(commit.size for commit in commits),
             arrivals=arrivals,
+            price=price,
         )
 
 

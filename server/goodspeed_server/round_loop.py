@@ -274,7 +274,8 @@ class RoundLoop:
                     self._learn_from_pass(planned, verified - verifying)
                     commits = self._commit(planned, outcome)
                     phases = Phases(gathering, gathered, verifying, verified, self._clock())
-                    self._telemetry.round_over(RoundRecord.of(planned.work, outcome, commits, phases, arrivals))
+                    price = self.planner.price
+                    self._telemetry.round_over(RoundRecord.of(planned.work, outcome, commits, phases, arrivals, price))
         finally:
             self.boundary.end()
             self._engine_thread.shutdown(wait=True)
