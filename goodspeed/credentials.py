@@ -13,6 +13,7 @@ from websockets.http11 import Response
 
 from goodspeed.addresses import is_loopback
 from goodspeed.errors import InvalidRequest, LinkLost, Refused
+from goodspeed.paths import expanded
 
 __all__ = ["NOBODY", "Credentials", "hint_of_certificates", "refused_by_status", "server_tls", "untrusted"]
 
@@ -24,7 +25,8 @@ class Credentials:
     """Of an agent or a monitor.
 
     Raises:
-        InvalidRequest: a key is given without its certificate, or the other way round.
+        InvalidRequest: a key is given without its certificate, or the other way round, or a path begins with the home
+            of nobody.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -36,6 +38,9 @@ class Credentials:
     key: Path | None = None
 
     def __post_init__(self) -> None:
+        for name in ("ca", "certificate", "key"):
+            path = getattr(self, name)
+            object.__setattr__(self, name, path and expanded(path))
         if (self.certificate is None) != (self.key is None):
             raise InvalidRequest("a client's certificate and its key go together: give both, or neither")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip()):
