@@ -371,3 +371,28 @@ def test_a_wait_is_one_that_a_message_can_say() -> None:
 def test_a_path_that_cannot_even_be_looked_at_is_named(tmp_path: Path) -> None:
     with pytest.raises(CorruptData, match="cannot be read as a file of tokens"):
         TokenStore(tmp_path / ("a" * 300)).tokens()
+
+
+def test_a_list_of_no_tokens_says_where_it_looked_and_how_one_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result = CliRunner().invoke(app, ["token", "list", "--tokens", "~/tokens.json"])
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert f"there are no tokens in {tmp_path / 'tokens.json'}, which is not there: goodspeed-server token create" in (
+        result.stderr
+    )
+    result = CliRunner().invoke(app, ["token", "list", "--json", "--tokens", "~/tokens.json"])
+    assert (result.exit_code, result.stdout) == (0, "[]\n")
+    CliRunner().invoke(app, ["token", "create", "edge", "--tokens", "~/tokens.json"])
+    assert (tmp_path / "tokens.json").exists()
+    CliRunner().invoke(app, ["token", "revoke", "edge", "--tokens", "~/tokens.json"])
+    result = CliRunner().invoke(app, ["token", "list", "--tokens", "~/tokens.json"])
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert f"there are no tokens in {tmp_path / 'tokens.json'}: " in result.stderr
+
+
+def test_a_home_stands_in_for_its_mark_in_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shown = Credentials(None, Path("~/ca.pem"), Path("~/cert.pem"), Path("~/key.pem"))
+    assert (shown.ca, shown.certificate, shown.key) == tuple(tmp_path / f"{name}.pem" for name in ("ca", "cert", "key"))
