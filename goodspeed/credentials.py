@@ -9,15 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from websockets.exceptions import InvalidHandshake, InvalidMessage
 from websockets.http11 import Response
 
 from goodspeed.addresses import is_loopback
 from goodspeed.errors import InvalidRequest, LinkLost, Refused
 from goodspeed.paths import expanded
 
-__all__ = ["NOBODY", "Credentials", "hint_of_certificates", "refused_by_status", "server_tls", "untrusted"]
+__all__ = ["NOBODY", "Credentials", "hint_of_handshake", "refused_by_status", "server_tls", "untrusted"]
 
 _log = logging.getLogger(__name__)
+
+_NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"})
+"""What OpenSSL calls an answer that is none of TLS, or its absence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +80,14 @@ def _encrypted(url: str) -> bool:
     return urlsplit(url).scheme == "wss"  # in lower case, however it is written
 
 
-def hint_of_certificates(url: str, credentials: Credentials) -> str:
-    """What may be wrong where a server hangs up within the handshake."""
+def hint_of_handshake(url: str, credentials: Credentials, error: Exception) -> str:
+    """What may be wrong where a handshake fails; empty if nobody knows."""
+    silent = isinstance(error, TimeoutError | ConnectionResetError | BrokenPipeError)
     if not _encrypted(url):
+        return "; it may want wss://" if isinstance(error, InvalidMessage | ConnectionResetError) else ""
+    if silent or (isinstance(error, ssl.SSLError) and error.reason in _NOT_TLS):
+        return "; it may speak ws:// (no TLS)"
+    if not isinstance(error, InvalidHandshake):
         return ""
     if credentials.certificate is None:
         return "; it may want a client's certificate: --client-cert and --client-key"

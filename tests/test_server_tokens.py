@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import stat
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -301,8 +303,54 @@ async def test_links_are_encrypted_and_certificates_checked(authority: trustme.C
             await agent_with(address, None, tmp_path).__aenter__()
         with pytest.raises(Refused, match="is not to be trusted"):
             await fetch_snapshot(address)
-        with pytest.raises(LinkLost):
-            await agent_with(address.replace("wss:", "ws:"), None, tmp_path).__aenter__()
+        clear = address.replace("wss:", "ws:")
+        with pytest.raises(LinkLost, match="it may want wss://"):
+            await agent_with(clear, None, tmp_path).__aenter__()
+        with pytest.raises(LinkLost, match="it may want wss://"):
+            await fetch_snapshot(clear)
+
+
+async def test_a_server_without_tls_hangs_up_on_who_begins_with_it() -> None:
+    async with serving() as (_, address):
+        host, port = address.removeprefix("ws://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"\x16\x03\x01\x02\x00\x01")  # No line, for whose end an HTTP server would wait.
+        async with asyncio.timeout(5.0):
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+        writer.close()
+        with contextlib.suppress(ConnectionResetError):
+            await writer.wait_closed()
+
+
+async def test_who_wants_tls_of_a_server_without_is_told(tmp_path: Path) -> None:
+    async with serving() as (_, address):
+        secure = address.replace("ws:", "wss:")
+        with pytest.raises(LinkLost, match=r"it may speak ws:// \(no TLS\)"):
+            await fetch_snapshot(secure)
+        with pytest.raises(LinkLost, match=r"it may speak ws:// \(no TLS\)"):
+            await agent_with(secure, None, tmp_path).__aenter__()
+
+
+async def test_who_wants_tls_of_what_never_answers_or_speaks_http_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["goodspeed_server.monitor.top"], "_OPEN_TIMEOUT_S", 0.3)
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async def clear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await silent(reader, writer)
+
+    for answer in (silent, clear):
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listener:
+            port = listener.sockets[0].getsockname()[1]
+            with pytest.raises(LinkLost, match=r"it may speak ws:// \(no TLS\)"):
+                await fetch_snapshot(f"wss://127.0.0.1:{port}")
+            with pytest.raises((LinkLost, Refused)) as lost:
+                await fetch_snapshot(f"ws://127.0.0.1:{port}")
+            assert not re.search("TLS|wss", str(lost.value))
 
 
 async def test_a_server_can_ask_for_the_clients_certificate(authority: trustme.CA, tmp_path: Path) -> None:

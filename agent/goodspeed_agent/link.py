@@ -24,7 +24,7 @@ from websockets.protocol import State
 
 from goodspeed.addresses import check_url, proxy_for
 from goodspeed.catalog import Files
-from goodspeed.credentials import NOBODY, Credentials, hint_of_certificates, refused_by_status, untrusted
+from goodspeed.credentials import NOBODY, Credentials, hint_of_handshake, refused_by_status, untrusted
 from goodspeed.errors import (
     GoodSpeedError,
     LinkLost,
@@ -98,7 +98,7 @@ class Link:
     ) -> None:
         check_url(url)
         self._tls, self._headers = credentials.tls(url), credentials.headers(url)
-        self._hint = hint_of_certificates(url, credentials)
+        self._credentials = credentials
         self.url = url
         self.reconnections = 0
         self._hello = hello
@@ -259,7 +259,7 @@ class Link:
             except (OSError, TimeoutError, ConnectionClosed, InvalidHandshake) as error:
                 self._raise_if_hopeless(error)
                 reason = refused_by_status(self.url, error.response) if isinstance(error, InvalidStatus) else error
-            hint = self._hint if isinstance(reason, InvalidHandshake) else ""
+            hint = hint_of_handshake(self.url, self._credentials, reason)
             await self._wait_for_next_attempt(f"{str(reason) or 'no answer'}{hint}")
 
     async def _wait_for_next_attempt(self, reason: str) -> None:

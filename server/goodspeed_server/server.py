@@ -31,6 +31,7 @@ from goodspeed.utility import AlphaFair
 from goodspeed_server.calibration import measure_passes
 from goodspeed_server.control import LiveControl
 from goodspeed_server.doorkeeper import Doorkeeper
+from goodspeed_server.in_the_clear import ClearConnection
 from goodspeed_server.link import SNAPSHOT_INTERVAL_S, Link, ServedModel
 from goodspeed_server.memory import free_bytes, kv_bytes_per_token, rows_that_fit
 from goodspeed_server.metrics import ServerMetrics
@@ -300,6 +301,7 @@ class VerificationServer:
                 ping_timeout=_PING_TIMEOUT_S,
                 max_size=_CUT_OFF * self._model.max_frame_bytes,
                 ssl=self._tls,
+                create_connection=ClearConnection if self._tls is None else None,
                 # No agent is a web page: one that a user happens to look at is not to use this machine's server.
                 origins=[None],
                 server_header=f"goodspeed/{goodspeed.__version__}",
