@@ -33,8 +33,10 @@ from goodspeed.traces import (
     Opened,
     Passed,
     Planned,
+    Served,
     Trace,
     Verdict,
+    Weighed,
     read_trace,
     to_line,
 )
@@ -252,7 +254,7 @@ SHORT = (opened(0.1), Verdict(0.2, 0, 2, 2, 1, 2, 2, 8.0, 20.0), Passed(0.2, 1, 
         (lambda whole: b"name = 'a scenario'\n", "is no trace: its first line is not the header"),
         (lambda whole: b"\xff\xfe\x00", "is no trace: its first line is not the header"),
         (lambda whole: b"{}\n", "is no trace: its first line is not the header"),
-        (lambda whole: whole.replace(b'_trace":1', b'_trace":9'), "a trace of version 9 and this goodspeed reads vers"),
+        (lambda whole: whole.replace(b'_trace":2', b'_trace":9'), "a trace of version 9 and this goodspeed reads"),
         (lambda whole: whole.splitlines(keepends=True)[0], "nothing was verified while t was written"),
         (lambda whole: whole + b'["dance",1.0]\n', "line 6 of t is no event of a trace: Invalid value 'dance'"),
         (lambda whole: whole + b'["ended",1.0,7,"stop"]\n', "line 6 of t cannot be: no stream 7 was opened"),
@@ -300,10 +302,38 @@ def test_how_a_trace_ends_is_told(tmp_path: Path) -> None:
     assert not list(read_trace(written(tmp_path / "t", *SHORT, Closed(1.0, "stopped"))).remarks())
     (full,) = read_trace(written(tmp_path / "t", *SHORT, Closed(1.0, "full"))).remarks()
     assert full == "t was full after 1.0 s: the run went on, the trace did not"
-    changed = written(tmp_path / "t", *SHORT, Planned(0.5, "fixed", 1.0), Closed(1.0, "stopped"))
-    assert list(read_trace(changed).remarks()) == [
-        "from 0.5 s on fixed planned: a replay has one scheduler from end to end"
+
+
+def test_whatever_an_operator_changed_is_told(tmp_path: Path) -> None:
+    changes = (
+        Planned(0.5, "fixed", 1.0, "barrier", 60.0, None),
+        Planned(0.6, "fixed", 1.0, "barrier", 60.0, 24),
+        Planned(0.6, "fixed", 1.0, "barrier", 60.0, 24),
+        Planned(0.7, "fixed", 2.0, "barrier", 0.25, None),
+        Weighed(0.8, "box\x1b", 2.0),
+        Weighed(0.8, "box", None),
+        Served(0.9, "box", "drained"),
+        Served(0.9, "box", "drained undrafted"),
+        Served(0.9, "box", "served"),
+    )
+    trace = read_trace(written(tmp_path / "t", *SHORT, *changes, Closed(1.0, "stopped")))
+    assert list(trace.remarks()) == [
+        "from 0.5 s on fixed planned, rounds were behind the barrier: a replay keeps to what the server began with",
+        "from 0.6 s on the capacity was 24: a replay keeps to what the server began with",
+        (
+            "from 0.7 s on fairness was 2, the capacity was for the server to choose, the barrier waited 250 ms: a "
+            "replay keeps to what the server began with"
+        ),
+        "from 0.8 s on box? weighed 2: in a replay it weighs what it did at its last text",
+        "from 0.8 s on box weighed as its token says: in a replay it weighs what it did at its last text",
+        "from 0.9 s on box was drained: texts that it was refused are in no replay",
+        "from 0.9 s on box was drained, and asked for no drafts: a replay asks for them",
+        "from 0.9 s on box was served again",
     ]
+    assert set(trace.remarks()) <= set(replay(trace, chosen(scenario_of(trace), ["fixed"], None, None)).remarks)
+    many = [Weighed(0.5, "box", float(weight)) for weight in range(1, 31)]
+    trace = read_trace(written(tmp_path / "t", *SHORT, *many, Closed(1.0, "stopped")))
+    assert list(trace.remarks())[20:] == ["and 10 more changes, which no replay follows either"]
 
 
 def test_rolling_rounds_are_not_replayed_by_a_rule_that_shares_no_noise(tmp_path: Path) -> None:

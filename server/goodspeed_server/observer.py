@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from goodspeed.control import Service
 from goodspeed.guesses import Overtaken
 from goodspeed.messages import Draft
 from goodspeed.stream import Commit
 from goodspeed_server.arrivals import Arrivals
 from goodspeed_server.live import AgentAccount, DraftWay, LiveStream
+from goodspeed_server.settings import RoundSettings
 from goodspeed_server.verifier import Outcome, Pass
 
 __all__ = ["Chronicle", "Observer", "Phases", "RoundRecord"]
@@ -105,5 +107,11 @@ class Chronicle(Observer, Protocol):
     def ended(self, live: LiveStream, now: float) -> None:
         """A stream is over."""
 
-    def planned_by(self, scheduler: str, fairness: float) -> None:
-        """Budgets come of another scheduler from now on."""
+    def planned_by(self, scheduler: str, fairness: float, settings: RoundSettings) -> None:
+        """Rounds are planned by these from now on."""
+
+    def weighed(self, agent: str, weight: float | None) -> None:
+        """An operator gave an agent another weight, or its token's own, None."""
+
+    def served(self, agent: str, service: Service) -> None:
+        """An operator drained an agent, or serves it again."""
