@@ -10,13 +10,13 @@ import platform
 import sys
 import time
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TextIO, TypeVar
 
 import typer
 from rich.console import Console
 
+from goodspeed.errors import GoodSpeedError
 from goodspeed.logs import JsonLines, Readable, announce, log_to
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import Agent, Piece, TextRequest
@@ -160,9 +160,19 @@ def run_file(
             with nullcontext(sys.stdout) if output is None else open_output(output) as file:
                 # A bar and results on the same terminal would write over each other.
                 bar = console.is_terminal and not file.isatty() and not log_json
-                with ProgressDisplay(len(lines), console, bar=bar, say=note if log_json else None) as display:
-                    write = partial(_write_result, file)
-                    return await work_through(agent, lines, concurrency, write, display)
+                written = 0
+
+                def write(result: dict[str, Any]) -> None:
+                    nonlocal written
+                    _write_result(file, result)
+                    written += 1
+
+                try:
+                    with ProgressDisplay(len(lines), console, bar=bar, say=note if log_json else None) as display:
+                        return await work_through(agent, lines, concurrency, write, display)
+                except GoodSpeedError:
+                    note(f"{len(lines) - written} of {len(lines)} prompts are left")
+                    raise
 
         failed = with_agent(work, ctx.params)
         if failed:
