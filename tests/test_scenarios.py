@@ -283,6 +283,22 @@ def test_a_bench_without_its_package_says_so(mixed: Path, monkeypatch: pytest.Mo
     assert "goodspeed: a bench needs goodspeed_bench, which this installation lacks" in refused.stderr
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_names_are_whole_however_narrow_the_terminal_is(mixed: Path, width: int) -> None:
+    names = ["goodspeed(utility=None)", "fixed(length=2)"]
+    words = [word for name in names for word in ("--scheduler", name)]
+    shown = CliRunner().invoke(app, ["simulate", str(mixed), *words], env={"COLUMNS": str(width)})
+    assert shown.exit_code == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    assert max(map(len, lines)) <= width
+    for name in names:
+        assert any(line.split()[:1] == [name] for line in lines)
+    assert any("near-3" in line.split() for line in lines)
+    heading = " ".join(shown.stdout.split())
+    assert all(word in heading for word in ("all", "least", "sum log"))
+    assert ("--json has more figures" in heading) == (width < 200)
+
+
 BAD = """
 import numpy as np
 from goodspeed.scheduling import Plan
