@@ -50,18 +50,19 @@ def help_lines(width: int, height: int) -> list[Line]:
     """A box of at most `height` lines; what has no room in it is left out by whole entries."""
     inside, room = inner_width(width), max(0, height - _EDGES)
     key_width = _KEY_WIDTH if inside >= _ROOMY else _NARROW_KEY_WIDTH
-    entries = [
+    blank: list[Line] = [[]]
+    entries: list[list[Line]] = [
         *(_entry([cell(key, key_width, BOLD)], what, inside) for key, what in _keys(inside)),
-        [[]],
+        blank,
         *(
             _entry([Segment(mark * 4, style), cell(f"  {name}", _NAME_WIDTH, BOLD)], _MARKS[name], inside)
             for name, mark, style in LEGEND
         ),
-        [[]],
+        blank,
         *(_entry([cell(name, _NAME_WIDTH + 4, BOLD)], what, inside) for name, what in _COLUMNS),
     ]
     if sum(map(len, entries)) > room:
-        entries = [entry for entry in entries if entry != [[]]]
+        entries = [entry for entry in entries if entry is not blank]
     lines: list[Line] = []
     for number, entry in enumerate(entries):
         last = number == len(entries) - 1
