@@ -17,7 +17,10 @@ from goodspeed.scenarios.cli import bench, check, simulate
 from goodspeed.tuning.cli import tune
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Distributed speculative decoding, fairly scheduled."
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Distributed speculative decoding, fairly scheduled.",
 )
 
 

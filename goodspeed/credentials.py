@@ -10,16 +10,18 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from websockets.exceptions import InvalidHandshake, InvalidMessage
 from websockets.http11 import Response
 
 from goodspeed.addresses import is_loopback
 from goodspeed.errors import InvalidRequest, LinkLost, Refused
+from goodspeed.paths import expanded
 
 __all__ = [
     "NOBODY",
     "ROLE_HEADER",
     "Credentials",
-    "hint_of_certificates",
+    "hint_of_handshake",
     "refused_by_status",
     "server_tls",
     "untrusted",
@@ -32,6 +34,8 @@ ROLE_HEADER = "GoodSpeed-Role"
 say the same."""
 
 _LONGEST_REST_S = 86_400
+_NOT_TLS = frozenset({"WRONG_VERSION_NUMBER", "UNEXPECTED_EOF_WHILE_READING", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"})
+"""What OpenSSL calls an answer that is none of TLS, or its absence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,8 @@ class Credentials:
     """Of an agent or a monitor.
 
     Raises:
-        InvalidRequest: a key is given without its certificate, or the other way round.
+        InvalidRequest: a key is given without its certificate, or the other way round, or a path begins with the home
+            of nobody.
     """
 
     token: str | None = field(default=None, repr=False)
@@ -51,6 +56,9 @@ class Credentials:
     key: Path | None = None
 
     def __post_init__(self) -> None:
+        for name in ("ca", "certificate", "key"):
+            path = getattr(self, name)
+            object.__setattr__(self, name, path and expanded(path))
         if (self.certificate is None) != (self.key is None):
             raise InvalidRequest("a client's certificate and its key go together: give both, or neither")
         if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip()):
@@ -86,9 +94,14 @@ def _encrypted(url: str) -> bool:
     return urlsplit(url).scheme == "wss"  # in lower case, however it is written
 
 
-def hint_of_certificates(url: str, credentials: Credentials) -> str:
-    """What may be wrong where a server hangs up within the handshake."""
+def hint_of_handshake(url: str, credentials: Credentials, error: Exception) -> str:
+    """What may be wrong where a handshake fails; empty if nobody knows."""
+    silent = isinstance(error, TimeoutError | ConnectionResetError | BrokenPipeError)
     if not _encrypted(url):
+        return "; it may want wss://" if isinstance(error, InvalidMessage | ConnectionResetError) else ""
+    if silent or (isinstance(error, ssl.SSLError) and error.reason in _NOT_TLS):
+        return "; it may speak ws:// (no TLS)"
+    if not isinstance(error, InvalidHandshake):
         return ""
     if credentials.certificate is None:
         return "; it may want a client's certificate: --client-cert and --client-key"

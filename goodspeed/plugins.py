@@ -24,6 +24,7 @@ import operator
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -33,7 +34,7 @@ from typing import Any, Generic, TypeVar
 
 from goodspeed.errors import InvalidRequest
 
-__all__ = ["Kind", "file_of", "find", "installed", "make", "unknown"]
+__all__ = ["Kind", "file_of", "find", "installed", "make", "raised", "unknown"]
 
 T = TypeVar("T")
 
@@ -113,7 +114,7 @@ def make(kind: Kind[T], given: str, **offered: object) -> T:
 
 def installed(kind: Kind[Any], given: str) -> bool:
     """Whether a name is built in or an entry point's, rather than a place."""
-    parts = _GIVEN.fullmatch(given.strip())
+    parts = _GIVEN.fullmatch(given.strip()) if len(given) <= _LONGEST else None
     name = "" if parts is None else parts["name"]
     return name in kind.built_in or bool(entry_points(group=kind.group, name=name))
 
@@ -139,6 +140,13 @@ def unknown(kind: Kind[Any], given: str, also: tuple[str, ...] = (), *, places: 
     hint = f"did you mean {near[0]}? " if near else ""
     own = ", or name a class of your own: module:Class or file.py:Class" if places else ""
     return InvalidRequest(f"{kind.name} {given!r} does not exist: {hint}choose {', '.join(names)}{own}")
+
+
+def raised(error: BaseException) -> str:
+    """What somebody's class raised, and where: an assertion says nothing else."""
+    *_, frame = traceback.extract_tb(error.__traceback__)
+    said = f": {error}" if str(error) else ""
+    return f"{type(error).__name__}{said} ({frame.filename}, line {frame.lineno})"
 
 
 def _maker(kind: Kind[T], name: str) -> Callable[..., T] | None:

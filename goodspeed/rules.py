@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from goodspeed.errors import InvalidRequest, RuleFault
-from goodspeed.plugins import Kind, make
+from goodspeed.plugins import Kind, make, raised
 from goodspeed.sampling.noise import gumbel, position_keys
 from goodspeed.verification import (
     RATIO_TOP_K,
@@ -129,7 +129,7 @@ def faults_named(rule: VerificationRule) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise RuleFault(f"the rule {rule.name} raised {type(error).__name__}: {error}") from error
+        raise RuleFault(f"the rule {rule.name} raised {raised(error)}") from error
 
 
 def checked_judgement(

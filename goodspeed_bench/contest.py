@@ -238,7 +238,7 @@ def _engine_maker(scenario: Scenario) -> Callable[..., Engine]:
 def _tokens(contest: _Contest, seed: int) -> Path | None:
     """Weights are given by tokens; who weighs as much as everybody needs none."""
     weighted = any(group.weight != 1.0 for group in contest.scenario.agents)
-    return contest.folder / f"tokens-{seed}.toml" if weighted else None
+    return contest.folder / f"tokens-{seed}.json" if weighted else None
 
 
 def _with_secrets(contest: _Contest, edges: Sequence[Edge], seed: int) -> list[Edge]:

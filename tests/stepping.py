@@ -40,16 +40,19 @@ class SlowEngine:
 class Grants:
     """So many tokens for everybody, as far as they may, each worth so much; remembers what it was asked."""
 
-    def __init__(self, budget: int = 0, worth_s: float | None = None, *, needs_no_capacity: bool = False) -> None:
+    def __init__(
+        self, budget: int = 0, worth_s: float | None = None, *, needs_no_capacity: bool = False, price: float = 0.0
+    ) -> None:
         self.needs_no_capacity = needs_no_capacity
         self._budget = budget
         self._worth_s = worth_s
+        self._price = price
         self.asked: list[Demand] = []
 
     def plan(self, demand: Demand, capacity: int) -> Plan:
         self.asked.append(demand)
         worth_s = None if self._worth_s is None else np.full(len(demand), self._worth_s)
-        return Plan(np.minimum(demand.limit, min(self._budget, capacity // max(1, len(demand)))), 0.0, worth_s)
+        return Plan(np.minimum(demand.limit, min(self._budget, capacity // max(1, len(demand)))), self._price, worth_s)
 
 
 class Stepped:

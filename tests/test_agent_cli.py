@@ -260,6 +260,24 @@ def test_a_file_of_prompts_to_a_file_with_some_that_fail(server: FakeServer, tmp
     assert good["text"] == STORY[:4]
 
 
+def test_a_refusal_of_the_link_ends_the_file_and_says_how_many_are_left(server: FakeServer, tmp_path: Path) -> None:
+    async def hook(fake: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Open) and len(fake.got(Open)) == 3:
+            await fake.send(connection, Failure("unauthorized", "this token was revoked"))
+            return True
+        return False
+
+    server.hook = hook
+    file = write_prompts(tmp_path, *({"prompt": PROMPT, "max_new_tokens": 4} for _ in range(9)))
+    result = invoke("run", "--prompts", str(file), "--server", server.url, "--draft", "none", "--concurrency", "1")
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [answer.get("text") for answer in answers] == [STORY[:4]] * 2
+    assert result.exit_code == 3
+    assert "this token was revoked" in result.stderr
+    assert "goodspeed-agent: 7 of 9 prompts are left" in result.stderr
+    assert len(server.got(Open)) == 3
+
+
 def test_a_bad_line_stops_everything_before_it_begins(server: FakeServer, tmp_path: Path) -> None:
     file = write_prompts(tmp_path, {"prompt": "a"}, "{", {"prompt": "b", "temperature": -3})
     output = tmp_path / "out.jsonl"

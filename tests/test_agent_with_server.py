@@ -117,7 +117,7 @@ async def test_no_policy_changes_a_text(scheduler: str, rounds: RoundsKind, tmp_
                     requests = [TextRequest(prompt, params, max_new_tokens=NEW_TOKENS) for prompt in PROMPTS]
                     completions = await asyncio.gather(*(agent.complete(request) for request in requests))
                     texts.add(tuple(tuple(completion.tokens) for completion in completions))
-                    drafted += sum(completion.speculation.num_draft_tokens for completion in completions)
+                    drafted += sum(completion.speculation.num_sent_tokens for completion in completions)
                 assert [row.state for row in server.snapshot().agents] == ["ok"]
     assert cold == {tuple(tuple(target_alone(prompt)) for prompt in PROMPTS)}
     assert len(warm) == 1

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -116,6 +117,8 @@ def test_an_image_is_made_of_what_is_there_and_let_into_it(chair: str) -> None:
         for source in rest.split()[:-1]
     }
     assert copied == let_in
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    assert set(project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]) <= copied
     assert all((REPOSITORY / source).exists() for source in copied)
 
 

@@ -132,6 +132,35 @@ def test_the_last_line_says_what_keys_do_and_what_was_chosen() -> None:
     assert "scroll" not in last(ViewState())
 
 
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 120])
+@pytest.mark.parametrize("state", [ViewState(), ViewState(paused=True), ViewState(sort="rtt", filter="a long filter")])
+def test_where_the_last_line_is_short_whole_entries_are_missing(width: int, state: ViewState) -> None:
+    whole = seen(View.of(crowd(60), History(), state), 200, 30)[-1]
+    entries = [entry.strip() for entry in whole.replace(" paused ", "").split("  ")]
+    last = seen(View.of(crowd(60), History(), state), width, 30)[-1].replace(" paused ", "")
+    there = [entry.strip() for entry in last.split("  ") if entry.strip()]
+    assert set(there) <= set(entries)
+    assert there[0] == "q quit"
+    if width >= 40:
+        assert there[1] == "? help"
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_the_help_is_whole_at_any_width(width: int) -> None:
+    def words(width: int, height: int) -> list[str]:
+        lines = seen(View.of(SNAPSHOT, History(), ViewState(help=True)), width, height)
+        return [word for line in lines if line.startswith("│") for word in line.strip("│ ").split()]
+
+    def explained(said: list[str]) -> list[str]:
+        return said[said.index("quit") :]
+
+    everything = set(explained(words(300, 80))) - {"PgUp", "PgDn", "Home", "End"}
+    assert everything <= set(words(width, 80))
+    short = words(width, 16)
+    assert "a taller terminal shows more" in " ".join(short)
+    assert "a taller terminal" not in " ".join(words(width, 80))
+
+
 def test_a_filter_that_nobody_matches_says_so() -> None:
     lines = seen(View.of(crowd(3), History(), ViewState(filter="phone")), 80, 24)
     assert any("no agent's name contains 'phone'" in line for line in lines)

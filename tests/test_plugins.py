@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, EntryPoints
@@ -11,8 +12,9 @@ from textwrap import dedent
 import pytest
 
 from goodspeed import plugins
-from goodspeed.errors import InvalidRequest
+from goodspeed.errors import InvalidRequest, RuleFault
 from goodspeed.plugins import find
+from goodspeed.rules import Coupled, faults_named
 from goodspeed.sampling import SamplingParams
 from goodspeed.scheduling import SCHEDULER, FixedS, SecondsSched, make_scheduler
 from goodspeed.utility import AlphaFair
@@ -49,6 +51,10 @@ OWN = """
         def __init__(self):
             raise RuntimeError("no such thing")
 
+    class Asserting:
+        def plan(self, demand, capacity):
+            assert capacity < 0
+
     not_a_class = 3
 
     class Parrot:
@@ -81,6 +87,19 @@ def test_a_class_is_found_by_module_and_by_file_and_gets_the_utility_and_its_opt
     utility = AlphaFair(2.0)
     scheduler = make_scheduler(f"{place}(beta=0.25)", utility)
     assert (type(scheduler).__name__, vars(scheduler)) == ("Mine", {"utility": utility, "beta": 0.25})
+
+
+def test_where_a_class_failed_is_told(own: str, tmp_path: Path) -> None:
+    line = 1 + dedent(OWN).splitlines().index("        assert capacity < 0")
+    place = f"{tmp_path / 'own_classes.py'}, line {line}"
+    with pytest.raises(InvalidRequest, match=re.escape(f"Asserting raised AssertionError ({place})")):
+        make_scheduler("own_classes.py:Asserting", AlphaFair())
+
+
+def test_where_a_rule_failed_is_told() -> None:
+    place = rf"\({re.escape(__file__)}, line \d+\)"
+    with pytest.raises(RuleFault, match=f"the rule coupled raised AssertionError {place}"), faults_named(Coupled()):
+        raise AssertionError
 
 
 def test_a_file_is_run_once(own: str) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import importlib.util
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +243,60 @@ def test_results_say_what_ran_and_can_be_read_back(mixed: Path, tmp_path: Path) 
     assert derived["log_utility"] == pytest.approx(sum(math.log(agent.goodput) for agent in run.agents))
     with pytest.raises(CorruptData):
         Results.from_json(b"{}")
+
+
+@pytest.mark.parametrize("option", ["--out", "--plot"])
+def test_results_that_cannot_be_written_are_refused_before_anything_runs(
+    option: str, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object) -> None:
+        raise AssertionError("it ran")
+
+    monkeypatch.setattr("goodspeed.scenarios.simulating.simulate_scenario", run)
+    (tmp_path / "a file").touch()
+    (tmp_path / "folder.svg" / "results.json").mkdir(parents=True)
+    for place in ("a file/x.svg", "folder.svg"):
+        refused = CliRunner().invoke(app, ["simulate", str(mixed), option, str(tmp_path / place)])
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        assert f"the results cannot be written to {tmp_path / place}" in refused.stderr
+
+
+def test_results_that_cannot_be_written_in_the_end_are_shown(
+    mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    failed = CliRunner().invoke(app, ["simulate", str(mixed), "--json", "--out", str(tmp_path / "out")])
+    assert Results.from_json(failed.stdout.encode()).runs
+    assert (failed.exit_code, "No space left" in failed.stderr) == (2, True)
+
+
+def test_a_bench_without_its_package_says_so(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "goodspeed_bench" else there(name, *rest)
+    )
+    refused = CliRunner().invoke(app, ["bench", str(mixed)])
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert "goodspeed: a bench needs goodspeed_bench, which this installation lacks" in refused.stderr
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 200])
+def test_names_are_whole_however_narrow_the_terminal_is(mixed: Path, width: int) -> None:
+    names = ["goodspeed(utility=None)", "fixed(length=2)"]
+    words = [word for name in names for word in ("--scheduler", name)]
+    shown = CliRunner().invoke(app, ["simulate", str(mixed), *words], env={"COLUMNS": str(width)})
+    assert shown.exit_code == 0, shown.stderr
+    lines = shown.stdout.splitlines()
+    assert max(map(len, lines)) <= width
+    for name in names:
+        assert any(line.split()[:1] == [name] for line in lines)
+    assert any("near-3" in line.split() for line in lines)
+    heading = " ".join(shown.stdout.split())
+    assert all(word in heading for word in ("all", "least", "sum log"))
+    assert ("--json has more figures" in heading) == (width < 200)
 
 
 BAD = """

@@ -28,6 +28,13 @@ def test_a_file_is_found_beside_the_scenario(tmp_path: Path) -> None:
     assert [(prompt.id, prompt.text) for prompt in prompts] == [("mine-1", "Once"), ("mine-3", "Why?")]
 
 
+def test_a_prompt_may_hold_what_unicode_takes_for_the_end_of_a_line(tmp_path: Path) -> None:
+    texts = ["one\u2028two", "a\u0085b", "x\u2029y"]
+    content = "\r\n".join(json.dumps({"prompt": text}, ensure_ascii=False) for text in texts) + "\n"
+    (tmp_path / "mine.jsonl").write_text(content, encoding="utf-8", newline="")
+    assert [prompt.text for prompt in load_prompts("mine.jsonl", tmp_path)] == texts
+
+
 @pytest.mark.parametrize("line", ["{", "[]", '{"text": "x"}', '{"prompt": 3}', '{"prompt": ""}', '{"messages": []}'])
 def test_a_line_that_is_no_prompt_is_named(tmp_path: Path, line: str) -> None:
     (tmp_path / "mine.jsonl").write_text('{"prompt": "x"}\n' + line)

@@ -469,6 +469,18 @@ async def test_the_log_says_once_who_changed_what(caplog: pytest.LogCaptureFixtu
     assert line.endswith("with the token 'the boss'")
 
 
+async def test_the_log_says_who_asked_for_what_cannot_be(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    store = TokenStore(tmp_path / "tokens.json")
+    admin = Credentials(store.create("the boss", "admin"))
+    settings = tiny_settings(tokens=tmp_path / "tokens.json")
+    with caplog.at_level(logging.WARNING, "goodspeed_server"):
+        async with serving(settings) as (_, address), controlling(address, admin) as controls:
+            with pytest.raises(InvalidRequest, match="does not exist"):
+                await controls.ask(SetScheduler("sceonds"))
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert "with the token 'the boss' is closed: scheduler 'sceonds' does not exist" in line
+
+
 async def test_an_admins_token_controls_and_no_other(tmp_path: Path) -> None:
     store = TokenStore(tmp_path / "tokens.json")
     async with serving(tiny_settings(tokens=tmp_path / "tokens.json")) as (_, address):

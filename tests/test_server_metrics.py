@@ -12,11 +12,13 @@ import pytest
 from msgspec.structs import replace
 from prometheus_client.parser import text_string_to_metric_families
 
-from goodspeed.messages import Open
+from goodspeed.messages import Draft, Open, Verdict
+from goodspeed.scheduling import Scheduler
 from goodspeed_server.metrics import _by_name
 from goodspeed_server.tokens import TokenStore
 from tests.monitor_examples import AGENT
 from tests.serving import GREEDY, linked, serving, tiny_settings
+from tests.stepping import Grants
 
 PROMPT = [5, 17, 3]
 
@@ -78,6 +80,41 @@ async def test_a_process_tells_what_it_holds() -> None:
     assert now["process_open_fds"] >= before["process_open_fds"] + 16  # both ends are this process's
     assert now["process_resident_memory_bytes"] > 2**20
     assert now["goodspeed_server_threads"] >= 1
+
+
+@pytest.mark.parametrize("early_stop", [True, False])
+async def test_prices_are_told_where_the_scheduler_says_them(early_stop: bool) -> None:
+    settings = tiny_settings(rounds={"early_stop": early_stop, "capacity": 8})
+    async with serving(settings) as (server, address), linked(address) as peer, linked(address) as other:
+        await peer.open(1, PROMPT, max_new_tokens=30)
+        # It is in every pass from the second on, and without a budget it has no price.
+        await other.open(1, PROMPT, max_new_tokens=30, max_draft=0)
+        length = len(PROMPT)
+
+        async def prices(scheduler: Scheduler) -> tuple[float | None, float]:
+            nonlocal length
+            server._rounds.planner.scheduler = scheduler
+            for _ in range(2):  # The first is of what was granted before.
+                await peer.send(Draft(1, length, []))
+                verdict = await peer.expect(Verdict)
+                length += len(verdict.tokens)
+            found = samples((await asyncio.to_thread(get, address))[1])
+            return found.get("goodspeed_draft_price"), found["goodspeed_capacity_price"]
+
+        worth_s = 1e-12  # A token that is worth so little pays only where it is sure to be accepted.
+        assert await prices(Grants(2, worth_s, price=0.25)) == (1.0, 0.25)
+        assert await prices(Grants(2, price=0.5)) == (None, 0.5)
+
+
+async def test_the_papers_scheduler_tells_the_price_of_the_capacity() -> None:
+    async with serving(tiny_settings(rounds={"capacity": 1})) as (_, address), linked(address) as peer:
+        await peer.open(1, PROMPT)
+        await peer.send(Draft(1, len(PROMPT), []))
+        await peer.expect(Verdict)
+        found = samples((await asyncio.to_thread(get, address))[1])
+    # Of a stream that may draft four the capacity takes one: the next is worth about the square of its acceptance rate.
+    assert 0 < found["goodspeed_capacity_price"] < 1
+    assert "goodspeed_draft_price" not in found
 
 
 async def test_where_tokens_are_asked_for_metrics_take_a_monitors(tmp_path: Path) -> None:

@@ -97,9 +97,16 @@ def test_a_token_has_its_price_where_the_schedule_says_what_one_is_worth(
     planner = make_planner(Grants(granted, worth_s), rounds=rounds, early_stop=early_stop)
     planner.plan([live], 100, now=0.0)
     assert live.budget == min(granted, max_draft)
-    priced = worth_s if early_stop and granted else None
-    pays = min(1.0, planner.meter.load.cost.token_s / priced) if priced else 0.0
-    assert live.price_percent == int(100 * pays)
+    priced = worth_s if granted else None
+    pays = min(1.0, planner.meter.load.cost.token_s / priced) if priced else None
+    assert live.price == pays
+    assert live.price_percent == (int(100 * pays) if pays and early_stop else 0)
+
+
+def test_the_last_plans_price_is_kept() -> None:
+    planner = make_planner(Grants(price=0.25))
+    planner.plan([stream()], 100, now=0.0)
+    assert planner.price == 0.25
 
 
 @pytest.mark.parametrize("budget", [1, 3])

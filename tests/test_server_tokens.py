@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import stat
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from goodspeed_agent.tokenizer import TokenizerCache
 from goodspeed_server import server as server_module
 from goodspeed_server.allowance import Allowance
 from goodspeed_server.cli import app
+from goodspeed_server.doorkeeper import Doorkeeper
 from goodspeed_server.monitor import fetch_snapshot
 from goodspeed_server.server import VerificationServer, load_server
 from goodspeed_server.settings import ServerSettings, TlsSettings
@@ -127,6 +130,33 @@ def test_an_allowance_counts_streams_and_tokens() -> None:
     allowance.admit(10.0 + refused.value.retry_after_s)
     allowance.limit(None, None)
     allowance.admit(42.0)
+
+
+def test_what_was_had_without_a_limit_is_no_debt_under_one() -> None:
+    allowance = Allowance("edge")
+    allowance.spend(10**6, 0.0)
+    allowance.limit(None, 1000)
+    allowance.admit(1.0)
+    allowance.spend(2000, 1.0)
+    allowance.limit(None, None)
+    allowance.limit(None, 1000)
+    allowance.admit(1.0)
+
+
+def test_a_token_of_the_same_name_does_not_pay_for_the_one_before(tmp_path: Path) -> None:
+    store = TokenStore(tmp_path / "tokens.json")
+    doorkeeper = Doorkeeper(store)
+    for limit in (None, 1000):
+        store.create("edge", "agent", tokens_per_minute=limit)
+        used = doorkeeper.allowance(store.tokens()[0])
+        used.admit(0.0)
+        used.spend(10**6, 0.0)
+        store.revoke("edge")
+    store.create("edge", "agent", tokens_per_minute=1000)
+    allowance = doorkeeper.allowance(store.tokens()[0])
+    allowance.admit(0.0)
+    assert allowance.streams == 1
+    assert doorkeeper.allowance(store.tokens()[0]) is allowance
 
 
 QUICK = Backoff(first_s=0.01, longest_s=0.01, give_up_after_s=0.2)
@@ -273,8 +303,54 @@ async def test_links_are_encrypted_and_certificates_checked(authority: trustme.C
             await agent_with(address, None, tmp_path).__aenter__()
         with pytest.raises(Refused, match="is not to be trusted"):
             await fetch_snapshot(address)
-        with pytest.raises(LinkLost):
-            await agent_with(address.replace("wss:", "ws:"), None, tmp_path).__aenter__()
+        clear = address.replace("wss:", "ws:")
+        with pytest.raises(LinkLost, match="it may want wss://"):
+            await agent_with(clear, None, tmp_path).__aenter__()
+        with pytest.raises(LinkLost, match="it may want wss://"):
+            await fetch_snapshot(clear)
+
+
+async def test_a_server_without_tls_hangs_up_on_who_begins_with_it() -> None:
+    async with serving() as (_, address):
+        host, port = address.removeprefix("ws://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"\x16\x03\x01\x02\x00\x01")  # No line, for whose end an HTTP server would wait.
+        async with asyncio.timeout(5.0):
+            with contextlib.suppress(ConnectionResetError):
+                assert await reader.read() == b""
+        writer.close()
+        with contextlib.suppress(ConnectionResetError):
+            await writer.wait_closed()
+
+
+async def test_who_wants_tls_of_a_server_without_is_told(tmp_path: Path) -> None:
+    async with serving() as (_, address):
+        secure = address.replace("ws:", "wss:")
+        with pytest.raises(LinkLost, match=r"it may speak ws:// \(no TLS\)"):
+            await fetch_snapshot(secure)
+        with pytest.raises(LinkLost, match=r"it may speak ws:// \(no TLS\)"):
+            await agent_with(secure, None, tmp_path).__aenter__()
+
+
+async def test_who_wants_tls_of_what_never_answers_or_speaks_http_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["goodspeed_server.monitor.top"], "_OPEN_TIMEOUT_S", 0.3)
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async def clear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await silent(reader, writer)
+
+    for answer in (silent, clear):
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as listener:
+            port = listener.sockets[0].getsockname()[1]
+            with pytest.raises(LinkLost, match=r"it may speak ws:// \(no TLS\)"):
+                await fetch_snapshot(f"wss://127.0.0.1:{port}")
+            with pytest.raises((LinkLost, Refused)) as lost:
+                await fetch_snapshot(f"ws://127.0.0.1:{port}")
+            assert not re.search("TLS|wss", str(lost.value))
 
 
 async def test_a_server_can_ask_for_the_clients_certificate(authority: trustme.CA, tmp_path: Path) -> None:
@@ -343,3 +419,28 @@ def test_a_wait_is_one_that_a_message_can_say() -> None:
 def test_a_path_that_cannot_even_be_looked_at_is_named(tmp_path: Path) -> None:
     with pytest.raises(CorruptData, match="cannot be read as a file of tokens"):
         TokenStore(tmp_path / ("a" * 300)).tokens()
+
+
+def test_a_list_of_no_tokens_says_where_it_looked_and_how_one_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    result = CliRunner().invoke(app, ["token", "list", "--tokens", "~/tokens.json"])
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert f"there are no tokens in {tmp_path / 'tokens.json'}, which is not there: goodspeed-server token create" in (
+        result.stderr
+    )
+    result = CliRunner().invoke(app, ["token", "list", "--json", "--tokens", "~/tokens.json"])
+    assert (result.exit_code, result.stdout) == (0, "[]\n")
+    CliRunner().invoke(app, ["token", "create", "edge", "--tokens", "~/tokens.json"])
+    assert (tmp_path / "tokens.json").exists()
+    CliRunner().invoke(app, ["token", "revoke", "edge", "--tokens", "~/tokens.json"])
+    result = CliRunner().invoke(app, ["token", "list", "--tokens", "~/tokens.json"])
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert f"there are no tokens in {tmp_path / 'tokens.json'}: " in result.stderr
+
+
+def test_a_home_stands_in_for_its_mark_in_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shown = Credentials(None, Path("~/ca.pem"), Path("~/cert.pem"), Path("~/key.pem"))
+    assert (shown.ca, shown.certificate, shown.key) == tuple(tmp_path / f"{name}.pem" for name in ("ca", "cert", "key"))

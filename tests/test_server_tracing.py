@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from goodspeed.control import Change, SetCapacity, SetRoundTimeout, SetScheduler, SetService, SetWeight
 from goodspeed.errors import InvalidRequest
 from goodspeed.estimation import Goodput, HitOrMiss
 from goodspeed.guesses import Overtaken
@@ -20,10 +21,26 @@ from goodspeed.messages import DraftEnd, ServerMessage
 from goodspeed.simulation import Engine
 from goodspeed.stream import ServedStream
 from goodspeed.timing import Pace
-from goodspeed.traces import Closed, Ended, Event, Known, Left, Opened, Passed, Trace, Verdict, read_trace
+from goodspeed.traces import (
+    Closed,
+    Ended,
+    Event,
+    Known,
+    Left,
+    Opened,
+    Passed,
+    Planned,
+    Served,
+    Trace,
+    Verdict,
+    Weighed,
+    read_trace,
+)
 from goodspeed.traces.learning import learn
 from goodspeed_server import tracing
+from goodspeed_server.controlling import controlling
 from goodspeed_server.live import AgentAccount, LiveStream
+from goodspeed_server.settings import RoundSettings
 from goodspeed_server.tracing import TraceFile, Tracer
 from tests.serving import GREEDY, linked, serving, tiny_settings
 from tests.simulated_traces import header
@@ -33,6 +50,7 @@ from tests.tiny_models import VOCAB
 
 LENGTH = 24
 LEAST = 2**20
+ROUNDS = RoundSettings(rounds="barrier")
 HEADER = header(Engine(0.01, 0.0, 0.0))
 
 
@@ -161,6 +179,37 @@ async def test_a_text_that_is_given_up_is_told_as_such(tmp_path: Path) -> None:
     assert any(isinstance(event, Left) for event in told)
 
 
+async def test_a_trace_tells_whatever_an_operator_changes(tmp_path: Path) -> None:
+    file = tmp_path / "run.jsonl"
+    changes: list[Change] = [
+        SetCapacity(3),
+        SetCapacity(3),
+        SetRoundTimeout(250.0),
+        SetScheduler("seconds", fairness=2.0),
+        SetWeight("test", 4.0),
+        SetWeight("test", 4.0),
+        SetWeight("test", None),
+        SetService("test", "drained"),
+        SetService("test", "served"),
+    ]
+    settings = tiny_settings(trace=file, rounds={"rounds": "auto"})
+    async with serving(settings) as (_, address), linked(address) as peer:
+        await peer.generate(1, PROMPT)
+        async with controlling(address) as controls:
+            for change in changes:
+                await controls.ask(change)
+    told = [event for event in read_trace(file).events if isinstance(event, Planned | Weighed | Served)]
+    assert [msgspec.structs.astuple(event)[1:] for event in told] == [
+        ("goodspeed", 1.0, "barrier", 30.0, 3),
+        ("goodspeed", 1.0, "barrier", 0.25, 3),
+        ("seconds", 2.0, "rolling", 0.25, 3),
+        ("test", 4.0),
+        ("test", None),
+        ("test", "drained"),
+        ("test", "served"),
+    ]
+
+
 async def test_a_full_disk_costs_a_line_in_the_log_and_no_text(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -187,7 +236,7 @@ async def test_a_full_disk_costs_a_line_in_the_log_and_no_text(
 
 def told(tracer: Tracer, count: int) -> None:
     for _ in range(count):
-        tracer.planned_by("plain", 1.0)
+        tracer.planned_by("plain", 1.0, ROUNDS)
 
 
 def test_a_trace_ends_at_its_bound_in_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,8 +33,10 @@ from goodspeed.traces import (
     Opened,
     Passed,
     Planned,
+    Served,
     Trace,
     Verdict,
+    Weighed,
     read_trace,
     to_line,
 )
@@ -251,7 +254,7 @@ SHORT = (opened(0.1), Verdict(0.2, 0, 2, 2, 1, 2, 2, 8.0, 20.0), Passed(0.2, 1, 
         (lambda whole: b"name = 'a scenario'\n", "is no trace: its first line is not the header"),
         (lambda whole: b"\xff\xfe\x00", "is no trace: its first line is not the header"),
         (lambda whole: b"{}\n", "is no trace: its first line is not the header"),
-        (lambda whole: whole.replace(b'_trace":1', b'_trace":9'), "a trace of version 9 and this goodspeed reads vers"),
+        (lambda whole: whole.replace(b'_trace":2', b'_trace":9'), "a trace of version 9 and this goodspeed reads"),
         (lambda whole: whole.splitlines(keepends=True)[0], "nothing was verified while t was written"),
         (lambda whole: whole + b'["dance",1.0]\n', "line 6 of t is no event of a trace: Invalid value 'dance'"),
         (lambda whole: whole + b'["ended",1.0,7,"stop"]\n', "line 6 of t cannot be: no stream 7 was opened"),
@@ -299,10 +302,38 @@ def test_how_a_trace_ends_is_told(tmp_path: Path) -> None:
     assert not list(read_trace(written(tmp_path / "t", *SHORT, Closed(1.0, "stopped"))).remarks())
     (full,) = read_trace(written(tmp_path / "t", *SHORT, Closed(1.0, "full"))).remarks()
     assert full == "t was full after 1.0 s: the run went on, the trace did not"
-    changed = written(tmp_path / "t", *SHORT, Planned(0.5, "fixed", 1.0), Closed(1.0, "stopped"))
-    assert list(read_trace(changed).remarks()) == [
-        "from 0.5 s on fixed planned: a replay has one scheduler from end to end"
+
+
+def test_whatever_an_operator_changed_is_told(tmp_path: Path) -> None:
+    changes = (
+        Planned(0.5, "fixed", 1.0, "barrier", 60.0, None),
+        Planned(0.6, "fixed", 1.0, "barrier", 60.0, 24),
+        Planned(0.6, "fixed", 1.0, "barrier", 60.0, 24),
+        Planned(0.7, "fixed", 2.0, "barrier", 0.25, None),
+        Weighed(0.8, "box\x1b", 2.0),
+        Weighed(0.8, "box", None),
+        Served(0.9, "box", "drained"),
+        Served(0.9, "box", "drained undrafted"),
+        Served(0.9, "box", "served"),
+    )
+    trace = read_trace(written(tmp_path / "t", *SHORT, *changes, Closed(1.0, "stopped")))
+    assert list(trace.remarks()) == [
+        "from 0.5 s on fixed planned, rounds were behind the barrier: a replay keeps to what the server began with",
+        "from 0.6 s on the capacity was 24: a replay keeps to what the server began with",
+        (
+            "from 0.7 s on fairness was 2, the capacity was for the server to choose, the barrier waited 250 ms: a "
+            "replay keeps to what the server began with"
+        ),
+        "from 0.8 s on box? weighed 2: in a replay it weighs what it did at its last text",
+        "from 0.8 s on box weighed as its token says: in a replay it weighs what it did at its last text",
+        "from 0.9 s on box was drained: texts that it was refused are in no replay",
+        "from 0.9 s on box was drained, and asked for no drafts: a replay asks for them",
+        "from 0.9 s on box was served again",
     ]
+    assert set(trace.remarks()) <= set(replay(trace, chosen(scenario_of(trace), ["fixed"], None, None)).remarks)
+    many = [Weighed(0.5, "box", float(weight)) for weight in range(1, 31)]
+    trace = read_trace(written(tmp_path / "t", *SHORT, *many, Closed(1.0, "stopped")))
+    assert list(trace.remarks())[20:] == ["and 10 more changes, which no replay follows either"]
 
 
 def test_rolling_rounds_are_not_replayed_by_a_rule_that_shares_no_noise(tmp_path: Path) -> None:
@@ -335,6 +366,69 @@ def test_the_command_replays(tmp_path: Path) -> None:
     code, output, _ = command("--trace", file, "--scheduler", "plain")
     assert code == 0
     assert "box" in output
+
+
+OWN = """
+from pathlib import Path
+from goodspeed.rules import Coupled
+from goodspeed.scheduling import PlainDecoding
+
+Path("imported").touch()
+
+
+class Mine(PlainDecoding):
+    def __init__(self, **options):
+        Path("made").touch()
+
+
+class Rule(Coupled):
+    name = "theirs"
+
+    def __init__(self):
+        Path("made").touch()
+"""
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The working directory, with a module that leaves a file behind if anything in it is made."""
+    (tmp_path / "strangers.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    yield tmp_path
+    sys.modules.pop("strangers", None)
+
+
+@pytest.mark.parametrize("name", ["strangers:Mine", "strangers:Mine(x=1)", "strangers.py:Mine", "./strangers.py:Mine"])
+def test_a_class_that_a_trace_names_is_not_run(name: str, stranger: Path) -> None:
+    file = written(stranger / "t", *SHORT, Closed(1.0, "stopped"), scheduler=name, rounds="barrier")
+    code, output, _ = command("--trace", file, "--json")
+    results = Results.from_json(output.encode())
+    assert (code, results.labels) == (0, [RECORDED, "seconds", "goodspeed", "fixed", "plain"])
+    assert any(f"recorded under {name}, a class of somebody's own" in remark for remark in results.remarks)
+    assert sorted(path.name for path in stranger.iterdir()) == ["strangers.py", "t"]
+
+
+def test_a_class_that_a_trace_names_is_replayed_as_it_was_run_where_its_user_names_it_too(stranger: Path) -> None:
+    name = "strangers:Mine"
+    file = written(stranger / "t", *SHORT, Closed(1.0, "stopped"), scheduler=name, rounds="barrier", capacity=7)
+    code, output, _ = command("--trace", file, "--scheduler", name, "--json")
+    results = Results.from_json(output.encode())
+    assert (code, results.labels) == (0, [RECORDED, name])
+    (again,) = results.scenario.contenders[1:]
+    assert (again.rounds, again.capacity) == ("barrier", 7)
+    assert not any("somebody's own" in remark for remark in results.remarks)
+
+
+@pytest.mark.parametrize("rule", ["strangers:Rule", "theirs"])
+def test_a_rule_that_a_trace_names_is_not_run(rule: str, stranger: Path) -> None:
+    file = written(stranger / "t", *SHORT, Closed(1.0, "stopped"), rule=rule)
+    code, output, trouble = command("--trace", file, "--scheduler", "seconds")
+    assert (code, output) == (2, "")
+    assert f"seconds: the trace was recorded under the rule {rule}, which is not here" in trouble
+    code, output, _ = command("--trace", file, "--scheduler", "fixed", "--json")
+    assert (code, Results.from_json(output.encode()).labels) == (0, [RECORDED, "fixed"])
+    assert sorted(path.name for path in stranger.iterdir()) == ["strangers.py", "t"]
 
 
 def test_an_agent_may_be_called_anything(tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ async def work_through(
 
     Raises:
         LinkLost: the link could not be made again.
+        Refused: the server does not want this agent any more.
         ProtocolError: the server does not keep to the protocol.
     """
     results = _InOrder(write)
@@ -71,6 +72,8 @@ async def work_through(
             try:
                 completion = await agent.complete(prompt.request, on_text, on_queued)
             except (InvalidRequest, Refused) as error:
+                if agent.link.ended:
+                    raise  # Every other prompt would be told the same.
                 failed += 1
                 results.put(index, about | {"error": {"code": error.code, "message": str(error)}})
                 on_queued(None)

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
+from goodspeed.errors import GoodSpeedError
 from goodspeed.logs import JsonLines, Readable, announce, log_to
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import Agent, Piece, TextRequest
@@ -173,14 +174,20 @@ def run_file(
             with nullcontext(sys.stdout) if output is None else open_output(output) as file:
                 # A bar and results on the same terminal would write over each other.
                 bar = console.is_terminal and not file.isatty() and not log_json
-                with ProgressDisplay(len(lines), console, bar=bar, say=note if log_json else None) as display:
+                written = 0
 
-                    def write(result: dict[str, Any]) -> None:
-                        nonlocal unverified
-                        unverified += result.get("verified", True) is False
-                        print(json.dumps(result, ensure_ascii=False), file=file, flush=True)
+                def write(result: dict[str, Any]) -> None:
+                    nonlocal unverified, written
+                    unverified += result.get("verified", True) is False
+                    print(json.dumps(result, ensure_ascii=False), file=file, flush=True)
+                    written += 1
 
-                    return await work_through(agent, lines, concurrency, write, display)
+                try:
+                    with ProgressDisplay(len(lines), console, bar=bar, say=note if log_json else None) as display:
+                        return await work_through(agent, lines, concurrency, write, display)
+                except GoodSpeedError:
+                    note(f"{len(lines) - written} of {len(lines)} prompts are left")
+                    raise
 
         failed = with_agent(work, ctx.params)
         if unverified:

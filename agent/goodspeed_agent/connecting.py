@@ -14,7 +14,7 @@ from websockets.frames import CloseCode
 
 from goodspeed.addresses import check_url, proxy_for
 from goodspeed.catalog import Files
-from goodspeed.credentials import Credentials, hint_of_certificates, refused_by_status, untrusted
+from goodspeed.credentials import Credentials, hint_of_handshake, refused_by_status, untrusted
 from goodspeed.errors import GoodSpeedError, LinkLost, Overloaded, ProtocolError, Refused, TokenizerMismatch
 from goodspeed.messages import (
     MAX_SERVER_FRAME_BYTES,
@@ -67,7 +67,7 @@ class Door:
         check_url(url)
         self.url = url
         self._tls, self._headers = credentials.tls(url), credentials.headers(url)
-        self._hint = hint_of_certificates(url, credentials)
+        self._credentials = credentials
         self._cache = cache
 
     async def connect(self, hello: Hello, timeout_s: float) -> Connected:
@@ -96,8 +96,9 @@ class Door:
                 raise hopeless from None
             raise LinkLost(str(closed)) from None
         except (OSError, TimeoutError, InvalidHandshake) as error:
-            hint = self._hint if isinstance(error, InvalidHandshake) else ""
-            raise LinkLost(f"{str(error) or 'no answer'}{hint}") from None
+            raise LinkLost(
+                f"{str(error) or 'no answer'}{hint_of_handshake(self.url, self._credentials, error)}"
+            ) from None
 
     async def _shake_hands(self, hello: Hello, timeout_s: float) -> Connected:
         async with asyncio.timeout(timeout_s) as limit:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TextIO
 
 from goodspeed.errors import InvalidRequest
+from goodspeed.paths import expanded
 from goodspeed_agent.agent import TextRequest
 from goodspeed_agent.prompts import PromptLine, read_prompts
 
@@ -52,6 +53,7 @@ def open_output(file: Path) -> TextIO:
     Raises:
         InvalidRequest: it cannot be written.
     """
+    file = expanded(file)
     try:
         return file.open("w", encoding="utf-8")
     except OSError as error:
@@ -60,6 +62,6 @@ def open_output(file: Path) -> TextIO:
 
 def _read(file: Path) -> bytes:
     try:
-        return sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+        return sys.stdin.buffer.read() if str(file) == "-" else expanded(file).read_bytes()
     except OSError as error:
         raise InvalidRequest(f"{file} cannot be read: {error.strerror}") from None

@@ -152,6 +152,11 @@ class Link:
         """Whether there is a connection now."""
         return self._over is None and self._connection is not None and self._connection.state is State.OPEN
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended for good: lost, or refused."""
+        return self._over is not None
+
     async def over(self) -> Exception:
         """Wait until the link has ended for good, and say why."""
         await asyncio.wait([self._keeper])

@@ -232,8 +232,8 @@ async def _swap(folder: Path, draft: Path, agents: Sequence[_Agent]) -> None:
 
 async def _compare_with_the_target(folder: Path, domain: str) -> tuple[int, int]:
     """Let the target alone write every text that was finished: how many there are, and how many differ."""
-    finished = [json.loads(line) for line in (folder / f"{domain}.out.jsonl").read_text().splitlines()]
-    prompts = (folder / f"{domain}.jsonl").read_text().splitlines()[: len(finished)]
+    finished = [json.loads(line) for line in (folder / f"{domain}.out.jsonl").read_bytes().splitlines()]
+    prompts = (folder / f"{domain}.jsonl").read_text().split("\n")[: len(finished)]
     (folder / f"{domain}.again.jsonl").write_text("".join(line + "\n" for line in prompts))
     async with serving(*POLICY) as address:
         await _output(
@@ -241,7 +241,7 @@ async def _compare_with_the_target(folder: Path, domain: str) -> tuple[int, int]
             "--prompts", str(folder / f"{domain}.again.jsonl"), "--output", str(folder / f"{domain}.target.jsonl"),
             "--max-new-tokens", str(NEW_TOKENS), "--temperature", str(TEMPERATURE),
         )  # fmt: skip
-    expected = [json.loads(line) for line in (folder / f"{domain}.target.jsonl").read_text().splitlines()]
+    expected = [json.loads(line) for line in (folder / f"{domain}.target.jsonl").read_bytes().splitlines()]
     pairs = zip(finished, expected, strict=True)
     return len(finished), sum(ours["tokens"] != theirs["tokens"] for ours, theirs in pairs)
 

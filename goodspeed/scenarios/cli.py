@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -14,6 +15,7 @@ import typer
 from rich.console import Console
 
 from goodspeed.errors import GoodSpeedError, InvalidRequest, ModelError
+from goodspeed.paths import expanded
 from goodspeed.rules import rule_named, use_rule
 from goodspeed.scenarios.reading import problem_said, read_scenario
 from goodspeed.scenarios.results import Results
@@ -37,6 +39,7 @@ Plot: TypeAlias = Annotated[
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print the results' JSON instead of tables.")]
 
 _PLOTS = (".png", ".svg", ".pdf")
+_RESULTS = "results.json"
 
 
 def simulate(
@@ -60,12 +63,14 @@ def simulate(
     """Compare schedulers on a virtual clock: seconds, for minutes of many agents."""
     with errors_named():
         _check_plot(plot)
+        out, plot = out and expanded(out), plot and expanded(plot)
         run = _what_to_simulate(scenario, trace, scheduler, seed, duration, closed_loop=closed_loop)
+        _check_folders(out, plot)
         console = Console(stderr=True)
         with console.status("") as status:
             results = run(lambda label, seed: status.update(f"{label}, seed {seed}"))
-        keep(results, out, plot)
         show(results, as_json=as_json)
+        keep(results, out, plot)
 
 
 _Watch: TypeAlias = Callable[[str, int], None]
@@ -87,15 +92,15 @@ def _what_to_simulate(
         from goodspeed.traces.reading import read_trace
         from goodspeed.traces.replaying import replay, scenario_of
 
-        recorded = read_trace(trace)
-        again = chosen(scenario_of(recorded), schedulers, seeds, duration_s)
+        recorded = read_trace(expanded(trace))
+        again = chosen(scenario_of(recorded, trusted=schedulers or ()), schedulers, seeds, duration_s)
         return lambda watch: replay(recorded, again, closed_loop=closed_loop, watch=watch)
     if closed_loop:
         raise InvalidRequest("--closed-loop says how a --trace is replayed: a scenario says so itself")
     assert scenario is not None
     from goodspeed.scenarios.simulating import simulate_scenario
 
-    what = chosen(read_scenario(scenario), schedulers, seeds, duration_s)
+    what = chosen(read_scenario(expanded(scenario)), schedulers, seeds, duration_s)
     return lambda watch: simulate_scenario(what, watch)
 
 
@@ -123,16 +128,22 @@ def bench(
     """Compare schedulers in real processes on this machine: a server, agents, emulated links."""
     with errors_named():
         _check_plot(plot)
+        scenario, out, plot = expanded(scenario), out and expanded(out), plot and expanded(plot)
         what = chosen(read_scenario(scenario), scheduler, seed, duration)
+        _check_folders(out, plot)
         for library in ("torch", "transformers"):
             if importlib.util.find_spec(library) is None:
                 raise ModelError(f"a bench needs {library}, which is missing: pip install 'goodspeed[models]'")
+        if importlib.util.find_spec("goodspeed_bench") is None:
+            raise ModelError("a bench needs goodspeed_bench, which this installation lacks: install all of goodspeed")
         # Imported here: it is made of a server and agents, which the core knows nothing of.
         from goodspeed_bench.cli import bench as run
 
-        results = run(what, scenario.parent, rehearse=rehearse, device=device, dtype=dtype, traces=traces)
-        keep(results, out, plot)
+        results = run(
+            what, scenario.parent, rehearse=rehearse, device=device, dtype=dtype, traces=traces and expanded(traces)
+        )
         show(results, as_json=as_json)
+        keep(results, out, plot)
 
 
 def check(
@@ -190,7 +201,7 @@ def keep(results: Results, out: Path | None, picture: Path | None) -> None:
     try:
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            (out / "results.json").write_bytes(results.to_json())
+            (out / _RESULTS).write_bytes(results.to_json())
         if picture is not None:
             from goodspeed.scenarios.plotting import plot as draw
 
@@ -226,3 +237,18 @@ def _check_plot(file: Path | None) -> None:
         raise InvalidRequest(f"a plot is a {', '.join(_PLOTS)} file, and {file} is none")
     if importlib.util.find_spec("matplotlib") is None:
         raise InvalidRequest("plots need matplotlib, which is missing: pip install 'goodspeed[bench]'")
+
+
+def _check_folders(out: Path | None, picture: Path | None) -> None:
+    """Make them, and see that results can be written there: a run that cannot be kept is a run lost."""
+    for file in (None if out is None else out / _RESULTS, picture):
+        if file is None:
+            continue
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if file.exists():
+                file.open("ab").close()
+            else:
+                tempfile.TemporaryFile(dir=file.parent).close()
+        except OSError as error:
+            raise InvalidRequest(f"the results cannot be written to {file}: {error.strerror}") from None

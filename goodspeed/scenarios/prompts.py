@@ -30,8 +30,8 @@ class Prompt:
 
 def bundled_prompts() -> list[Prompt]:
     """Openings of code, prose and tests, what the bundled models know; interleaved: the first few are of all kinds."""
-    lines = Path(__file__).with_name("prompts.jsonl").read_text().splitlines()
-    prompts = [Prompt(entry["id"], entry["prompt"]) for entry in map(json.loads, lines)]
+    content = Path(__file__).with_name("prompts.jsonl").read_text(encoding="utf-8")
+    prompts = [Prompt(entry["id"], entry["prompt"]) for entry in map(json.loads, content.rstrip("\n").split("\n"))]
     by_domain = [[prompt for prompt in prompts if prompt.domain == domain] for domain in ("code", "prose", "tests")]
     return [prompt for group in zip(*by_domain, strict=True) for prompt in group]
 
@@ -62,7 +62,8 @@ def load_prompts(prompts: str | DatasetPrompts, folder: Path) -> list[Prompt]:
 def _of_lines(file: Path) -> Iterator[Prompt]:
     """Lines of `{"prompt": "..."}` or `{"messages": [...]}`."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not `splitlines`: JSON may hold U+2028 and its like as they are.
+        lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the prompts in {file} cannot be read: {error}") from None
     for number, line in enumerate(lines, start=1):

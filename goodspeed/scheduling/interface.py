@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from goodspeed.errors import SchedulerFault
+from goodspeed.plugins import raised
 from goodspeed.timing import EngineLoad
 
 __all__ = ["CAPACITY_PER_STREAM", "Demand", "Plan", "Scheduler", "Timing", "checked_plan", "needs_no_capacity"]
@@ -82,7 +83,7 @@ def checked_plan(scheduler: Scheduler, demand: Demand, capacity: int) -> Plan:
     try:
         plan: object = scheduler.plan(demand, capacity)
     except Exception as error:
-        raise SchedulerFault(f"{who} raised {type(error).__name__}: {error}") from error
+        raise SchedulerFault(f"{who} raised {raised(error)}") from error
     if not isinstance(plan, Plan):
         raise SchedulerFault(f"{who} answered {type(plan).__name__}: it must be a Plan")
     try:

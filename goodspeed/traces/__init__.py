@@ -15,7 +15,9 @@ from goodspeed.traces.events import (
     Opened,
     Passed,
     Planned,
+    Served,
     Verdict,
+    Weighed,
     to_line,
 )
 from goodspeed.traces.reading import Trace, read_trace
@@ -32,8 +34,10 @@ __all__ = [
     "Opened",
     "Passed",
     "Planned",
+    "Served",
     "Trace",
     "Verdict",
+    "Weighed",
     "read_trace",
     "to_line",
 ]

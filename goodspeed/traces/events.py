@@ -6,11 +6,12 @@ No event holds a text, a token, or what tokens could be told from.
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import msgspec
 from msgspec import Struct
 
+from goodspeed.control import Service
 from goodspeed.scenarios.results import Machine, Versions
 
 __all__ = [
@@ -25,11 +26,13 @@ __all__ = [
     "Opened",
     "Passed",
     "Planned",
+    "Served",
     "Verdict",
+    "Weighed",
     "to_line",
 ]
 
-VERSION = 1
+VERSION = 2
 """Of the format."""
 
 
@@ -121,10 +124,30 @@ class Ended(_Event, frozen=True, array_like=True):
 
 
 class Planned(_Event, frozen=True, array_like=True):
-    """Budgets come of another scheduler from here on."""
+    """Rounds are planned by something else from here on: an operator changed it, or the scheduler failed."""
 
     scheduler: str
     fairness: float
+    rounds: Literal["barrier", "rolling"]
+    round_timeout_s: float
+    capacity: int | None
+
+
+class Weighed(_Event, frozen=True, array_like=True):
+    """An operator gave an agent another weight."""
+
+    agent: str
+    """By name, all its links; it may be away."""
+    weight: float | None
+    """None for its token's own."""
+
+
+class Served(_Event, frozen=True, array_like=True):
+    """An operator drained an agent, or serves it again."""
+
+    agent: str
+    """By name, likewise."""
+    service: Service
 
 
 class Closed(_Event, frozen=True, array_like=True):
@@ -133,7 +156,7 @@ class Closed(_Event, frozen=True, array_like=True):
     why: Literal["stopped", "full"]
 
 
-Event: TypeAlias = Joined | Left | Opened | Verdict | Known | Passed | Ended | Planned | Closed
+Event: TypeAlias = Joined | Left | Opened | Verdict | Known | Passed | Ended | Planned | Weighed | Served | Closed
 
 
 class Header(Struct, frozen=True, kw_only=True):
@@ -157,10 +180,7 @@ class Header(Struct, frozen=True, kw_only=True):
     passes: tuple[tuple[int, int, float], ...]
     """Rows, tokens and seconds of passes that were measured at start-up."""
     events: dict[str, tuple[str, ...]] = msgspec.field(
-        default_factory=lambda: {
-            str(kind.__struct_config__.tag): kind.__struct_fields__
-            for kind in (Joined, Left, Opened, Verdict, Known, Passed, Ended, Planned, Closed)
-        }
+        default_factory=lambda: {str(kind.__struct_config__.tag): kind.__struct_fields__ for kind in get_args(Event)}
     )
     """What stands where in each kind of event, behind the kind: for who reads a trace with tools of their own."""
 

@@ -19,7 +19,7 @@ from goodspeed.estimation import PRIOR_ALPHA
 from goodspeed.simulation import Engine, Span
 from goodspeed.timing import Pace, PassCost, PassSample
 from goodspeed.traces.events import Ended, Joined, Known, Opened, Passed, Verdict
-from goodspeed.traces.reading import Trace
+from goodspeed.traces.reading import Trace, printable
 
 __all__ = ["Recorded", "RecordedAgent", "RecordedText", "hits_of", "learn", "rates"]
 
@@ -29,7 +29,6 @@ _NEAR = 32
 _WEIGHT = 8.0
 """How many observations a stream's rate counts for beside those nearby, and its agent's beside its own."""
 _LEAST_DRAFT_MS = 1e-3
-_LONGEST_NAME = 60
 
 Floats = NDArray[np.float64]
 
@@ -154,7 +153,7 @@ def learn(trace: Trace) -> Recorded:
     for event in trace.events:
         match event:
             case Joined():
-                name, drafter = _printable(event.name), _printable(event.drafter)
+                name, drafter = printable(event.name), printable(event.drafter)
                 of_link[event.agent] = agents.setdefault(name, RecordedAgent(name, drafter))
             case Opened():
                 texts[event.stream] = RecordedText(event, trace.duration_s)
@@ -177,11 +176,6 @@ def learn(trace: Trace) -> Recorded:
     busy = [agent for agent in agents.values() if agent.texts]
     measured = [PassSample(*sample) for sample in trace.header.passes]
     return Recorded(busy, passes, verdicts_at, _engine(measured, passes))
-
-
-def _printable(name: str) -> str:
-    """What an agent says of itself, fit for a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in name)[:_LONGEST_NAME]
 
 
 def _take(verdict: Verdict, agent: RecordedAgent, text: RecordedText) -> None:

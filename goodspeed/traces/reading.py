@@ -11,14 +11,34 @@ from typing import BinaryIO
 import msgspec
 from msgspec import Struct
 
+from goodspeed.control import Service
 from goodspeed.errors import CorruptData, InvalidRequest
-from goodspeed.traces.events import VERSION, Closed, Event, Header, Joined, Known, Opened, Planned, Verdict
+from goodspeed.traces.events import (
+    VERSION,
+    Closed,
+    Event,
+    Header,
+    Joined,
+    Known,
+    Opened,
+    Planned,
+    Served,
+    Verdict,
+    Weighed,
+)
 
-__all__ = ["Trace", "read_trace"]
+__all__ = ["Trace", "printable", "read_trace"]
 
 _LONGEST_LINE = 2**20
 _LONGEST_TEXT = 2**24
 """Tokens; what is longer is no text of ours."""
+_LONGEST_NAME = 60
+_MOST_CHANGES = 20
+_SERVICES: dict[Service, str] = {
+    "served": "served again",
+    "drained": "drained: texts that it was refused are in no replay",
+    "drained undrafted": "drained, and asked for no drafts: a replay asks for them",
+}
 
 
 class _Version(Struct):
@@ -48,9 +68,47 @@ class Trace:
             yield f"{self.name} was never closed, so its server was killed or goes on: used are {self.duration_s:.1f} s"
         elif any(isinstance(event, Closed) and event.why == "full" for event in self.events):
             yield f"{self.name} was full after {self.duration_s:.1f} s: the run went on, the trace did not"
+        changes = list(self._changes())
+        yield from changes[:_MOST_CHANGES]
+        if len(changes) > _MOST_CHANGES:
+            yield f"and {len(changes) - _MOST_CHANGES} more changes, which no replay follows either"
+
+    def _changes(self) -> Iterator[str]:
+        """What its operator changed while it was written."""
+        planned: Header | Planned = self.header
         for event in self.events:
             if isinstance(event, Planned):
-                yield f"from {event.at:.1f} s on {event.scheduler} planned: a replay has one scheduler from end to end"
+                said = ", ".join(_planned_since(planned, event))
+                planned = event
+                if said:
+                    yield f"from {event.at:.1f} s on {said}: a replay keeps to what the server began with"
+            elif isinstance(event, Weighed):
+                weight = "as its token says" if event.weight is None else f"{event.weight:g}"
+                yield (
+                    f"from {event.at:.1f} s on {printable(event.agent)} weighed {weight}: in a replay it weighs what "
+                    "it did at its last text"
+                )
+            elif isinstance(event, Served):
+                yield f"from {event.at:.1f} s on {printable(event.agent)} was {_SERVICES[event.service]}"
+
+
+def _planned_since(before: Header | Planned, now: Planned) -> Iterator[str]:
+    """What of it is something else."""
+    if now.scheduler != before.scheduler:
+        yield f"{printable(now.scheduler)} planned"
+    if now.fairness != before.fairness:
+        yield f"fairness was {now.fairness:g}"
+    if now.rounds != before.rounds:
+        yield f"rounds were {'rolling' if now.rounds == 'rolling' else 'behind the barrier'}"
+    if now.capacity != before.capacity:
+        yield f"the capacity was {'for the server to choose' if now.capacity is None else now.capacity}"
+    if now.round_timeout_s != before.round_timeout_s:
+        yield f"the barrier waited {1e3 * now.round_timeout_s:g} ms"
+
+
+def printable(name: str) -> str:
+    """A name that a trace says, fit for a terminal: it may be anything."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)[:_LONGEST_NAME]
 
 
 def read_trace(path: Path) -> Trace:

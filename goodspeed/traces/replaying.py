@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -13,14 +13,15 @@ import numpy as np
 
 from goodspeed.errors import InvalidRequest
 from goodspeed.messages import MAX_DRAFT_TOKENS
-from goodspeed.rules import rule_named, use_rule
+from goodspeed.plugins import installed
+from goodspeed.rules import rule_named
 from goodspeed.scenarios.results import AgentOutcome, Machine, Quantiles, Results, Run, Versions, command_line
 from goodspeed.scenarios.scenario import AgentGroup, Contender, Scenario, Server, Verification
 from goodspeed.scenarios.simulating import policy_of
-from goodspeed.scheduling import CAPACITY_PER_STREAM
+from goodspeed.scheduling import CAPACITY_PER_STREAM, SCHEDULER
 from goodspeed.simulation import Agent, Result, Script, Span, Text, simulate
 from goodspeed.traces.learning import Recorded, RecordedAgent, RecordedText, hits_of, learn
-from goodspeed.traces.reading import Trace
+from goodspeed.traces.reading import Trace, printable
 
 __all__ = ["RECORDED", "replay", "scenario_of"]
 
@@ -42,10 +43,15 @@ class _Box:
     agent: Agent
 
 
-def scenario_of(trace: Trace) -> Scenario:
+def scenario_of(trace: Trace, trusted: Collection[str] = ()) -> Scenario:
     """What a trace amounts to, as a scenario: it stands in the results, and names who contends.
 
-    Contending are the recorded scheduler, as it was run, and those that a scenario has by default.
+    Contending are the recorded scheduler, as it was run, and those that a scenario has by default. A recorded one that
+    is neither built in nor installed contends only if it is trusted: it is code, and a trace may come from anyone.
+
+    Args:
+        trace: what was recorded.
+        trusted: schedulers that the user has named.
 
     Raises:
         InvalidRequest: nothing was written in it.
@@ -53,9 +59,10 @@ def scenario_of(trace: Trace) -> Scenario:
     header, recorded = trace.header, learn(trace)
     engine = recorded.engine
     same = Contender(scheduler=header.scheduler, rounds=header.rounds, capacity=header.capacity)
+    known = header.scheduler in trusted or installed(SCHEDULER, header.scheduler)
     others = [name for name in Scenario.__struct_defaults__[-1] if name != header.scheduler]
     return Scenario(
-        name=f"{trace.name}, recorded {header.began}",
+        name=f"{trace.name}, recorded {printable(header.began)}",
         about=f"{header.model} on {header.machine.cpu}, {header.machine.cores} cores",
         agents=tuple(map(_group, recorded.agents)),
         duration_s=math.ceil(10 * trace.duration_s) / 10 or 0.1,
@@ -68,7 +75,7 @@ def scenario_of(trace: Trace) -> Scenario:
             prefill_chunk=header.prefill_chunk,
             verification=Verification(1e3 * engine.fixed_s, 1e3 * engine.row_s, 1e3 * engine.token_s, engine.noise),
         ),
-        schedulers=(same, *others),
+        schedulers=(same, *others) if known else tuple(others),
     )
 
 
@@ -131,13 +138,24 @@ def replay(
         scenario=shown,
         runs=runs,
         took_s=time.monotonic() - began_s,
-        remarks=tuple(_remarks(trace, recorded)),
+        remarks=tuple(_remarks(trace, recorded, {contender.scheduler for contender in contenders})),
     )
 
 
 def _check(trace: Trace, scenario: Scenario, contender: Contender) -> None:
-    rule = trace.header.rule
-    if policy_of(scenario.server, contender).rounds == "rolling" and not rule_named(use_rule(rule)).shares_noise:
+    if policy_of(scenario.server, contender).rounds != "rolling":
+        return
+    rule = printable(trace.header.rule)
+    try:
+        # By its name, as from a peer: what a trace names is never imported unless it is installed.
+        shares_noise = rule_named(trace.header.rule).shares_noise
+    except InvalidRequest as error:
+        raise InvalidRequest(
+            f"{contender.label}: the trace was recorded under the rule {rule}, which is not here, so nobody knows "
+            "whether rolling rounds can be replayed: install the package that has it, name its class, "
+            "GOODSPEED_RULE=module:Class, or choose other rounds, such as --scheduler goodspeed"
+        ) from error
+    if not shares_noise:
         raise InvalidRequest(
             f"{contender.label}: under the rule {rule} a trace does not say which guesses outlive what the server "
             "writes meanwhile, so rolling rounds cannot be replayed: choose others, such as --scheduler goodspeed"
@@ -271,8 +289,14 @@ def _run(label: str, seed: int, outcomes: list[AgentOutcome], ends: Sequence[flo
     return Run(scheduler=label, seed=seed, agents=outcomes, rounds=len(ends), round_ms=round_ms, busy=busy)
 
 
-def _remarks(trace: Trace, recorded: Recorded) -> Iterator[str]:
+def _remarks(trace: Trace, recorded: Recorded, replayed: Collection[str]) -> Iterator[str]:
     yield from trace.remarks()
+    own = trace.header.scheduler
+    if own not in replayed and not installed(SCHEDULER, own):
+        yield (
+            f"recorded under {printable(own)}, a class of somebody's own, which is not replayed: if you trust its "
+            "code, name it with --scheduler"
+        )
     waited = sum(text.opened.waited_s > _AT_ONCE_S for agent in recorded.agents for text in agent.texts)
     if waited:
         yield f"{waited} texts waited for one of {trace.header.rows} rows: a replay has a row for each"

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from goodspeed.catalog import DEFAULT_DRAFT, DEFAULT_TARGET, bundled, parameters_of, resolve
 from goodspeed.errors import GoodSpeedError, InvalidRequest, ModelError
+from goodspeed.paths import expanded
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed.tuning.planning import GAP_CLOSED, Candidate, measured_flops, plan
 from goodspeed.tuning.state import clients_of, read_state
@@ -100,7 +101,8 @@ def tune(
     """Fine-tune a draft toward its target, and measure what that brings to each client."""
     try:
         _check_libraries(threads)
-        known = None if state is None else read_state(state)
+        out = out and expanded(out)
+        known = None if state is None else read_state(expanded(state))
         if ranking:
             tokens = steps * accumulate * batch_rows * row_tokens
             _plan(known, gap_closed=gap_closed, train_tokens=tokens, flops=flops, device=device, as_json=as_json)

@@ -15,7 +15,7 @@ class Allowance:
     """Shared by all links of one token.
 
     Tokens are counted in a bucket that runs out over a minute. Who has filled it begins no new text; those that were
-    begun are finished.
+    begun are finished. Without a limit nothing is counted: what was had freely is no debt under a limit set later.
 
     Args:
         name: the token's.
@@ -34,12 +34,15 @@ class Allowance:
 
     def limit(self, max_streams: int | None, tokens_per_minute: int | None) -> None:
         """Other limits from now on."""
+        if self._tokens_per_minute is None:
+            self._level = 0.0
         self._max_streams, self._tokens_per_minute = max_streams, tokens_per_minute
 
     def spend(self, tokens: int, now: float) -> None:
         """Tokens have been committed."""
         self._run_out(now)
-        self._level += tokens
+        if self._tokens_per_minute is not None:
+            self._level += tokens
 
     def admit(self, now: float, *, begins: bool = True) -> None:
         """Count one more stream.

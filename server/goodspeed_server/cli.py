@@ -19,10 +19,11 @@ from goodspeed.credentials import Credentials
 from goodspeed.errors import InvalidRequest, ModelError
 from goodspeed.event_loop import loop_factory
 from goodspeed.logs import JsonLines, Readable, log_to
+from goodspeed.paths import expanded
 from goodspeed.rules import RULES
 from goodspeed.scheduling import SCHEDULERS
 from goodspeed_server import ctl_commands, token_commands
-from goodspeed_server.configuration import ENVIRONMENT, lines_in_force, use_file
+from goodspeed_server.configuration import ENVIRONMENT, check_environment, lines_in_force, use_file
 from goodspeed_server.dashboard import dashboard
 from goodspeed_server.errands import errors_named
 from goodspeed_server.log_limits import FloodLimit
@@ -177,6 +178,7 @@ def run(
 ) -> None:
     """Load the target, listen, and verify everybody's drafts."""
     with errors_named():
+        check_environment(ctx)
         _log_to(log_file, log_json=log_json, verbose=verbose)
         # From the context, where `config` finds them too.
         _run(_serve(_settings(ctx.params), monitor=monitor))
@@ -187,6 +189,7 @@ def run(
 def show_config(ctx: typer.Context, **_: Any) -> None:
     """Takes what `run` takes, and starts nothing."""
     with errors_named():
+        check_environment(ctx)
         _settings(ctx.params)
         for line in lines_in_force(ctx):
             print(line)
@@ -201,9 +204,8 @@ _FILES = ("record", "trace", "tokens", "tls_cert", "tls_key", "tls_client_ca")
 
 def _settings(given: Mapping[str, Any]) -> ServerSettings:
     """The options of `run`, checked."""
-    record_max_bytes = given["record_max_mb"] * 2**20
-    if not math.isfinite(record_max_bytes):
-        raise InvalidRequest(f"record-max-mb is {given['record_max_mb']:g}: it must be 64 or above, and finite")
+    record_max_bytes = _bytes("record-max-mb", given["record_max_mb"], 64)
+    trace_max_bytes = _bytes("trace-max-mb", given["trace_max_mb"], 1)
     rounds = RoundSettings(
         rounds=given["rounds"],
         capacity=given["capacity"],
@@ -219,18 +221,25 @@ def _settings(given: Mapping[str, Any]) -> ServerSettings:
         "model", "host", "port", "scheduler", "fairness", "rule", "layout", "device", "dtype", "max_streams",
         "max_length", "threads", "insecure", "drain_s",
     )  # fmt: skip
-    files = {name: None if given[name] is None else Path(given[name]) for name in _FILES}
+    files = {name: None if given[name] is None else expanded(Path(given[name])) for name in _FILES}
     return ServerSettings(
         **{name: given[name] for name in names},
         record=files["record"],
         trace=files["trace"],
-        trace_max_bytes=int(given["trace_max_mb"] * 2**20),
+        trace_max_bytes=trace_max_bytes,
         tokens=files["tokens"],
         door=DoorSettings(**{name: given[name] for name in _DOOR}),
         tls=TlsSettings(files["tls_cert"], files["tls_key"], files["tls_client_ca"]),
-        record_max_bytes=int(record_max_bytes),
+        record_max_bytes=record_max_bytes,
         rounds=rounds,
     )
+
+
+def _bytes(what: str, megabytes: float, least: int) -> int:
+    count = megabytes * 2**20
+    if not math.isfinite(count):
+        raise InvalidRequest(f"{what} is {megabytes:g}: it must be {least} or above, and finite")
+    return int(count)
 
 
 @app.command("top")
@@ -285,6 +294,7 @@ async def _serve(settings: ServerSettings, *, monitor: bool) -> None:
 
 
 def _log_to(file: Path | None, *, log_json: bool, verbose: bool) -> None:
+    file = None if file is None else expanded(file)
     try:
         handler = logging.FileHandler(file, encoding="utf-8") if file else logging.StreamHandler()
     except OSError as error:

@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
+import os
+import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import typer
 
-__all__ = ["ENVIRONMENT", "lines_in_force", "use_file"]
+from goodspeed.errors import InvalidRequest
+from goodspeed.paths import expanded
+
+__all__ = ["ENVIRONMENT", "OF_AGENTS", "OF_OTHERS", "check_environment", "lines_in_force", "use_file"]
 
 ENVIRONMENT = "GOODSPEED"
 """`--max-streams` is `GOODSPEED_MAX_STREAMS` there, and `max_streams` or `max-streams` in a file."""
+
+OF_AGENTS = frozenset({"GOODSPEED_SERVER", "GOODSPEED_DRAFT", "GOODSPEED_NAME"})
+"""What `goodspeed-agent` alone reads in the environment; it is no mistake where both run."""
+OF_OTHERS = frozenset({"GOODSPEED_TOKEN", "GOODSPEED_CA", "GOODSPEED_CACHE"})
+"""What `top`, `ctl`, agents and the core read there besides."""
+_OF_KUBERNETES = re.compile(
+    r"\w+_(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*|\w+_PORT=\w+://.*"
+)
+"""What it puts into every container about a service whose name begins with ours."""
 
 _NOT_IN_FILES = frozenset({"config", "help"})
 _CHOSEN = frozenset(
@@ -23,10 +40,37 @@ _CHOSEN = frozenset(
     }
 )  # fmt: skip
 """Without a value these are chosen by the server; whatever else has none is not there."""
+_MADE = frozenset({"record", "trace", "log_file"})
+"""Paths that a server makes; all others have to be there."""
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text, in quotes"}
+
+
+def check_environment(ctx: typer.Context, environment: Mapping[str, str] = os.environ) -> None:
+    """Refuse a variable with our prefix that nothing reads: its value would not be in force, and nobody would know.
+
+    Raises:
+        InvalidRequest: naming it, and the nearest that exists.
+    """
+    known = _variables(ctx) | OF_AGENTS | OF_OTHERS
+    for name, value in sorted(environment.items()):
+        if not name.startswith(f"{ENVIRONMENT}_") or name in known or _OF_KUBERNETES.fullmatch(f"{name}={value}"):
+            continue
+        # Without what all of them begin with, which would make any two alike.
+        endings = {each.removeprefix(ENVIRONMENT): each for each in sorted(known)}
+        near = [endings[end] for end in difflib.get_close_matches(name.removeprefix(ENVIRONMENT).upper(), endings, 1)]
+        whose = ", which is goodspeed-agent's" if near and near[0] in OF_AGENTS else ""
+        hint = f"did you mean {near[0]}{whose}?" if near else f"there are {', '.join(endings.values())}"
+        raise InvalidRequest(f"{name} is in the environment, and nothing reads it: {hint}")
+
+
+def _variables(ctx: typer.Context) -> set[str]:
+    return {f"{ENVIRONMENT}_{str(option.name).upper()}" for option in ctx.command.params if option.name != "help"}
 
 
 def use_file(ctx: typer.Context, path: Path | None) -> Path | None:
     """Take values from a file, for options that are given neither as flags nor in the environment.
+
+    Paths in it are relative to the folder that it lies in, as what a scenario names is looked for beside that.
 
     Raises:
         typer.BadParameter: it cannot be read, or names an option that does not exist or a value that cannot be.
@@ -34,30 +78,74 @@ def use_file(ctx: typer.Context, path: Path | None) -> Path | None:
     if path is None:
         return None
     try:
+        path = expanded(path)
         content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except InvalidRequest as error:
+        raise typer.BadParameter(str(error)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{path} cannot be read: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise typer.BadParameter(f"{path} is no TOML: {error}") from None
     options = {option.name: option for option in ctx.command.params if option.name not in _NOT_IN_FILES}
-    values = {}
+    kinds = _kinds(ctx)
+    values: dict[str, Any] = {}
+    written: dict[str, str] = {}
     for key, value in content.items():
         name = key.replace("-", "_")
         if name not in options:
             near = difflib.get_close_matches(name, [str(known) for known in options], 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(map(str, options)))}"
             raise typer.BadParameter(f"{path}: there is no option {key}: {hint}")
+        if name in written:
+            raise typer.BadParameter(f"{path}: {written[name]} and {key} are one option: keep one of them")
+        written[name] = key
+        kind = kinds[name]
+        wanted = str if kind is Path else kind
+        # TOML's true is Python's True, which is an int; and it writes whole numbers without a point.
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise typer.BadParameter(f"{path}: {key} = {_as_toml(value)}: it must be {_KINDS[wanted]}")
         try:
             options[name].process_value(ctx, value)
+            values[name] = str(path.parent / expanded(Path(str(value)))) if kind is Path else value
         except typer.BadParameter as error:
-            raise typer.BadParameter(f"{path}: {key} = {value!r}: {error.message}") from None
-        values[name] = value
+            raise typer.BadParameter(f"{path}: {key} = {_as_toml(value)}: {error.message}") from None
+        except InvalidRequest as error:
+            raise typer.BadParameter(f"{path}: {key} = {_as_toml(value)}: {error}") from None
     ctx.default_map = values
     return path
 
 
+def _kinds(ctx: typer.Context) -> dict[str, type]:
+    """What kind of value each option takes: bool, int, float, str or Path."""
+    assert ctx.command.callback is not None
+    hints = get_type_hints(inspect.unwrap(ctx.command.callback))
+    return {str(option.name): _kind(hints[str(option.name)]) for option in ctx.command.params if option.name in hints}
+
+
+def _kind(hint: Any) -> type:
+    if get_origin(hint) is UnionType:
+        (hint,) = (one for one in get_args(hint) if one is not type(None))
+    return hint if isinstance(hint, type) else str  # a Literal's are names
+
+
+def _as_toml(value: Any) -> str:
+    """Texts, numbers, true and false are in JSON what they are in TOML."""
+    return json.dumps(value, default=str)
+
+
+def _absence(name: str, file: Path) -> str:
+    try:
+        file.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return " (not there yet)" if name in _MADE else " (not there)"
+    except OSError as error:
+        return f" ({error.strerror})"
+    return ""
+
+
 def lines_in_force(ctx: typer.Context) -> Iterator[str]:
     """A line of TOML for every option, with where its value comes from: together they are a file to start with."""
+    kinds = _kinds(ctx)
     for option in ctx.command.params:
         name = str(option.name)
         if name in _NOT_IN_FILES:
@@ -71,7 +159,13 @@ def lines_in_force(ctx: typer.Context) -> Iterator[str]:
         }.get("" if source is None else source.name, "built in")
         if value is None:
             shown = f"# {name} is {'chosen by itself' if name in _CHOSEN else 'not set'}"
+        elif kinds[name] is Path:
+            # Whole, so that it means the same in a file that lies elsewhere.
+            file = expanded(Path(value)).absolute()
+            shown = f"{name} = {_as_toml(str(file))}"
+            origin += _absence(name, file)
         else:
-            # Texts, numbers, true and false are in JSON what they are in TOML.
-            shown = f"{name} = {json.dumps(value, default=str)}"
+            shown = f"{name} = {_as_toml(value)}"
         yield f"{shown:<40}  # {origin}"
+    for name in sorted(OF_AGENTS & os.environ.keys()):
+        yield f"# {name} is in the environment: goodspeed-agent's, and nothing to a server"

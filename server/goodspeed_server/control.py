@@ -76,7 +76,7 @@ class LiveControl:
         self._announce = announce
         self._draining_s = draining_s
         self._at_start = self._policy()
-        rounds.planner.on_fault = lambda: telemetry.planned_by(self._planning, AlphaFair(self._fairness))
+        rounds.planner.on_fault = self._tell_what_plans
         self._accounts: dict[AgentAccount, float] = {}
         """Of everybody who is linked up, with the weight of its token."""
         self._weights: dict[str, float] = {}
@@ -143,13 +143,18 @@ class LiveControl:
         before = self._policy()
         self._rounds.adopt(chosen.scheduler, replace(self._rounds.settings, rounds=chosen.rounds), self._announce)
         self._scheduler, self._fairness = chosen.name, utility.fairness
-        self._telemetry.planned_by(self._planning, utility)
+        self._tell_what_plans()
         return self._since(before, "scheduler")
 
     def _adopt(self, about: str, settings: RoundSettings) -> tuple[Changed, ...]:
         before = self._policy()
         self._rounds.adopt(self._rounds.planner.scheduler, settings, self._announce)
+        if self._policy() != before:
+            self._tell_what_plans()
         return self._since(before, about)
+
+    def _tell_what_plans(self) -> None:
+        self._telemetry.planned_by(self._planning, AlphaFair(self._fairness), self._rounds.settings)
 
     def _since(self, before: Policy, about: str) -> tuple[Changed, ...]:
         """What is not as it was, and what it was about."""
@@ -159,13 +164,15 @@ class LiveControl:
     def _set_weight(self, change: SetWeight) -> tuple[Changed, ...]:
         name, accounts = change.agent, self._links_of(change.agent, self._weights)
         own = max((self._accounts[account] for account in accounts), default=1.0)
-        before = self._weights.get(name, own)
+        before, changed = self._weights.get(name, own), self._weights.get(name)
         if change.weight is None:
             self._weights.pop(name, None)
         else:
             self._weights[name] = change.weight
         for account in accounts:
             account.weight = self._weights.get(name, self._accounts[account])
+        if change.weight != changed:
+            self._telemetry.weighed(name, change.weight)
         return (Changed(f"weight of {name!r}", f"{before:g}", f"{self._weights.get(name, own):g}"),)
 
     def _set_service(self, change: SetService) -> tuple[Changed, ...]:
@@ -177,6 +184,8 @@ class LiveControl:
             account.service = change.service
             if change.service == "drained undrafted":
                 self._rounds.ask_no_more(account)
+        if change.service != before:
+            self._telemetry.served(name, change.service)
         return (Changed(f"agent {name!r}", before, change.service),)
 
     def _trust(self, change: Trust) -> tuple[Changed, ...]:

@@ -127,8 +127,13 @@ _ROWS: dict[str, Sequence[_Panel]] = {
             "percentunit", [_Curve(f"goodspeed_jain_index{_SERVER}", "{{instance}}")], most=1,
         ),
         _Panel(
-            "Price of a drafted token", "From which chance of acceptance on one is worth the engine's time.",
-            "percentunit", [_Curve(f"goodspeed_draft_price{_SERVER}", "{{instance}}")], most=1,
+            "Prices", "From which chance of acceptance on a drafted token is worth the engine's time, where the "
+            "scheduler says so; and the utility that one more token a pass would bring: 0 where nothing holds back.",
+            "short",
+            [
+                _Curve(f"goodspeed_draft_price{_SERVER}", "{{instance}} draft"),
+                _Curve(f"goodspeed_capacity_price{_SERVER}", "{{instance}} capacity"),
+            ],
         ),
     ),
     "Rounds and engine": (

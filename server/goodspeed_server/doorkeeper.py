@@ -30,6 +30,7 @@ class Doorkeeper:
         self._store = store
         self._shown: WeakKeyDictionary[ServerConnection, Token] = WeakKeyDictionary()
         self._allowances: dict[str, Allowance] = {}
+        """By digest: a token that is made anew under the name of a revoked one does not pay for what that one used."""
         self._failing = False
 
     def refusal(self, connection: ServerConnection, request: Request, roles: Collection[Role]) -> Response | None:
@@ -75,7 +76,7 @@ class Doorkeeper:
 
     def allowance(self, token: Token) -> Allowance:
         """What a token's holder has used and may use, over all its links."""
-        allowance = self._allowances.setdefault(token.name, Allowance(token.name))
+        allowance = self._allowances.setdefault(token.digest, Allowance(token.name))
         allowance.limit(token.max_streams, token.tokens_per_minute)
         return allowance
 

@@ -339,7 +339,8 @@ class Link:
 
     async def _obey(self, hello: Hello) -> None:
         shown = "without a token" if self._token is None else f"with the token {self._token.name!r}"
-        who = f"{hello.name!r} from {self._peer} {shown}"
+        # Also for the log, where what it asks for cannot be.
+        self._peer = who = f"{hello.name!r} from {self._peer} {shown}"
         while not self._dropped:
             message = await self._receive()
             if not isinstance(message, Control):

@@ -36,6 +36,8 @@ _UNSENT_BYTES = 2**20
 """A peer that has so much more unread than the largest frame only asks and does not listen: pongs wait for nobody."""
 _OTHER_FILES = 1024
 """Connections that are no links yet among them."""
+_TLS_HANDSHAKE = b"\x16"
+"""What TLS begins with, and no HTTP request does."""
 _IDLE = "the server is full, and this link was idle"
 _IDLE_RETRY_S = 10.0
 
@@ -67,6 +69,8 @@ class Connection(ServerConnection):
         self._early: list[bytes] | None = []
         """What came before the connection was made, which takes until TLS is spoken; None from then on."""
         self._encrypting: asyncio.Task[None] | None = None
+        self._begun = False
+        """Whether anything has come."""
         self.visitor: Visitor[Connection]
         self.served: Served | None = None
 
@@ -86,6 +90,13 @@ class Connection(ServerConnection):
         if self._early is not None:
             self._early.append(data)
             return
+        if not self._begun and self._door.tls is None and data.startswith(_TLS_HANDSHAKE):
+            # It is no request, and would be waited for until the handshake's time is over.
+            logger.info("somebody asks for TLS (wss://), which this server speaks only with --tls-cert")
+            self._door.refused("no_tls")
+            self.cut_off()
+            return
+        self._begun = True
         super().data_received(data)
         if self.transport.get_write_buffer_size() > self._door.most_unsent_bytes:
             self._door.refused("slow_reader")

@@ -159,8 +159,10 @@ class LiveStream:
     """How many of those the server will probably overtake."""
     worth_s: float = 0.0
     """`Plan.worth_s`."""
+    price: float | None = None
+    """From which chance on a drafted token is worth its price; None where the scheduler has no opinion."""
     price_percent: int = 0
-    """From which chance on a drafted token is worth its price, in hundredths, as its agent is told."""
+    """The same in hundredths, as its agent is told; 0 where it is not told."""
     matching: HitOrMiss = field(default_factory=HitOrMiss)
     """Ratio rule only: how often its guesses are the tokens that are committed over them, which is less than its
     acceptance. Where both sides share the noise the two are the same."""

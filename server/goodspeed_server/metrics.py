@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from statistics import fmean
 from weakref import WeakKeyDictionary
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -76,18 +77,27 @@ class ServerMetrics:
         threads.set_function(threading.active_count)
         self._refusals = counter("refusals", "What was refused: at the door, links, texts, drafts.", "code")
         self._throttled = counter("throttled_seconds", "For which links were not read, since they sent too fast.")
-        self._price = Gauge(
-            "goodspeed_draft_price",
-            "From which chance of being accepted on a drafted token was worth its time: the mean of the last round.",
+        self._capacity_price = Gauge(
+            "goodspeed_capacity_price",
+            "What one more token a pass would add to the scheduler's objective, by its last plan: the dual price "
+            "of the capacity, or of the engine's time. Utility (of tokens per round, or per second for one that counts "
+            "seconds) for a token; 0 where nothing holds drafts back, or the scheduler does not say.",
             registry=registry,
         )
-        self._prices: list[int] = []
-        """Of the round that is being committed, percent."""
+        self._draft_price = _Optional(
+            "goodspeed_draft_price",
+            "From which chance of being accepted on a drafted token was worth its time, 0 to 1, whether or not agents "
+            "are told: the mean over the last round's streams with a budget. Nothing where the scheduler does not say.",
+        )
+        registry.register(self._draft_price)
+        self._prices: list[float] = []
+        """Of the round that is being committed."""
 
     def committed(self, live: LiveStream, drafted: int, commit: Commit, now: float) -> None:
         """A verdict was reached for one stream."""
         self._generated.inc(commit.size)
-        self._prices.append(live.price_percent)
+        if live.budget and live.price is not None:
+            self._prices.append(live.price)
         if drafted:
             self._drafts.inc()
             self._drafted.inc(drafted)
@@ -109,8 +119,9 @@ class ServerMetrics:
         """A pass has been committed."""
         self._rounds.inc()
         self._out_of_memory.inc(record.out_of_memory)
-        if self._prices:
-            self._price.set(sum(self._prices) / len(self._prices) / 100)
+        self._capacity_price.set(record.price)
+        if record.streams:
+            self._draft_price.value = fmean(self._prices) if self._prices else None
             self._prices.clear()
         self._prompt.inc(record.prefilled)
         self._forward.observe(record.forward_s)
@@ -142,6 +153,18 @@ class ServerMetrics:
     def text(self) -> bytes:
         """All of it, as Prometheus reads it."""
         return generate_latest(self._registry)
+
+
+class _Optional(Collector):
+    """A gauge that may have nothing to tell."""
+
+    def __init__(self, name: str, what: str) -> None:
+        self._name = name
+        self._what = what
+        self.value: float | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(self._name, self._what, value=self.value)
 
 
 class _Now(Collector):

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from goodspeed.control import Service
 from goodspeed.guesses import Overtaken
 from goodspeed.messages import Draft
 from goodspeed.stream import Commit
 from goodspeed_server.arrivals import Arrivals
 from goodspeed_server.fitting import Settled
 from goodspeed_server.live import AgentAccount, DraftWay, LiveStream
+from goodspeed_server.settings import RoundSettings
 
 __all__ = ["Chronicle", "Observer", "Phases", "RoundRecord"]
 
@@ -49,9 +51,13 @@ class RoundRecord:
     arrivals: Arrivals = field(default_factory=Arrivals)
     out_of_memory: int = 0
     """How often memory did not suffice, and a piece of the pass was run again in smaller ones."""
+    price: float = 0.0
+    """`Plan.price` of what was planned behind the pass, or last before it where all its streams have ended."""
 
     @classmethod
-    def of(cls, settled: Settled, commits: Sequence[Commit], phases: Phases, arrivals: Arrivals) -> RoundRecord:
+    def of(
+        cls, settled: Settled, commits: Sequence[Commit], phases: Phases, arrivals: Arrivals, price: float
+    ) -> RoundRecord:
         """What is to be counted of a pass, of what came of it, and of when."""
         work = settled.work
         return cls(
@@ -70,6 +76,7 @@ class RoundRecord:
             committed=sum(commit.size for commit in commits),
             arrivals=arrivals,
             out_of_memory=settled.out_of_memory,
+            price=price,
         )
 
 
@@ -104,5 +111,11 @@ class Chronicle(Observer, Protocol):
     def ended(self, live: LiveStream, now: float) -> None:
         """A stream is over."""
 
-    def planned_by(self, scheduler: str, fairness: float) -> None:
-        """Budgets come of another scheduler from now on."""
+    def planned_by(self, scheduler: str, fairness: float, settings: RoundSettings) -> None:
+        """Rounds are planned by these from now on."""
+
+    def weighed(self, agent: str, weight: float | None) -> None:
+        """An operator gave an agent another weight, or its token's own, None."""
+
+    def served(self, agent: str, service: Service) -> None:
+        """An operator drained an agent, or serves it again."""

@@ -41,6 +41,8 @@ class Planner:
         self.fault: SchedulerFault | None = None
         """Why it is not the scheduler that was chosen last that plans, but plain decoding."""
         self.on_fault: Callable[[], None] = lambda: None
+        self.price = 0.0
+        """`Plan.price` of the last plan."""
         self.scheduler = scheduler
         self._coupled = rule_named(rule).shares_noise
         self.on_overtaken: Callable[[LiveStream, int, Overtaken], None] = lambda live, first, what: None
@@ -101,14 +103,16 @@ class Planner:
         except SchedulerFault as fault:
             self._do_without(fault)
             plan = self.scheduler.plan(demand, capacity)
+        self.price = plan.price
         worth_s = [0.0] * len(streams) if plan.worth_s is None else plan.worth_s.tolist()
         budgets = plan.budgets.tolist()
         token_s = self.meter.load.cost.token_s
         for live, budget, worth, limit, chance in zip(streams, budgets, worth_s, limits, chances, strict=True):
             live.budget = live.lead = budget
-            live.worth_s, live.price_percent, live.overtaken = worth, 0, 0
-            if self._settings.early_stop and budget and worth > 0:
-                live.price_percent = int(100 * min(1.0, token_s / worth))
+            live.worth_s, live.price, live.price_percent, live.overtaken = worth, None, 0, 0
+            if budget and worth > 0:
+                live.price = min(1.0, token_s / worth)
+                live.price_percent = int(100 * live.price) if self._settings.early_stop else 0
             if not self._waits:
                 self._look_ahead(live, limit, chance, now)
 

@@ -313,7 +313,8 @@ class RoundLoop:
                     self._give_up(unfit)
                     commits = self._commit(planned, settled)
                     phases = Phases(gathering, gathered, verifying, verified, self._clock())
-                    self._telemetry.round_over(RoundRecord.of(settled, commits, phases, arrivals))
+                    price = self.planner.price
+                    self._telemetry.round_over(RoundRecord.of(settled, commits, phases, arrivals, price))
         finally:
             self._stopping = True
             self._streams.give_up_parked(math.inf)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from goodspeed.control import Service
 from goodspeed.guesses import Overtaken
 from goodspeed.messages import Draft
 from goodspeed.snapshot import AgentRow, PhaseTimes, RoundRow, ServerSnapshot
@@ -16,6 +17,7 @@ from goodspeed.timing import PassCost, PassSample
 from goodspeed.utility import AlphaFair, jain_index
 from goodspeed_server.live import AgentAccount, DraftWay, LiveStream
 from goodspeed_server.observer import Chronicle, Observer, RoundRecord
+from goodspeed_server.settings import RoundSettings
 
 __all__ = ["Rate", "ServerFacts", "Telemetry"]
 
@@ -112,11 +114,21 @@ class Telemetry:
         self._expected_s = self._plain_s = 0.0
         """By the cost model: what the passes take, and what plain decoding of the same tokens would take."""
 
-    def planned_by(self, scheduler: str, utility: AlphaFair) -> None:
-        """Budgets come of another scheduler from now on."""
+    def planned_by(self, scheduler: str, utility: AlphaFair, settings: RoundSettings) -> None:
+        """Rounds are planned by these from now on."""
         self._facts = replace(self._facts, scheduler=scheduler, utility=utility)
         if self._chronicle is not None:
-            self._chronicle.planned_by(scheduler, utility.fairness)
+            self._chronicle.planned_by(scheduler, utility.fairness, settings)
+
+    def weighed(self, agent: str, weight: float | None) -> None:
+        """An operator gave an agent another weight, or its token's own, None."""
+        if self._chronicle is not None:
+            self._chronicle.weighed(agent, weight)
+
+    def served(self, agent: str, service: Service) -> None:
+        """An operator drained an agent, or serves it again."""
+        if self._chronicle is not None:
+            self._chronicle.served(agent, service)
 
     def joined(self, account: AgentAccount, now: float) -> None:
         """An agent has linked up."""

@@ -11,6 +11,7 @@ from typing import Annotated
 import platformdirs
 import typer
 
+from goodspeed.paths import expanded
 from goodspeed_server.errands import errors_named
 from goodspeed_server.tokens import Role, Token, TokenStore
 
@@ -36,6 +37,7 @@ def create(
 ) -> None:
     """Make a token, and print its secret: this once."""
     with errors_named():
+        tokens = expanded(tokens)
         secret = TokenStore(tokens).create(
             name, role, weight=weight, max_streams=max_streams, tokens_per_minute=tokens_per_minute
         )
@@ -50,9 +52,19 @@ def show(
 ) -> None:
     """Say which tokens there are; their secrets nobody knows."""
     with errors_named():
+        tokens = expanded(tokens)
         known = TokenStore(tokens).tokens()
+        if not known:
+            where = f"{tokens}" if tokens.exists() else f"{tokens}, which is not there"
+            typer.echo(
+                f"there are no tokens in {where}: goodspeed-server token create NAME makes one, --tokens names another "
+                "file",
+                err=True,
+            )
         if as_json:
             print(json.dumps([{k: v for k, v in asdict(token).items() if k != "digest"} for token in known]))
+            return
+        if not known:
             return
         # Names come last and in one piece, however long: a terminal folds them, and what is copied is the name.
         rows = [("role", "weight", "streams", "tokens a minute", "created", "name"), *map(_row, known)]
@@ -65,7 +77,7 @@ def show(
 def revoke(name: Annotated[str, typer.Argument(help="Whose it is.")], tokens: Tokens = _TOKENS) -> None:
     """Take a token back: its links are cut within seconds."""
     with errors_named():
-        TokenStore(tokens).revoke(name)
+        TokenStore(expanded(tokens)).revoke(name)
 
 
 def _row(token: Token) -> tuple[str, ...]:

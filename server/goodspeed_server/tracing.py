@@ -22,6 +22,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
+from goodspeed.control import Service
 from goodspeed.errors import InvalidRequest
 from goodspeed.guesses import Overtaken
 from goodspeed.messages import Draft, DraftEnd
@@ -39,7 +40,9 @@ from goodspeed.traces.events import (
     Opened,
     Passed,
     Planned,
+    Served,
     Verdict,
+    Weighed,
     to_line,
 )
 from goodspeed_server.live import AgentAccount, DraftWay, LiveStream
@@ -302,9 +305,27 @@ class Tracer:
         """A stream is over, or was closed."""
         self._put(Ended(self._since(now), self._drafts.pop(live).number, live.stream.finish or "given up"))
 
-    def planned_by(self, scheduler: str, fairness: float) -> None:
-        """Budgets come of another scheduler from now on."""
-        self._put(Planned(self._since(self._clock()), scheduler, fairness))
+    def planned_by(self, scheduler: str, fairness: float, settings: RoundSettings) -> None:
+        """Rounds are planned by these from now on."""
+        assert settings.rounds != "auto"
+        self._put(
+            Planned(
+                self._since(self._clock()),
+                scheduler,
+                fairness,
+                settings.rounds,
+                settings.round_timeout_s,
+                settings.capacity,
+            )
+        )
+
+    def weighed(self, agent: str, weight: float | None) -> None:
+        """An operator gave an agent another weight, or its token's own, None."""
+        self._put(Weighed(self._since(self._clock()), agent, weight))
+
+    def served(self, agent: str, service: Service) -> None:
+        """An operator drained an agent, or serves it again."""
+        self._put(Served(self._since(self._clock()), agent, service))
 
     def close(self) -> None:
         """Write what is there, and end the thread; blocks meanwhile, but for a disk that hangs not for ever."""

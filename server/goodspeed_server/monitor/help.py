@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from rich.segment import Segment
 
-from goodspeed_server.monitor.canvas import BOLD, MUTED, PLAIN, Line, box, cell, fit, inner_width
+from goodspeed_server.monitor.canvas import BOLD, MUTED, PLAIN, Line, box, cell, fit, inner_width, width_of
 from goodspeed_server.monitor.timeline import LEGEND
 
 __all__ = ["KEYS", "help_lines"]
@@ -35,17 +37,51 @@ _COLUMNS = (
     ("last drafts", "their way, in the marks above"),
 )
 _KEY_WIDTH = 26
+_NARROW_KEY_WIDTH = 13
 _NAME_WIDTH = 13
+_ROOMY = 72
+"""Characters: with fewer, the keys' column is a narrow one."""
+_LEAST_TEXT = 10
+_EDGES = 2
+_IN_SHORT = {"arrows PgUp PgDn Home End": "arrows ..."}
 
 
 def help_lines(width: int, height: int) -> list[Line]:
-    """A box of at most `height` lines."""
-    inside = inner_width(width)
-    lines: list[Line] = [[cell(key, _KEY_WIDTH, BOLD), Segment(what, PLAIN)] for key, what in KEYS]
-    lines.append([])
-    for name, mark, style in LEGEND:
-        lines.append([Segment(mark * 4, style), cell(f"  {name}", _NAME_WIDTH, BOLD), Segment(_MARKS[name], PLAIN)])
-    lines.append([])
-    lines += [[cell(name, _NAME_WIDTH + 4, BOLD), Segment(what, PLAIN)] for name, what in _COLUMNS]
-    lines = [fit(line, inside) for line in lines[: max(0, height - 2)]]
+    """A box of at most `height` lines; what has no room in it is left out by whole entries."""
+    inside, room = inner_width(width), max(0, height - _EDGES)
+    key_width = _KEY_WIDTH if inside >= _ROOMY else _NARROW_KEY_WIDTH
+    blank: list[Line] = [[]]
+    entries: list[list[Line]] = [
+        *(_entry([cell(key, key_width, BOLD)], what, inside) for key, what in _keys(inside)),
+        blank,
+        *(
+            _entry([Segment(mark * 4, style), cell(f"  {name}", _NAME_WIDTH, BOLD)], _MARKS[name], inside)
+            for name, mark, style in LEGEND
+        ),
+        blank,
+        *(_entry([cell(name, _NAME_WIDTH + 4, BOLD)], what, inside) for name, what in _COLUMNS),
+    ]
+    if sum(map(len, entries)) > room:
+        entries = [entry for entry in entries if entry is not blank]
+    lines: list[Line] = []
+    for number, entry in enumerate(entries):
+        last = number == len(entries) - 1
+        # The last line that there is says that others are missing.
+        if len(lines) + len(entry) > room - (0 if last else 1):
+            lines.append([Segment("a taller terminal shows more", MUTED)])
+            break
+        lines += entry
+    lines = [fit(line, inside) for line in lines[:room]]
     return box(lines, width, title=[Segment("help", BOLD)], corner=[Segment("? closes it", MUTED)])
+
+
+def _keys(inside: int) -> list[tuple[str, str]]:
+    """Keys and what they do, those with long names in short where there is little room."""
+    return [(key if inside >= _ROOMY else _IN_SHORT.get(key, key), what) for key, what in KEYS]
+
+
+def _entry(begin: Line, what: str, inside: int) -> list[Line]:
+    """A name, and beside it what it means, in as many lines as that takes."""
+    indent = width_of(begin)
+    first, *others = textwrap.wrap(what, max(_LEAST_TEXT, inside - indent))
+    return [[*begin, Segment(first, PLAIN)], *([Segment(" " * indent, PLAIN), Segment(more, PLAIN)] for more in others)]

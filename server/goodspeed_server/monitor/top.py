@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 
 import goodspeed
 from goodspeed.addresses import check_url, proxy_for
-from goodspeed.credentials import NOBODY, ROLE_HEADER, Credentials, hint_of_certificates, refused_by_status, untrusted
+from goodspeed.credentials import NOBODY, ROLE_HEADER, Credentials, hint_of_handshake, refused_by_status, untrusted
 from goodspeed.errors import LinkLost, MalformedMessage, Refused
 from goodspeed.messages import (
     MAX_SERVER_FRAME_BYTES,
@@ -147,12 +147,12 @@ async def connected(
     except InvalidStatus as error:
         raise refused_by_status(url, error.response) from None
     except InvalidHandshake as error:
-        hint = hint_of_certificates(url, credentials)
+        hint = hint_of_handshake(url, credentials, error)
         raise LinkLost(f"{url} answers, but not as a GoodSpeed server: {error}{hint}") from None
     except ssl.SSLCertVerificationError as error:
         raise Refused(untrusted(url, error), code="untrusted") from None
     except (OSError, TimeoutError) as error:
-        reason = str(error) or "no answer"
+        reason = f"{str(error) or 'no answer'}{hint_of_handshake(url, credentials, error)}"
         raise LinkLost(f"no server can be reached at {url}: {reason}. Is goodspeed-server running there?") from None
     try:
         yield connection

@@ -23,6 +23,7 @@ from goodspeed_server.monitor.canvas import (
     cell,
     fit,
     inner_width,
+    width_of,
 )
 from goodspeed_server.monitor.help import help_lines
 from goodspeed_server.monitor.history import History, Shown
@@ -206,14 +207,17 @@ def _keys(view: View, width: int, room: _Room) -> Line:
     order = "order of linking" if state.sort == "linked" else f"{state.sort}{arrow}"
     line = [Segment(" paused ", ALERT)] if state.paused else []
     hidden = len(view.rows) + _EDGES + 1 > room.agents
+    # Behind the help all others are found: those that have no room are left out, whole.
     for key, what in (
         ("q", "quit"),
+        ("?", "help"),
         ("s", f"sort: {order}"),
         ("/", f"filter: {state.filter}" if state.filter else "filter"),
         ("t", "timeline"),
         ("p", "go on" if state.paused else "pause"),
-        ("?", "help"),
         *((("↑↓", "scroll"),) if hidden else ()),
     ):
-        line += [Segment(f" {key}", BOLD), Segment(f" {what} ", MUTED)]
+        entry = [Segment(f" {key}", BOLD), Segment(f" {what} ", MUTED)]
+        if width_of([*line, *entry]) <= width + 1:  # its last character is a blank
+            line += entry
     return fit(line, width)
