@@ -407,6 +407,9 @@ class StreamsMachine(RuleBasedStateMachine):
         known=st.booleans(),
     )
     def start(self, rounds: RoundsName, budgets: list[int], known: bool) -> None:
+        self.begin(rounds, budgets, known=known)
+
+    def begin(self, rounds: RoundsName, budgets: list[int], *, known: bool) -> None:
         self.now = 0.0
         self.served = Served(self._clock, rounds, Whim(budgets))
         self.agents = [EdgeAgent("one", known=True), EdgeAgent("two", known=known)]

@@ -48,15 +48,15 @@ def test_the_kept_frames_are_all_different() -> None:
 
 @pytest.mark.parametrize("name", SERVERS)
 async def test_a_servers_links_bear_strangers(name: str) -> None:
-    storm = await fuzz_server(tiny_settings(**SERVERS[name]), 1_500, seed=0)
+    storm = await fuzz_server(tiny_settings(**SERVERS[name]), 300, seed=0)
     assert storm.complaints == []
-    assert storm.frames >= 1_500
+    assert storm.frames >= 300
     assert storm.honest_texts > 0
     assert {"malformed_message", "protocol_error", "Verdict"} <= storm.answers.keys()
 
 
 async def test_an_agent_bears_an_impostor(tmp_path: Path) -> None:
-    storm = await fuzz_agent(1_500, 0, tmp_path)
+    storm = await fuzz_agent(800, 0, tmp_path)
     assert storm.complaints == []
-    assert storm.frames >= 1_500
+    assert storm.frames >= 800
     assert {"complete", "ProtocolError"} <= storm.outcomes.keys()

@@ -10,6 +10,7 @@ import stat
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -335,9 +336,17 @@ async def test_who_wants_tls_of_a_server_without_is_told(tmp_path: Path) -> None
 async def test_who_wants_tls_of_what_never_answers_or_speaks_http_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["goodspeed_server.monitor.top"], "_OPEN_TIMEOUT_S", 0.3)
 
+    answering: set[asyncio.Task[Any]] = set()
+
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
+        task = asyncio.current_task()
+        assert task is not None
+        answering.add(task)
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
         writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
 
     async def clear(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
@@ -351,6 +360,7 @@ async def test_who_wants_tls_of_what_never_answers_or_speaks_http_is_told(monkey
             with pytest.raises((LinkLost, Refused)) as lost:
                 await fetch_snapshot(f"ws://127.0.0.1:{port}")
             assert not re.search("TLS|wss", str(lost.value))
+            await asyncio.gather(*answering)
 
 
 async def test_a_server_can_ask_for_the_clients_certificate(authority: trustme.CA, tmp_path: Path) -> None:

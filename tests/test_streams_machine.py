@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import Phase, settings
-from hypothesis.stateful import run_state_machine_as_test
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, run_state_machine_as_test
 
 from goodspeed.errors import ProtocolError
 from goodspeed.messages import Verdict
@@ -41,15 +42,25 @@ def _with_prompts_that_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ServedStream, "prefilled", property(lambda self: self.cached >= self.length - 2))
 
 
+class BehindTheBarrier(StreamsMachine):
+    """Begins where each stream is verified upon a draft, which tells by its base alone whether it is the one."""
+
+    @initialize(budgets=st.lists(st.integers(2, 6), min_size=1, max_size=3))
+    def start(self, budgets: list[int]) -> None:  # type: ignore[override]  # hypothesis calls it, by its own arguments
+        self.begin("barrier", budgets, known=False)
+
+
 @pytest.mark.parametrize(
-    "plant",
+    ("plant", "machine"),
     [
-        _without_the_servers_base,
-        _without_the_agents_base,
-        _with_prompts_that_are_skipped,
+        (_without_the_servers_base, BehindTheBarrier),
+        (_without_the_agents_base, StreamsMachine),
+        (_with_prompts_that_are_skipped, StreamsMachine),
     ],
 )
-def test_it_finds_a_planted_bug(plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_finds_a_planted_bug(
+    plant: Callable[[pytest.MonkeyPatch], None], machine: type[StreamsMachine], monkeypatch: pytest.MonkeyPatch
+) -> None:
     plant(monkeypatch)
     with pytest.raises((AssertionError, ProtocolError)):
-        run_state_machine_as_test(StreamsMachine, settings=SEARCH)
+        run_state_machine_as_test(machine, settings=SEARCH)

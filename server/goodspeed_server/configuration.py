@@ -23,7 +23,7 @@ __all__ = ["ENVIRONMENT", "OF_AGENTS", "OF_OTHERS", "check_environment", "lines_
 ENVIRONMENT = "GOODSPEED"
 """`--max-streams` is `GOODSPEED_MAX_STREAMS` there, and `max_streams` or `max-streams` in a file."""
 
-OF_AGENTS = frozenset({"GOODSPEED_SERVER", "GOODSPEED_DRAFT", "GOODSPEED_NAME"})
+OF_AGENTS = frozenset({"GOODSPEED_SERVER", "GOODSPEED_DRAFT", "GOODSPEED_NAME", "GOODSPEED_OFFLINE_FALLBACK"})
 """What `goodspeed-agent` alone reads in the environment; it is no mistake where both run."""
 OF_OTHERS = frozenset({"GOODSPEED_TOKEN", "GOODSPEED_CA", "GOODSPEED_CACHE"})
 """What `top`, `ctl`, agents and the core read there besides."""
