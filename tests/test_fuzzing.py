@@ -48,9 +48,9 @@ def test_the_kept_frames_are_all_different() -> None:
 
 @pytest.mark.parametrize("name", SERVERS)
 async def test_a_servers_links_bear_strangers(name: str) -> None:
-    storm = await fuzz_server(tiny_settings(**SERVERS[name]), 300, seed=0)
+    storm = await fuzz_server(tiny_settings(**SERVERS[name]), 600, seed=0)
     assert storm.complaints == []
-    assert storm.frames >= 300
+    assert storm.frames >= 600
     assert storm.honest_texts > 0
     assert {"malformed_message", "protocol_error", "Verdict"} <= storm.answers.keys()
 

@@ -46,7 +46,7 @@ class BehindTheBarrier(StreamsMachine):
     """Begins where each stream is verified upon a draft, which tells by its base alone whether it is the one."""
 
     @initialize(budgets=st.lists(st.integers(2, 6), min_size=1, max_size=3))
-    def start(self, budgets: list[int]) -> None:  # type: ignore[override]  # hypothesis calls it, by its own arguments
+    def start(self, budgets: list[int]) -> None:
         self.begin("barrier", budgets, known=False)
 
 
