@@ -181,7 +181,8 @@ def run(
         check_environment(ctx)
         _log_to(log_file, log_json=log_json, verbose=verbose)
         # From the context, where `config` finds them too.
-        _run(_serve(_settings(ctx.params), monitor=monitor))
+        settings = _settings(ctx.params)
+        _run(_serve(settings, monitor=monitor), starts_tls=settings.tls.certificate is not None)
 
 
 @app.command("config", context_settings={"auto_envvar_prefix": ENVIRONMENT}, help="Print what is in force, and why.")
@@ -263,8 +264,9 @@ def print_dashboard() -> None:
     print(json.dumps(dashboard(), indent=1, ensure_ascii=False))
 
 
-def _run(main: Coroutine[None, None, None]) -> None:
-    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+def _run(main: Coroutine[None, None, None], *, starts_tls: bool = False) -> None:
+    # uvloop reads as soon as a connection is accepted; what comes before TLS is begun upon it would be lost to that.
+    with asyncio.Runner(loop_factory=None if starts_tls else loop_factory()) as runner:
         runner.run(main)
 
 

@@ -83,6 +83,8 @@ class Connection(ServerConnection):
         elif self._door.tls is None:
             self._made(raw)
         else:
+            # What comes before TLS is spoken would come here, and be lost to it; it is read on when TLS begins.
+            raw.pause_reading()
             self._encrypting = self.loop.create_task(self._encrypt(raw, self._door.tls))
 
     def data_received(self, data: bytes) -> None:

@@ -52,7 +52,8 @@ async def test_a_real_prometheus_finds_what_every_panel_asks_for(tmp_path: Path)
             for shipped, url in (("gpu.example:8765", address), ("127.0.0.1:11435", api))
         }
         async with prometheus(tmp_path, targets) as found, AsyncOpenAI(base_url=api, api_key="none") as client:
-            left = list(questions(*targets.values()))
+            # The paper's scheduler has no opinion of what a drafted token's chance has to be.
+            left = [each for each in questions(*targets.values()) if "goodspeed_draft_price" not in each]
             try:
                 async with asyncio.timeout(DEADLINE_S):
                     while left:
