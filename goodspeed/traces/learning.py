@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from goodspeed.estimation import PRIOR_ALPHA
 from goodspeed.simulation import Engine, Span
 from goodspeed.timing import Pace, PassCost, PassSample
-from goodspeed.traces.events import Ended, Joined, Known, Opened, Passed, Verdict
+from goodspeed.traces.events import Ended, Joined, Known, Opened, Passed, Verdict, Weighed
 from goodspeed.traces.reading import Trace, printable
 
 __all__ = ["Recorded", "RecordedAgent", "RecordedText", "hits_of", "learn", "rates"]
@@ -40,6 +40,8 @@ class RecordedText:
     opened: Opened
     ended_at: float
     """Or when the trace ended."""
+    reweighted: bool = False
+    """Whether it weighed what an operator had said, when it was opened."""
     complete: bool = False
     first_at: float = math.inf
     written: int = 0
@@ -108,6 +110,12 @@ class RecordedAgent:
         """Of its last text."""
         return self.texts[-1].opened.weight if self.texts else 1.0
 
+    @property
+    def own_weight(self) -> float:
+        """Of its last text whose weight was no operator's word, as far as there is one."""
+        own = [text.opened.weight for text in self.texts if not text.reweighted]
+        return own[-1] if own else self.weight
+
     def lanes(self) -> list[list[RecordedText]]:
         """Its texts in as few rows as can be, so that in none of them two were written at once."""
         lanes: list[list[RecordedText]] = []
@@ -150,14 +158,16 @@ def learn(trace: Trace) -> Recorded:
     passes: list[Passed] = []
     verdicts_at: list[float] = []
     verdict_seen = False
+    reweighted = set[str]()
     for event in trace.events:
         match event:
             case Joined():
                 name, drafter = printable(event.name), printable(event.drafter)
                 of_link[event.agent] = agents.setdefault(name, RecordedAgent(name, drafter))
             case Opened():
-                texts[event.stream] = RecordedText(event, trace.duration_s)
                 of_stream[event.stream] = of_link[event.agent]
+                again = of_link[event.agent].name in reweighted
+                texts[event.stream] = RecordedText(event, trace.duration_s, reweighted=again)
                 of_link[event.agent].texts.append(texts[event.stream])
             case Verdict():
                 verdict_seen = True
@@ -169,6 +179,8 @@ def learn(trace: Trace) -> Recorded:
                 if verdict_seen:
                     verdicts_at.append(event.at)
                 verdict_seen = False
+            case Weighed():
+                (reweighted.discard if event.weight is None else reweighted.add)(printable(event.agent))
             case Ended():
                 texts[event.stream].ended_at, texts[event.stream].complete = event.at, True
             case _:
