@@ -74,7 +74,7 @@ class _TracedWorld(_World):
         self._committed_at: dict[int, list[float]] = {}
         """Each token of each stream."""
 
-    def _handle(self, kind: Any, whose: Stream | Box | None, now: float) -> None:
+    def _handle(self, kind: Any, whose: Stream | Box | GrantPolicy | None, now: float) -> None:
         if kind == "join" and isinstance(whose, Stream):
             number = self._streams[whose] = len(self._streams)
             wanted = int(min(whose.left, ENDLESS))

@@ -180,6 +180,10 @@ def test_what_is_taken_for_granted_is_told(tmp_path: Path) -> None:
     remarks = replay(silent, chosen(scenario_of(silent), ["plain"], None, None)).remarks
     assert "box never drafted: how fast, how far away and how good they are is taken for granted" in remarks
     assert "1 texts waited for one of 64 rows: a replay has a row for each" in remarks
+    assert not any("nothing to say" in remark for remark in remarks)
+    short = trace_of(*SHORT, Verdict(0.3, 0, 4, 0, 0, 1, end="nothing to say"))
+    remarks = replay(short, chosen(scenario_of(short), ["plain"], None, None)).remarks
+    assert any("had nothing to say, or no more: box in 50% of its drafts" in remark for remark in remarks)
 
 
 def test_an_agent_whose_weight_is_taken_back_weighs_what_it_did() -> None:

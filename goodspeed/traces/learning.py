@@ -78,6 +78,10 @@ class RecordedAgent:
     name: str
     drafter: str
     texts: list[RecordedText] = field(default_factory=list)
+    asked: int = 0
+    """For drafts, by what came of them."""
+    silent: int = 0
+    """Of those, how often it had nothing to say, or no more, before the end of what it was granted."""
     drafted: int = 0
     draft_ms: float = 0.0
     ways_ms: list[float] = field(default_factory=list)
@@ -191,6 +195,8 @@ def learn(trace: Trace) -> Recorded:
 
 
 def _take(verdict: Verdict, agent: RecordedAgent, text: RecordedText) -> None:
+    agent.asked += verdict.budget > 0
+    agent.silent += verdict.drafted < verdict.budget and verdict.end == "nothing to say"
     agent.drafted += verdict.sent
     agent.draft_ms += verdict.draft_ms
     if verdict.network_ms is not None:

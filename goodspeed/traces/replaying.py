@@ -30,6 +30,8 @@ RECORDED = "recorded"
 """The label of the real run, beside its replays."""
 _LITTLE_KNOWN = 0.5
 """An agent of whose guesses a smaller share is known is named."""
+_OFTEN_SILENT = 0.1
+"""So is one that has nothing more to say in a larger share of its drafts."""
 
 
 _AT_ONCE_S = 0.01
@@ -299,6 +301,16 @@ def _remarks(trace: Trace, recorded: Recorded, replayed: Collection[str]) -> Ite
     silent = [agent.name for agent in recorded.agents if not agent.drafted]
     if silent:
         yield f"{', '.join(silent)} never drafted: how fast, how far away and how good they are is taken for granted"
+    short = [
+        f"{agent.name} in {agent.silent / agent.asked:.0%} of its drafts"
+        for agent in recorded.agents
+        if agent.silent > _OFTEN_SILENT * agent.asked
+    ]
+    if short:
+        yield (
+            f"had nothing to say, or no more: {', '.join(short)}; a replay has everybody draft all that is granted, "
+            "and takes the longer for it"
+        )
     little = [
         f"{agent.name} {agent.known_share:.0%}"
         for agent in recorded.agents
