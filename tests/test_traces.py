@@ -27,7 +27,7 @@ from goodspeed.traces import (
     Weighed,
     read_trace,
 )
-from goodspeed.traces.learning import learn
+from goodspeed.traces.learning import learn, longest_of
 from goodspeed.traces.replaying import RECORDED, replay, scenario_of
 from goodspeed.traces.steering import changes_of_plans, weights
 from tests.simulated_traces import simulate_and_trace
@@ -180,10 +180,6 @@ def test_what_is_taken_for_granted_is_told(tmp_path: Path) -> None:
     remarks = replay(silent, chosen(scenario_of(silent), ["plain"], None, None)).remarks
     assert "box never drafted: how fast, how far away and how good they are is taken for granted" in remarks
     assert "1 texts waited for one of 64 rows: a replay has a row for each" in remarks
-    assert not any("nothing to say" in remark for remark in remarks)
-    short = trace_of(*SHORT, Verdict(0.3, 0, 4, 0, 0, 1, end="nothing to say"))
-    remarks = replay(short, chosen(scenario_of(short), ["plain"], None, None)).remarks
-    assert any("had nothing to say, or no more: box in 50% of its drafts" in remark for remark in remarks)
 
 
 def test_an_agent_whose_weight_is_taken_back_weighs_what_it_did() -> None:
@@ -209,3 +205,21 @@ def test_fairness_and_the_barriers_timeout_are_followed_and_what_a_contender_is_
         assert (at, type(changed.scheduler), changed.round_timeout_s) == (1.0, type(policy.scheduler), 0.25)
         assert changed.scheduler is not policy.scheduler
         assert (changed.capacity(3) if callable(changed.capacity) else changed.capacity) == capacity
+
+
+def test_who_has_nothing_to_say_takes_no_time_for_it() -> None:
+    """Neither its own nor the engine's: a draft of nothing is a token decoded."""
+    events: list[Event] = [opened(0.1, wanted=20)]
+    for number in range(20):
+        at = 0.2 + 0.07 * number
+        said = 1 if number == 9 else 0
+        verdict = Verdict(at, 0, 8, said, 0, 1, said, 20.0 * said, 35.0, 0.0, "nothing to say")
+        events += [verdict, Passed(at, 1, 1 + said, ENGINE.seconds(1, 1 + said), 0.0)]
+    trace = trace_of(*events, Ended(1.6, 0, "length"), scheduler="fixed", rounds="barrier", capacity=8)
+    (box,) = learn(trace).agents
+    assert sorted(box.lengths)[-2:] == [0, 1]
+    known = longest_of(box.texts[0], box.lengths, np.random.default_rng(0))
+    assert known is not None
+    assert known.tolist() == [0] * 9 + [1] + [0] * 10
+    recorded, again = replay(trace, chosen(scenario_of(trace), ["fixed"], None, None)).runs
+    assert again.goodputs == pytest.approx(recorded.goodputs, rel=TOLERANCE)

@@ -106,8 +106,9 @@ class Granting:
 
     def _let_draft(self, stream: Stream, away_s: float, now: float) -> None:
         self.rounds.expect(stream, stream.budget, now)
+        stream.drafted = stream.said(stream.budget)
         if stream.budget:
-            stream.computed_s = max(0.0, stream.budget * stream.agent.draft_s - stream.head_start_s)
+            stream.computed_s = max(0.0, stream.drafted * stream.agent.draft_s - stream.head_start_s)
             stream.arrived_at = now
             self._come(now + away_s + stream.computed_s, stream)
 
@@ -120,7 +121,7 @@ class Granting:
         else:
             stream.budget = 0
             lead = min(PROBE_TOKENS, most) if most and stream.probing.wanted(now) else 0
-        guessing = stream.guessing
+        guessing, lead = stream.guessing, stream.said(lead)
         if lead and not guessing.under_way:
             run = int(hits_in_a_row(agent.alpha_at(now), self._random))
             if stream.runs is not None:

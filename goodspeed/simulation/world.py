@@ -225,7 +225,7 @@ class _World:
         there_at = now + box.agent.latency_s
         box.stream = self._stream(box, there_at)
         box.stream.prompt_left, box.stream.left = box.asking.lengths()
-        box.stream.runs = box.asking.runs()
+        box.stream.runs, box.stream.longest = box.asking.runs(), box.asking.longest()
         self._at(there_at, "join", box.stream)
 
     def _close(self, stream: Stream, now: float) -> None:
@@ -254,9 +254,9 @@ class _World:
                 waiting = self._rounds.arrive(stream, now, here, more=True)
                 if waiting and here < stream.budget and self._running is None:
                     self._at(now + stream.agent.draft_s, "draft", stream)
-            case "draft" if self._rounds.arrive(stream, now, stream.budget):
+            case "draft" if self._rounds.arrive(stream, now, stream.drafted):
                 elapsed_s, stream.arrived_at = now - stream.arrived_at, now
-                stream.pace.observe(stream.budget, elapsed_s, stream.computed_s)
+                stream.pace.observe(stream.drafted, elapsed_s, stream.computed_s)
 
     def _try_to_close(self, now: float) -> None:
         batch = self._rounds.close(now, prompts=bool(self._prefilling))
@@ -270,7 +270,7 @@ class _World:
 
     def _verify(self, batch: list[Stream], now: float) -> None:
         self._carried = [
-            stream.guessing.beyond(stream.budget, now) if self._rolling else stream.budget for stream in batch
+            stream.guessing.beyond(stream.budget, now) if self._rolling else stream.drafted for stream in batch
         ]
         sizes = share_out([stream.prompt_left for stream in self._prefilling], self._prefill_chunk)
         self._chunks = [pair for pair in zip(self._prefilling, sizes, strict=True) if pair[1]]
@@ -321,7 +321,7 @@ class _World:
         hits = [run if s.runs is None else int(s.runs[s.written]) for s, run in zip(batch, chance, strict=True)]
         for stream, run in zip(batch, hits, strict=True):
             # One hit beyond the draft: the agent's own guess at the bonus token was right.
-            ahead = stream.agent.drafts_ahead and 0 < stream.budget < run
+            ahead = stream.agent.drafts_ahead and 0 < stream.drafted < run
             stream.head_start_s = now - stream.arrived_at + 2 * stream.agent.latency_s if ahead else 0.0
         return [Judgement(min(run, budget), 0) for run, budget in zip(hits, budgets, strict=True)]
 
@@ -337,7 +337,8 @@ class _World:
         if self._rolling:
             self._learn_from_guesses(stream, size, now)
         else:
-            stream.estimator.observe(budget, judgement)
+            # Who has nothing more to say misses there.
+            stream.estimator.observe(stream.budget, judgement)
         stream.rate.observe(size, now)
         stream.per_round = smooth_goodput(stream.per_round, size, self._beta)
         if now >= self._warm_up_s:

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from goodspeed.estimation import PRIOR_ALPHA
+from goodspeed.messages import MAX_DRAFT_TOKENS
 from goodspeed.simulation import Engine, Span
 from goodspeed.timing import Pace, PassCost, PassSample
 from goodspeed.traces.events import Ended, Joined, Known, Opened, Passed, Verdict, Weighed
 from goodspeed.traces.reading import Trace, printable
 
-__all__ = ["Recorded", "RecordedAgent", "RecordedText", "hits_of", "learn", "rates"]
+__all__ = ["Recorded", "RecordedAgent", "RecordedText", "hits_of", "learn", "longest_of", "rates"]
 
 _UNKNOWN, _MISS, _HIT = -1, 0, 1
 _NEAR = 32
@@ -48,6 +49,8 @@ class RecordedText:
     """Tokens."""
     commits: list[tuple[float, int]] = field(default_factory=list)
     """When, and how many tokens."""
+    lengths: dict[int, int] = field(default_factory=dict)
+    """As those of its agent, by the position that a draft began at."""
     facts: list[tuple[int, int, bool]] = field(default_factory=list)
     """From which position on how many guesses were right, and whether the next was wrong."""
 
@@ -78,10 +81,8 @@ class RecordedAgent:
     name: str
     drafter: str
     texts: list[RecordedText] = field(default_factory=list)
-    asked: int = 0
-    """For drafts, by what came of them."""
-    silent: int = 0
-    """Of those, how often it had nothing to say, or no more, before the end of what it was granted."""
+    lengths: list[int] = field(default_factory=list)
+    """Of its drafts: as far as it had something to say, and `MAX_DRAFT_TOKENS` where that was all it was granted."""
     drafted: int = 0
     draft_ms: float = 0.0
     ways_ms: list[float] = field(default_factory=list)
@@ -195,8 +196,11 @@ def learn(trace: Trace) -> Recorded:
 
 
 def _take(verdict: Verdict, agent: RecordedAgent, text: RecordedText) -> None:
-    agent.asked += verdict.budget > 0
-    agent.silent += verdict.drafted < verdict.budget and verdict.end == "nothing to say"
+    if verdict.budget:
+        silent = verdict.end == "nothing to say" and verdict.drafted < verdict.budget
+        length = verdict.drafted if silent else MAX_DRAFT_TOKENS
+        agent.lengths.append(length)
+        text.lengths[text.written] = length
     agent.drafted += verdict.sent
     agent.draft_ms += verdict.draft_ms
     if verdict.network_ms is not None:
@@ -240,6 +244,25 @@ def _near(values: Floats) -> Floats:
     sums = np.concatenate([[0.0], np.cumsum(values)])
     places = np.arange(len(values))
     return np.asarray(sums[np.minimum(places + _NEAR + 1, len(values))] - sums[np.maximum(places - _NEAR, 0)])
+
+
+def longest_of(text: RecordedText, lengths: Sequence[int], random: np.random.Generator) -> NDArray[np.int64] | None:
+    """How much an agent has to say at each position: as is known, and where nothing is, as in any other of its drafts.
+
+    Args:
+        text: what is written.
+        lengths: of its agent's drafts.
+        random: draws one of them for each position.
+
+    Returns:
+        [new_tokens]; None where it always had as much to say as it was granted.
+    """
+    if min(lengths, default=MAX_DRAFT_TOKENS) == MAX_DRAFT_TOKENS:
+        return None
+    longest = random.choice(lengths, text.new_tokens)
+    for position, length in text.lengths.items():
+        longest[position : position + 1] = length
+    return longest
 
 
 def hits_of(text: RecordedText, agent_rate: float, random: np.random.Generator) -> NDArray[np.bool_]:

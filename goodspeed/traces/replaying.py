@@ -20,7 +20,7 @@ from goodspeed.scenarios.scenario import AgentGroup, Contender, Scenario, Server
 from goodspeed.scenarios.simulating import policy_of
 from goodspeed.scheduling import SCHEDULER
 from goodspeed.simulation import Agent, Result, Script, Span, Text, simulate
-from goodspeed.traces.learning import Recorded, RecordedAgent, RecordedText, hits_of, learn
+from goodspeed.traces.learning import Recorded, RecordedAgent, RecordedText, hits_of, learn, longest_of
 from goodspeed.traces.reading import Trace, printable
 from goodspeed.traces.steering import capacity_of, changes_of_plans, undrafted, weights
 
@@ -30,8 +30,6 @@ RECORDED = "recorded"
 """The label of the real run, beside its replays."""
 _LITTLE_KNOWN = 0.5
 """An agent of whose guesses a smaller share is known is named."""
-_OFTEN_SILENT = 0.1
-"""So is one that has nothing more to say in a larger share of its drafts."""
 
 
 _AT_ONCE_S = 0.01
@@ -185,7 +183,8 @@ def _agent(agent: RecordedAgent, lane: Sequence[RecordedText], closed_loop: bool
         pause_s = max(0.0, text.asked_at - ended_at - (2 if texts else 1) * latency_s)
         asked_at = max(0.0, text.asked_at - latency_s)
         # The last token of a prompt goes through the target with the first draft.
-        texts.append(Text(asked_at, pause_s, text.opened.prompt - 1, text.new_tokens, hits_of(text, rate, random)))
+        hits, longest = hits_of(text, rate, random), longest_of(text, agent.lengths, random)
+        texts.append(Text(asked_at, pause_s, text.opened.prompt - 1, text.new_tokens, hits, longest))
         ended_at = text.ended_at
     return Agent(
         draft_s=agent.draft_s,
@@ -301,16 +300,6 @@ def _remarks(trace: Trace, recorded: Recorded, replayed: Collection[str]) -> Ite
     silent = [agent.name for agent in recorded.agents if not agent.drafted]
     if silent:
         yield f"{', '.join(silent)} never drafted: how fast, how far away and how good they are is taken for granted"
-    short = [
-        f"{agent.name} in {agent.silent / agent.asked:.0%} of its drafts"
-        for agent in recorded.agents
-        if agent.silent > _OFTEN_SILENT * agent.asked
-    ]
-    if short:
-        yield (
-            f"had nothing to say, or no more: {', '.join(short)}; a replay has everybody draft all that is granted, "
-            "and takes the longer for it"
-        )
     little = [
         f"{agent.name} {agent.known_share:.0%}"
         for agent in recorded.agents
