@@ -210,12 +210,13 @@ def test_fairness_and_the_barriers_timeout_are_followed_and_what_a_contender_is_
 def test_who_has_nothing_to_say_takes_no_time_for_it() -> None:
     """Neither its own nor the engine's: a draft of nothing is a token decoded."""
     events: list[Event] = [opened(0.1, wanted=20)]
+    round_s = 0.035 + ENGINE.seconds(1, 1)
     for number in range(20):
-        at = 0.2 + 0.07 * number
+        at = 0.2 + round_s * number
         said = 1 if number == 9 else 0
         verdict = Verdict(at, 0, 8, said, 0, 1, said, 20.0 * said, 35.0, 0.0, "nothing to say")
         events += [verdict, Passed(at, 1, 1 + said, ENGINE.seconds(1, 1 + said), 0.0)]
-    trace = trace_of(*events, Ended(1.6, 0, "length"), scheduler="fixed", rounds="barrier", capacity=8)
+    trace = trace_of(*events, Ended(at, 0, "length"), scheduler="fixed", rounds="barrier", capacity=8)
     (box,) = learn(trace).agents
     assert sorted(box.lengths)[-2:] == [0, 1]
     known = longest_of(box.texts[0], box.lengths, np.random.default_rng(0))
