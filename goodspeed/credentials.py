@@ -176,4 +176,5 @@ def _load_chain(context: ssl.SSLContext, certificate: Path, key: Path | None) ->
         context.load_cert_chain(certificate, key, password=lambda: "")
     except (OSError, ssl.SSLError) as error:
         beside = "" if key is None else f" with the key {key}"
-        raise InvalidRequest(f"the certificate {certificate}{beside} cannot be used: {error}") from None
+        wanted = "; it takes PEM, and the certificate's own key, without a password" * isinstance(error, ssl.SSLError)
+        raise InvalidRequest(f"the certificate {certificate}{beside} cannot be used: {error}{wanted}") from None

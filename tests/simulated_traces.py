@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from goodspeed.scenarios import Machine, Versions
-from goodspeed.scheduling import Scheduler, make_scheduler
-from goodspeed.simulation import Agent, Engine, Result, RoundsKind
+from goodspeed.scheduling import make_scheduler
+from goodspeed.simulation import Agent, Capacity, Engine, GrantPolicy, Result, RoundsKind
 from goodspeed.simulation.streams import Box, Stream
 from goodspeed.simulation.world import _World
 from goodspeed.timing import EngineMeter, Pace, PassCost, PassSample
-from goodspeed.traces import Closed, Ended, Event, Header, Joined, Known, Opened, Passed, Verdict, to_line
+from goodspeed.traces import Closed, Ended, Event, Header, Joined, Known, Opened, Passed, Planned, Verdict, to_line
 from goodspeed.utility import AlphaFair
 from goodspeed.verification import Judgement
 
@@ -63,8 +64,8 @@ class _Meter(EngineMeter):
 
 
 class _TracedWorld(_World):
-    def __init__(self, agents: Sequence[Agent], engine: Engine, scheduler: Scheduler, *rest: Any) -> None:
-        super().__init__(agents, engine, scheduler, *rest)
+    def __init__(self, agents: Sequence[Agent], engine: Engine, policy: GrantPolicy, *rest: Any) -> None:
+        super().__init__(agents, engine, policy, *rest)
         self._meter = _Meter(PassCost(engine.samples()))
         for box in self._boxes:
             box.pace = _Pace()
@@ -73,14 +74,13 @@ class _TracedWorld(_World):
         self._committed_at: dict[int, list[float]] = {}
         """Each token of each stream."""
 
-    def _handle(self, kind: Any, whose: Stream | Box | None, now: float) -> None:
+    def _handle(self, kind: Any, whose: Stream | Box | GrantPolicy | None, now: float) -> None:
         if kind == "join" and isinstance(whose, Stream):
             number = self._streams[whose] = len(self._streams)
             wanted = int(min(whose.left, ENDLESS))
             agent = whose.agent
-            self.events.append(
-                Opened(now, number, whose.box.number, whose.prompt_left + 1, wanted, 0.0, agent.max_draft, 1.0, 0.0)
-            )
+            prompt, weight = whose.prompt_left + 1, agent.weight_at(now)
+            self.events.append(Opened(now, number, whose.box.number, prompt, wanted, 0.0, agent.max_draft, weight, 0.0))
         super()._handle(kind, whose, now)
 
     def _learn(self, stream: Stream, budget: int, judgement: Judgement, now: float) -> int:
@@ -140,15 +140,36 @@ def simulate_and_trace(
     scheduler: str,
     *,
     rounds: RoundsKind,
-    capacity: int | Callable[[int], int] | None,
+    capacity: Capacity,
     duration_s: float,
     seed: int,
+    changes: Sequence[Event] = (),
     **about: Any,
 ) -> Result:
-    """Run a world, and write its trace."""
-    made = make_scheduler(scheduler, AlphaFair())
-    world = _TracedWorld(agents, engine, made, rounds, "coupled", capacity, math.inf, 512, 0.5, 0.0, seed, True)
+    """Run a world, and write its trace.
+
+    Args:
+        file: for the trace.
+        agents: of the world; what is changed of one is in how it is made, too.
+        engine: likewise.
+        scheduler: likewise, by name.
+        rounds: likewise.
+        capacity: likewise.
+        duration_s: virtual seconds.
+        seed: of everything random.
+        changes: events of what an operator changes; capacities are.
+        about: what else is another in the header.
+    """
+    policy = GrantPolicy(make_scheduler(scheduler, AlphaFair()), capacity, math.inf)
+    steered = [(each.at, replace(policy, capacity=each.capacity)) for each in changes if isinstance(each, Planned)]
+    world = _TracedWorld(agents, engine, policy, rounds, "coupled", 512, 0.5, 0.0, seed, True, steered)
     result = world.run(duration_s)
-    lines = [header(engine, scheduler=scheduler, rounds=rounds, **about), *world.events, Closed(duration_s, "stopped")]
+    events = sorted([*world.events, *changes], key=lambda event: event.at)
+    fixed = {} if callable(capacity) else {"capacity": capacity}
+    lines = [
+        header(engine, scheduler=scheduler, rounds=rounds, **fixed, **about),
+        *events,
+        Closed(duration_s, "stopped"),
+    ]
     file.write_bytes(b"".join(map(to_line, lines)))
     return result

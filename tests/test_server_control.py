@@ -1,86 +1,37 @@
-"""Live control: what is changed while streams run, and that no text notices."""
+"""Live control: what plans, and how rounds close, is changed while streams run, and no text notices."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import logging
-from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from goodspeed.control import (
     Change,
-    Changed,
-    ControlState,
-    Service,
     SetCapacity,
     SetRoundTimeout,
     SetScheduler,
     SetService,
     SetWeight,
 )
-from goodspeed.credentials import Credentials
-from goodspeed.errors import GoodSpeedError, InvalidRequest, Overloaded, Refused
-from goodspeed.messages import Control, Draft, Hello, Open, Opened, Verdict, Welcome
+from goodspeed.errors import InvalidRequest
+from goodspeed.messages import Draft, Verdict, Welcome
 from goodspeed.sampling import SamplingParams
 from goodspeed.scheduling import SCHEDULERS, Demand, FixedS, Plan
 from goodspeed.stream import Transcript
 from goodspeed.verification import Rule
 from goodspeed_agent.agent import Agent, TextRequest
-from goodspeed_agent.backoff import Backoff
-from goodspeed_agent.drafters import SuffixDrafter
 from goodspeed_agent.drafters.model import ModelDrafter
 from goodspeed_agent.tokenizer import TokenizerCache
-from goodspeed_server.controlling import Controls, controlling, drained
+from goodspeed_server.controlling import controlling
 from goodspeed_server.observer import RoundRecord
-from goodspeed_server.server import VerificationServer
-from goodspeed_server.tokens import TokenStore
 from tests import stepping
-from tests.serving import GREEDY, Peer, linked, serving, tiny_settings
+from tests.controls import PROMPTS, QUICK, START, TEXT, WARM, controlled, heard, said, until_prefilled
+from tests.serving import GREEDY, linked
 from tests.stepping import SlowEngine, stepped
 from tests.test_agent_with_server import drafters
-from tests.test_server import PROMPT, target_text
-from tests.tiny_models import VOCAB
-
-START = len(PROMPT)
-TEXT = target_text(PROMPT, 40)
-WRONG = [(token + 1) % VOCAB for token in TEXT]
-WARM = SamplingParams(temperature=0.8, top_p=0.95, seed=11)
-PROMPTS = ["w5 w17 w3", "w8", "w1 w2 w3 w4 w5 w6 w7"]
-QUICK = Backoff(first_s=0.01, longest_s=0.01, give_up_after_s=60.0)
-
-
-@contextlib.asynccontextmanager
-async def controlled(
-    rounds: Mapping[str, Any] | None = None, **settings: Any
-) -> AsyncIterator[tuple[VerificationServer, str, Controls]]:
-    """A server behind the paper's barrier, and a link that controls it."""
-    how = {"rounds": "auto"} | dict(rounds or {})
-    async with (
-        asyncio.timeout(180),
-        serving(tiny_settings(rounds=how, **settings)) as (server, address),
-        controlling(address) as controls,
-    ):
-        yield server, address, controls
-
-
-async def until_prefilled(server: VerificationServer) -> None:
-    while any(map(server._rounds.is_prefilling, server._rounds.live)):
-        await asyncio.sleep(0)
-
-
-async def heard(peer: Peer) -> None:
-    """All that was sent has been dealt with: messages are taken in the order they come."""
-    await peer.send(Draft(999, 0, []))
-    assert (await peer.failure()).code == "unknown_stream"
-
-
-def said(state: ControlState) -> list[str]:
-    return [str(changed) for changed in state.changed]
-
+from tests.test_server import PROMPT
 
 CHANGES: list[Change] = [
     SetScheduler("goodspeed"),
@@ -298,232 +249,3 @@ async def test_a_scheduler_that_cannot_plan_for_what_is_open_changes_nothing(
         async with controlling(address) as again:
             assert await again.ask() == before
         assert await peer.go_on(opened, PROMPT, TEXT) == TEXT
-
-
-async def test_a_draft_that_was_granted_before_a_drain_at_once_is_no_bad_one() -> None:
-    async with controlled() as (server, address, controls), linked(address, greet=False) as peer:
-        await peer.greet(name="edge")
-        opened = await peer.open(1, PROMPT, max_new_tokens=40)
-        await until_prefilled(server)
-        await controls.ask(SetService("edge", "drained undrafted"))
-        await peer.send(Draft(1, START, TEXT[: opened.budget]))
-        while not (await peer.expect(Verdict)).finish:
-            pass
-        await controls.ask(SetService("edge", "served"))
-        assert server.snapshot().agents[0].state == "ok"
-
-
-async def test_a_weight_is_the_agents_until_its_tokens_own_is_put_back() -> None:
-    async with controlled() as (server, address, controls), linked(address, greet=False) as peer:
-        await peer.greet(name="edge")
-        assert said(await controls.ask(SetWeight("edge", 4.0))) == ["weight of 'edge': 1 -> 4"]
-        async with linked(address, greet=False) as other:
-            await other.greet(name="edge")  # another link of the same name, or the same agent back again
-            await heard(other)
-            assert [row.weight for row in server.snapshot().agents] == [4.0, 4.0]
-            await peer.open(1, PROMPT)
-            await until_prefilled(server)
-            demand = server._rounds.planner._demand(server._rounds.live)
-            assert demand.weight.tolist() == [4.0]
-            assert said(await controls.ask(SetWeight("edge", None))) == ["weight of 'edge': 4 -> 1"]
-            assert [row.weight for row in server.snapshot().agents] == [1.0, 1.0]
-
-
-async def test_an_agent_that_is_drained_finishes_and_begins_nothing(tmp_path: Path) -> None:
-    async with controlled() as (server, address, controls), linked(address, greet=False) as peer:
-        await peer.greet(name="edge")
-        opened = await peer.open(1, PROMPT, max_new_tokens=40)
-        assert said(await controls.ask(SetService("edge", "drained"))) == ["agent 'edge': served -> drained"]
-        assert server.snapshot().agents[0].state == "drained"
-        waiting = asyncio.create_task(drained(controls, "edge"))
-        for number, agent in ((2, peer), (1, None)):
-            async with linked(address, greet=False) as back:
-                await back.greet(name="edge")
-                await (agent or back).send(Open(number, PROMPT, START, GREEDY, 8, 4, True))
-                refused = await (agent or back).failure()
-            assert (refused.code, refused.stream) == ("overloaded", number)
-            assert refused.retry_after_s == 10.0
-            assert "drains the agent 'edge'" in refused.message
-        # What it had begun, here or elsewhere, it may finish.
-        async with linked(address, greet=False) as back:
-            await back.greet(name="edge")
-            await back.send(Open(1, [*PROMPT, *TEXT[:7]], START, GREEDY, 8, 0, True))
-            assert (await back.expect(Opened)).base == START + 7
-        assert not waiting.done()
-        assert await peer.go_on(opened, PROMPT, TEXT) == TEXT
-        state = await waiting
-        assert [(agent.name, agent.streams, agent.service) for agent in state.agents] == [("edge", 0, "drained")]
-        await controls.ask(SetService("edge", "served"))
-        assert await peer.generate(3, PROMPT) == TEXT[:8]
-
-
-async def test_an_agents_user_waits_for_a_short_drain_and_is_told_of_a_long_one(tmp_path: Path) -> None:
-    async with controlled() as (_, address, controls):
-        for patience_s in (0.0, 5.0):
-            backoff = Backoff(first_s=0.01, longest_s=0.01, give_up_after_s=patience_s)
-            cache = TokenizerCache(tmp_path)
-            async with Agent(address, SuffixDrafter(), name="edge", cache=cache, backoff=backoff) as agent:
-                await controls.ask(SetService("edge", "drained"))
-                with pytest.raises(Overloaded, match="drains the agent 'edge'") as caught:
-                    await agent.complete(TextRequest("w5", max_new_tokens=4))
-                assert caught.value.retry_after_s == 10.0
-
-
-async def test_who_waits_for_a_drain_is_told_that_it_was_taken_back() -> None:
-    async with controlled() as (_, address, controls), linked(address, greet=False) as peer:
-        await peer.greet(name="edge")
-        await peer.open(1, PROMPT)
-        await controls.ask(SetService("edge", "drained"))
-        waiting = asyncio.create_task(drained(controls, "edge"))
-        async with controlling(address) as others:
-            await others.ask(SetService("edge", "served"))
-        with pytest.raises(GoodSpeedError, match="undrained 'edge' meanwhile"):
-            await waiting
-
-
-async def test_a_drain_at_once_waits_for_no_draft_of_the_agent() -> None:
-    """Its drafts would be waited for for half a minute."""
-    async with controlled() as (server, address, controls), linked(address, greet=False) as peer:
-        await peer.greet(name="edge")
-        opened = await peer.open(1, PROMPT, max_new_tokens=40)
-        await until_prefilled(server)
-        assert opened.budget > 0
-        await controls.ask(SetService("edge", "drained undrafted"))
-        text: list[int] = []
-        while len(text) < 40:
-            verdict = await peer.expect(Verdict)
-            assert (verdict.accepted, verdict.budget) == (0, 0)
-            text += verdict.tokens
-        assert text == TEXT
-
-
-@pytest.mark.parametrize("service", ["drained", "drained undrafted"])
-async def test_who_is_away_may_still_be_served_again(service: Service) -> None:
-    async with controlled() as (_, address, controls):
-        async with linked(address, greet=False) as peer:
-            await peer.greet(name="edge")
-            await controls.ask(SetService("edge", service))
-            await controls.ask(SetWeight("edge", 2.0))
-        while (state := await controls.ask()).agents[0].links:
-            await asyncio.sleep(0)
-        assert (state.agents[0].weight, state.agents[0].own_weight) == (2.0, None)
-        await controls.ask(SetWeight("edge", None))
-        assert (await controls.ask(SetService("edge", "served"))).agents == ()
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        (
-            SetScheduler("goodspede"),
-            "scheduler 'goodspede' does not exist: did you mean goodspeed? choose auto, sec",
-        ),
-        (SetScheduler("lottery"), "scheduler 'lottery' does not exist: choose auto, seconds, goodspeed"),
-        (SetScheduler("seconds", -1.0), "fairness is -1.0: it must be 0"),
-        (SetScheduler("seconds", float("nan")), "fairness is nan: it must be 0"),
-        (SetCapacity(-3), "capacity is -3: it must be 0 to 2,147,483,647, or auto"),
-        (SetCapacity(2**31), "capacity is 2147483648: it must be 0 to 2,147,483,647, or auto"),
-        (SetScheduler("x" * 300), "a scheduler's name has 200 characters at most"),
-        (SetScheduler("goodspeed", fairness=1e7), "fairness is 10000000.0: it must be 0 (throughput) to 1e+06"),
-        (SetWeight("edge", 0.0), "weight is 0: it must be above 0 and at most 1,000,000"),
-        (SetWeight("edge", float("nan")), "weight is nan: it must be above 0"),
-        (SetWeight("edgy", 1.0), "no agent 'edgy' is linked up: there are 'edge', 'wedge'"),
-        (SetService("edgy", "drained"), "no agent 'edgy' is linked up: there are 'edge', 'wedge'"),
-        (SetRoundTimeout(-1.0), "round-timeout is -1 ms: it must be 0 or above"),
-        (SetRoundTimeout(float("inf")), "round-timeout is inf ms: it must be 0 or above, and finite"),
-    ],
-)
-async def test_what_cannot_be_changes_nothing(change: Change, sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with (
-        controlled() as (server, address, controls),
-        linked(address, greet=False) as peer,
-        linked(address, greet=False) as other,
-    ):
-        await peer.greet(name="edge")
-        await other.greet(name="wedge")
-        before = await controls.ask()
-        # The server looks for itself, whatever the other side has looked at.
-        with pytest.raises(InvalidRequest) as caught:
-            await server._control.obey(change, "a test")
-        assert str(caught.value).startswith(sentence)
-        with pytest.raises(InvalidRequest) as told:
-            await controls.ask(change)
-        assert str(told.value) == str(caught.value)
-        async with controlling(address) as again:
-            assert await again.ask() == before
-
-
-async def test_the_log_says_once_who_changed_what(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    store = TokenStore(tmp_path / "tokens.json")
-    admin = Credentials(store.create("the boss", "admin"))
-    with caplog.at_level(logging.WARNING, "goodspeed_server"):
-        settings = tiny_settings(tokens=tmp_path / "tokens.json")
-        async with serving(settings) as (_, address), controlling(address, admin) as controls:
-            for _ in range(2):
-                state = await controls.ask(SetCapacity(5))
-            await controls.ask()
-    assert state.changed == (Changed("capacity", "5", "5"),)
-    assert said(state) == ["capacity is 5 already"]
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("capacity: auto -> 5, by '")
-    assert line.endswith("with the token 'the boss'")
-
-
-async def test_the_log_says_who_asked_for_what_cannot_be(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    store = TokenStore(tmp_path / "tokens.json")
-    admin = Credentials(store.create("the boss", "admin"))
-    settings = tiny_settings(tokens=tmp_path / "tokens.json")
-    with caplog.at_level(logging.WARNING, "goodspeed_server"):
-        async with serving(settings) as (_, address), controlling(address, admin) as controls:
-            with pytest.raises(InvalidRequest, match="does not exist"):
-                await controls.ask(SetScheduler("sceonds"))
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert "with the token 'the boss' is closed: scheduler 'sceonds' does not exist" in line
-
-
-async def test_an_admins_token_controls_and_no_other(tmp_path: Path) -> None:
-    store = TokenStore(tmp_path / "tokens.json")
-    async with serving(tiny_settings(tokens=tmp_path / "tokens.json")) as (_, address):
-        for role in ("agent", "monitor"):
-            token = Credentials(store.create(f"a {role}", role))
-            with pytest.raises(Refused, match="who controls the server needs one of role admin") as caught:
-                async with controlling(address, token):
-                    raise AssertionError
-            assert caught.value.code == "forbidden"
-        with pytest.raises(Refused, match="this server wants a token"):
-            async with controlling(address):
-                raise AssertionError
-        async with controlling(address, Credentials(store.create("admin", "admin"))) as controls:
-            assert (await controls.ask(SetCapacity(1))).now.capacity == 1
-
-
-async def test_a_server_that_others_reach_without_tokens_takes_no_orders() -> None:
-    """Not even from its own machine: whatever forwards to it would look like that."""
-    async with serving(tiny_settings(host="0.0.0.0", insecure=True)) as (_, address):
-        local = address.replace("0.0.0.0", "127.0.0.1")
-        with pytest.raises(Refused, match="start it with --tokens, and show an admin's"):
-            async with controlling(local):
-                raise AssertionError
-        async with linked(local) as peer:
-            assert await peer.generate(1, PROMPT) == TEXT[:8]
-
-
-async def test_an_agents_link_does_not_control_and_a_controlling_one_does_not_generate() -> None:
-    async with serving() as (_, address):
-        async with linked(address) as peer:
-            await peer.send(Control(SetCapacity(1)))
-            assert (await peer.failure()).code == "protocol_error"
-        async with linked(address, greet=False) as peer:
-            await peer.send(Hello(1, "control", "x"))
-            await peer.expect(Welcome)
-            await peer.send(Open(1, PROMPT, START, GREEDY, 8, 4, True))
-            assert (await peer.failure()).code == "protocol_error"
-
-
-async def test_a_server_that_shuts_down_says_so_to_who_waits_for_a_change() -> None:
-    async with serving() as (server, address), controlling(address) as controls:
-        server._rounds.stop()
-        assert server._running is not None
-        await asyncio.wait([server._running])
-        with pytest.raises(Refused, match="shutting down, and changes nothing any more"):
-            await controls.ask(SetCapacity(1))

@@ -1,35 +1,23 @@
-"""Traces: what a replay makes of one, held against worlds that are known; and what is said of files that are none."""
+"""Replays of traces, held against worlds that are known."""
 
 from __future__ import annotations
 
-import itertools
-import math
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from goodspeed.__main__ import app
-from goodspeed.errors import GoodSpeedError, InvalidRequest
-from goodspeed.scenarios import Results, Run
+from goodspeed.errors import InvalidRequest
 from goodspeed.scenarios.cli import chosen
 from goodspeed.scenarios.simulating import policy_of
-from goodspeed.simulation import Agent, Engine, Result, RoundsKind, Script, Text, Texts, simulate
-from goodspeed.simulation.texts import Reading
+from goodspeed.scheduling import CAPACITY_PER_STREAM
+from goodspeed.simulation import Agent, Result, RoundsKind, Texts, simulate
 from goodspeed.traces import (
     Closed,
     Ended,
     Event,
-    Header,
-    Joined,
-    Known,
     Opened,
     Passed,
     Planned,
@@ -38,13 +26,13 @@ from goodspeed.traces import (
     Verdict,
     Weighed,
     read_trace,
-    to_line,
 )
-from goodspeed.traces.learning import RecordedAgent, RecordedText, hits_of, learn, rates
+from goodspeed.traces.learning import learn, longest_of
 from goodspeed.traces.replaying import RECORDED, replay, scenario_of
-from tests.simulated_traces import header, simulate_and_trace
+from goodspeed.traces.steering import changes_of_plans, weights
+from tests.simulated_traces import simulate_and_trace
+from tests.trace_examples import ENGINE, SHORT, only, opened, trace_of, written
 
-ENGINE = Engine(0.03, 0.001, 0.0006, noise=0.05, between_s=0.002)
 AGENTS = [
     Agent(0.004, 0.01, 0.85, jitter_s=0.002),
     Agent(0.008, 0.02, 0.7, jitter_s=0.004),
@@ -109,93 +97,38 @@ def test_a_replay_agrees_with_the_world_that_was_recorded(
     assert abs(np.log(otherwise.goodputs / again.goodputs)).max() > 2 * TOLERANCE
 
 
-def trace_of(*events: Event, **about: object) -> Trace:
-    return Trace("t", header(ENGINE, **about), (Joined(0.0, 0, "box", "a draft"), *events))
+FROM_S = 20.0
 
 
-def opened(at: float, stream: int = 0, wanted: int = 20, **more: float) -> Opened:
-    return Opened(at, stream, 0, 5, wanted, 0.0, 8, 1.0, more.get("waited_s", 0.0))
-
-
-def text_of(*events: Event) -> RecordedText:
-    (agent,) = learn(trace_of(opened(0.0), *events)).agents
-    (text,) = agent.texts
-    return text
-
-
-def seen(text: RecordedText) -> str:
-    """Of what was written: + right, - wrong, ? unknown."""
-    return "".join("-+?"[known] for known in text.known()[: text.written])
-
-
-def test_verdicts_say_where_the_misses_are() -> None:
-    text = text_of(
-        Verdict(1.0, 0, 4, 4, 2, 3),  # two right, the third wrong
-        Verdict(2.0, 0, 0, 0, 0, 1),  # the server alone
-        Verdict(3.0, 0, 2, 2, 2, 3),  # all right, and a bonus token that nobody guessed
-        Verdict(4.0, 0, 3, 1, 1, 2, end="nothing to say"),
-        Verdict(5.0, 0, 3, 1, 1, 2, end="priced out"),
-    )
-    assert seen(text) == "++-" + "?" + "++?" + "+-" + "+?"
-
-
-def test_a_text_that_ends_within_its_draft_says_nothing_of_the_rest() -> None:
-    text = text_of(Verdict(1.0, 0, 4, 4, 2, 2), Ended(1.0, 0, "stop"))
-    assert (seen(text), text.new_tokens) == ("++", 2)
-
-
-def test_guesses_that_were_overtaken_are_known_too() -> None:
-    text = text_of(Known(1.0, 0, 0, 2, True), Verdict(1.0, 0, 0, 0, 0, 4))
-    assert seen(text) == "++-?"
-
-
-@settings(max_examples=40)
-@given(st.lists(st.sampled_from([-1, 0, 1]), min_size=1, max_size=80), st.floats(0, 1), st.integers(0, 99))
-def test_what_is_known_stays_and_the_rest_is_drawn_by_the_rate(known: list[int], rate: float, seed: int) -> None:
-    text = RecordedText(opened(0.0, wanted=len(known)), 1.0)
-    text.facts = [(place, hit, not hit) for place, hit in enumerate(known) if hit >= 0]
-    hits = hits_of(text, rate, np.random.default_rng(seed))
-    assert [hit for hit, was in zip(hits.tolist(), known, strict=True) if was >= 0] == [w == 1 for w in known if w >= 0]
-    likely = rates(text.known(), rate)
-    assert np.all((likely >= 0) & (likely <= 1))
-    if all(was < 0 for was in known):
-        assert likely == pytest.approx(rate)
-
-
-def test_unknown_positions_are_as_good_as_those_nearby() -> None:
-    known = np.full(400, -1, np.int8)
-    known[:200:2], known[200::2] = 1, 0
-    likely = rates(known, 0.5)
-    assert likely[100] > 0.8
-    assert likely[300] < 0.2
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=30))
-def test_runs_count_the_right_guesses_up_to_the_next_miss(hits: list[bool]) -> None:
-    user = Reading(Script([Text(0.0, 0.0, 0, len(hits), np.array(hits))]))
-    user.lengths()
-    counted = [next((n for n, hit in enumerate(hits[at:]) if not hit), len(hits) - at) for at in range(len(hits))]
-    assert user.runs().tolist() == counted
-
-
-@given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 20)), min_size=1, max_size=20))
-def test_lanes_are_as_few_as_can_be(times: list[tuple[int, int]]) -> None:
-    agent = RecordedAgent("box", "a draft", [RecordedText(opened(float(at)), float(at + took)) for at, took in times])
-    lanes = agent.lanes()
-    assert sorted(map(id, agent.texts)) == sorted(id(text) for lane in lanes for text in lane)
-    for lane in lanes:
-        assert all(before.ended_at <= after.asked_at for before, after in itertools.pairwise(lane))
-    at_once = max(sum(at <= when < at + took for at, took in times) for when, _ in times)
-    assert len(lanes) == at_once
-
-
-def test_ways_are_drawn_as_they_were_measured() -> None:
-    measured = (0.01, 0.02, 0.02, 0.05)
-    agent = Agent(0.01, 0.0125, 0.5, ways_s=measured)
-    jitters = np.random.default_rng(0).standard_exponential((4000, 2)).sum(-1).tolist()
-    drawn = [agent.away_s(jitter) for jitter in jitters]
-    assert set(drawn) == set(measured)
-    assert np.mean(drawn) == pytest.approx(np.mean(measured), rel=0.03)
+@pytest.mark.parametrize(
+    ("agents", "change"),
+    [
+        pytest.param(
+            [replace(AGENTS[0], weight=lambda now: 1.0 if now < FROM_S else 20.0), *AGENTS[1:]],
+            Weighed(FROM_S, "agent-0", 20.0),
+            id="a weight",
+        ),
+        pytest.param(
+            [replace(AGENTS[0], undrafted=lambda now: now >= FROM_S), *AGENTS[1:]],
+            Served(FROM_S, "agent-0", "drained undrafted"),
+            id="a drain at once",
+        ),
+        pytest.param(AGENTS, Planned(FROM_S, "goodspeed", 1.0, "barrier", 60.0, 1), id="a capacity"),
+    ],
+)
+def test_a_replay_follows_what_an_operator_changed(agents: Sequence[Agent], change: Event, tmp_path: Path) -> None:
+    file = tmp_path / "run.trace"
+    simulate_and_trace(
+        file, agents, ENGINE, "goodspeed", rounds="barrier", capacity=6, duration_s=DURATION_S, seed=1,
+        changes=[change],
+    )  # fmt: skip
+    trace = read_trace(file)
+    deaf = Trace(trace.name, trace.header, tuple(event for event in trace.events if type(event) is not type(change)))
+    contender = chosen(scenario_of(trace), ["goodspeed"], None, None)
+    recorded, followed = replay(trace, contender).runs
+    _, kept = replay(deaf, contender).runs
+    assert followed.goodputs == pytest.approx(recorded.goodputs, rel=TOLERANCE)
+    assert abs(np.log(np.array(kept.goodputs) / recorded.goodputs)).max() > TOLERANCE
 
 
 def two_texts() -> Trace:
@@ -208,11 +141,6 @@ def two_texts() -> Trace:
         opened(0.9, 0), *both[:20], Ended(1.9, 0, "length"), opened(3.9, 1), *both[20:], Ended(4.9, 1, "length"),
         scheduler="plain", rounds="barrier",
     )  # fmt: skip
-
-
-def only(results: Results, label: str) -> Run:
-    (run,) = results.of(label)
-    return run
 
 
 def test_the_recorded_run_is_told_as_it_was() -> None:
@@ -239,103 +167,6 @@ def _sped_up(event: Event) -> Event:
     return Passed(event.at, event.rows, event.tokens, 0.009, 0.0) if isinstance(event, Passed) else event
 
 
-def written(file: Path, *events: Event, **about: object) -> Path:
-    file.write_bytes(b"".join(map(to_line, (header(ENGINE, **about), Joined(0.0, 0, "box", "a draft"), *events))))
-    return file
-
-
-SHORT = (opened(0.1), Verdict(0.2, 0, 2, 2, 1, 2, 2, 8.0, 20.0), Passed(0.2, 1, 3, 0.04, 0.001))
-
-
-@pytest.mark.parametrize(
-    ("content", "sentence"),
-    [
-        (lambda whole: b"", "is empty: a server writes a trace from its start on"),
-        (lambda whole: b"name = 'a scenario'\n", "is no trace: its first line is not the header"),
-        (lambda whole: b"\xff\xfe\x00", "is no trace: its first line is not the header"),
-        (lambda whole: b"{}\n", "is no trace: its first line is not the header"),
-        (lambda whole: whole.replace(b'_trace":2', b'_trace":9'), "a trace of version 9 and this goodspeed reads"),
-        (lambda whole: whole.splitlines(keepends=True)[0], "nothing was verified while t was written"),
-        (lambda whole: whole + b'["dance",1.0]\n', "line 6 of t is no event of a trace: Invalid value 'dance'"),
-        (lambda whole: whole + b'["ended",1.0,7,"stop"]\n', "line 6 of t cannot be: no stream 7 was opened"),
-        (lambda whole: whole + b'["verdict",1.0,0,2,2,3,9,0,0,null,0,""]\n', "line 6 of t cannot be: 9 tokens were"),
-        (lambda whole: whole + b'["known",1.0,0,-5,2,true]\n', "2 guesses were right from position -5 on"),
-        (lambda whole: whole + b'["opened",1,1,0,0,9,0,4,1,0]\n', "a text of 0 tokens was opened for 9 more"),
-        (lambda whole: whole + b'["opened",1,1,3,4,9,0,4,1,0]\n', "nobody joined as agent 3"),
-        (lambda whole: whole + b'["left",-1.0,0]\n', "line 6 of t cannot be: it happened at -1.0 s"),
-    ],
-)
-def test_what_is_no_trace_is_refused_in_a_sentence(
-    content: Callable[[bytes], bytes], sentence: str, tmp_path: Path
-) -> None:
-    file = written(tmp_path / "t", *SHORT)
-    file.write_bytes(content(file.read_bytes()))
-    with pytest.raises(GoodSpeedError) as refused:
-        read_trace(file)
-    assert sentence in str(refused.value)
-    assert "\n" not in str(refused.value)
-
-
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match="none cannot be read: No such file"):
-        read_trace(tmp_path / "none")
-
-
-@given(st.integers(1, 60))
-def test_a_trace_that_is_cut_off_is_used_up_to_there(lost: int) -> None:
-    events: tuple[Event, ...] = (*SHORT, Verdict(0.3, 0, 2, 2, 1, 2), Ended(0.4, 0, "length"))
-    lines = b"".join(map(to_line, events))
-    whole = lines[: len(lines) - lost]
-    kept, partial = whole.count(b"\n"), not whole.endswith(b"\n")
-    with TemporaryDirectory() as folder:
-        file = written(Path(folder) / "t")
-        file.write_bytes(file.read_bytes() + whole)
-        trace = read_trace(file)
-    assert trace.cut_off == partial
-    assert len(trace.events) == 1 + kept
-    remarks = list(trace.remarks())
-    assert len(remarks) == 1
-    assert ("is cut off within a line: it is used up to there" if partial else "was never closed") in remarks[0]
-
-
-def test_how_a_trace_ends_is_told(tmp_path: Path) -> None:
-    assert not list(read_trace(written(tmp_path / "t", *SHORT, Closed(1.0, "stopped"))).remarks())
-    (full,) = read_trace(written(tmp_path / "t", *SHORT, Closed(1.0, "full"))).remarks()
-    assert full == "t was full after 1.0 s: the run went on, the trace did not"
-
-
-def test_whatever_an_operator_changed_is_told(tmp_path: Path) -> None:
-    changes = (
-        Planned(0.5, "fixed", 1.0, "barrier", 60.0, None),
-        Planned(0.6, "fixed", 1.0, "barrier", 60.0, 24),
-        Planned(0.6, "fixed", 1.0, "barrier", 60.0, 24),
-        Planned(0.7, "fixed", 2.0, "barrier", 0.25, None),
-        Weighed(0.8, "box\x1b", 2.0),
-        Weighed(0.8, "box", None),
-        Served(0.9, "box", "drained"),
-        Served(0.9, "box", "drained undrafted"),
-        Served(0.9, "box", "served"),
-    )
-    trace = read_trace(written(tmp_path / "t", *SHORT, *changes, Closed(1.0, "stopped")))
-    assert list(trace.remarks()) == [
-        "from 0.5 s on fixed planned, rounds were behind the barrier: a replay keeps to what the server began with",
-        "from 0.6 s on the capacity was 24: a replay keeps to what the server began with",
-        (
-            "from 0.7 s on fairness was 2, the capacity was for the server to choose, the barrier waited 250 ms: a "
-            "replay keeps to what the server began with"
-        ),
-        "from 0.8 s on box? weighed 2: in a replay it weighs what it did at its last text",
-        "from 0.8 s on box weighed as its token says: in a replay it weighs what it did at its last text",
-        "from 0.9 s on box was drained: texts that it was refused are in no replay",
-        "from 0.9 s on box was drained, and asked for no drafts: a replay asks for them",
-        "from 0.9 s on box was served again",
-    ]
-    assert set(trace.remarks()) <= set(replay(trace, chosen(scenario_of(trace), ["fixed"], None, None)).remarks)
-    many = [Weighed(0.5, "box", float(weight)) for weight in range(1, 31)]
-    trace = read_trace(written(tmp_path / "t", *SHORT, *many, Closed(1.0, "stopped")))
-    assert list(trace.remarks())[20:] == ["and 10 more changes, which no replay follows either"]
-
-
 def test_rolling_rounds_are_not_replayed_by_a_rule_that_shares_no_noise(tmp_path: Path) -> None:
     trace = read_trace(written(tmp_path / "t", *SHORT, Closed(2.0, "stopped"), rule="ratio"))
     with pytest.raises(InvalidRequest, match="seconds: under the rule ratio a trace does not say"):
@@ -351,120 +182,45 @@ def test_what_is_taken_for_granted_is_told(tmp_path: Path) -> None:
     assert "1 texts waited for one of 64 rows: a replay has a row for each" in remarks
 
 
-def command(*words: str | Path) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, ["simulate", *map(str, words)])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.stdout, result.stderr
+def test_an_agent_whose_weight_is_taken_back_weighs_what_it_did() -> None:
+    trace = trace_of(
+        opened(0.1), Weighed(0.2, "box", 4.0), Opened(0.3, 1, 0, 5, 20, 0.0, 8, 4.0, 0.0), Weighed(0.4, "box", None)
+    )
+    (box,) = learn(trace).agents
+    weight = weights(trace.events, box.name, box.own_weight)
+    assert callable(weight)
+    assert [weight(at) for at in (0.0, 0.2, 0.3, 0.4)] == [1.0, 4.0, 4.0, 1.0]
+    assert weights(trace.events, "another", 2.0) == 2.0
 
 
-def test_the_command_replays(tmp_path: Path) -> None:
-    file = written(tmp_path / "t", *SHORT, Closed(1.0, "stopped"), scheduler="goodspeed", rounds="barrier")
-    code, output, _ = command("--trace", file, "--scheduler", "goodspeed", "--scheduler", "plain", "--json")
-    results = Results.from_json(output.encode())
-    assert (code, results.labels) == (0, [RECORDED, "goodspeed", "plain"])
-    assert results.scenario.schedulers[1] != "goodspeed"  # as it was run
-    code, output, _ = command("--trace", file, "--scheduler", "plain")
-    assert code == 0
-    assert "box" in output
-
-
-OWN = """
-from pathlib import Path
-from goodspeed.rules import Coupled
-from goodspeed.scheduling import PlainDecoding
-
-Path("imported").touch()
-
-
-class Mine(PlainDecoding):
-    def __init__(self, **options):
-        Path("made").touch()
-
-
-class Rule(Coupled):
-    name = "theirs"
-
-    def __init__(self):
-        Path("made").touch()
-"""
-
-
-@pytest.fixture
-def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The working directory, with a module that leaves a file behind if anything in it is made."""
-    (tmp_path / "strangers.py").write_text(OWN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
-    yield tmp_path
-    sys.modules.pop("strangers", None)
-
-
-@pytest.mark.parametrize("name", ["strangers:Mine", "strangers:Mine(x=1)", "strangers.py:Mine", "./strangers.py:Mine"])
-def test_a_class_that_a_trace_names_is_not_run(name: str, stranger: Path) -> None:
-    file = written(stranger / "t", *SHORT, Closed(1.0, "stopped"), scheduler=name, rounds="barrier")
-    code, output, _ = command("--trace", file, "--json")
-    results = Results.from_json(output.encode())
-    assert (code, results.labels) == (0, [RECORDED, "seconds", "goodspeed", "fixed", "plain"])
-    assert any(f"recorded under {name}, a class of somebody's own" in remark for remark in results.remarks)
-    assert sorted(path.name for path in stranger.iterdir()) == ["strangers.py", "t"]
-
-
-def test_a_class_that_a_trace_names_is_replayed_as_it_was_run_where_its_user_names_it_too(stranger: Path) -> None:
-    name = "strangers:Mine"
-    file = written(stranger / "t", *SHORT, Closed(1.0, "stopped"), scheduler=name, rounds="barrier", capacity=7)
-    code, output, _ = command("--trace", file, "--scheduler", name, "--json")
-    results = Results.from_json(output.encode())
-    assert (code, results.labels) == (0, [RECORDED, name])
-    (again,) = results.scenario.contenders[1:]
-    assert (again.rounds, again.capacity) == ("barrier", 7)
-    assert not any("somebody's own" in remark for remark in results.remarks)
-
-
-@pytest.mark.parametrize("rule", ["strangers:Rule", "theirs"])
-def test_a_rule_that_a_trace_names_is_not_run(rule: str, stranger: Path) -> None:
-    file = written(stranger / "t", *SHORT, Closed(1.0, "stopped"), rule=rule)
-    code, output, trouble = command("--trace", file, "--scheduler", "seconds")
-    assert (code, output) == (2, "")
-    assert f"seconds: the trace was recorded under the rule {rule}, which is not here" in trouble
-    code, output, _ = command("--trace", file, "--scheduler", "fixed", "--json")
-    assert (code, Results.from_json(output.encode()).labels) == (0, [RECORDED, "fixed"])
-    assert sorted(path.name for path in stranger.iterdir()) == ["strangers.py", "t"]
-
-
-def test_an_agent_may_be_called_anything(tmp_path: Path) -> None:
-    file = tmp_path / "[bold]t"
-    odd = "[/b]\x1b[2J$"
-    lines: tuple[Header | Event, ...] = (
-        header(ENGINE, scheduler="plain", rounds="barrier"), Joined(0.0, 0, odd, odd), *SHORT,
+def test_fairness_and_the_barriers_timeout_are_followed_and_what_a_contender_is_stays() -> None:
+    trace = trace_of(
+        opened(0.1), Planned(1.0, "plain", 2.0, "barrier", 0.25, None),
+        scheduler="goodspeed", rounds="barrier", capacity=7,
     )  # fmt: skip
-    file.write_bytes(b"".join(map(to_line, lines)))
-    code, output, _ = command("--trace", file, "--scheduler", "plain")
-    assert code == 0
-    assert "[/b]?[2J$" in output
-    assert "[bold]t, recorded" in output
-    assert "\x1b" not in output
+    scenario = chosen(scenario_of(trace), ["goodspeed", "seconds"], None, None)
+    for contender, capacity in zip(scenario.contenders, (3 * CAPACITY_PER_STREAM, None), strict=True):
+        policy = policy_of(scenario.server, contender)
+        ((at, changed),) = changes_of_plans(trace, contender, policy)
+        assert (at, type(changed.scheduler), changed.round_timeout_s) == (1.0, type(policy.scheduler), 0.25)
+        assert changed.scheduler is not policy.scheduler
+        assert (changed.capacity(3) if callable(changed.capacity) else changed.capacity) == capacity
 
 
-def test_a_pass_whose_agents_have_gone_teaches_nothing() -> None:
-    gone = trace_of(*SHORT, Passed(0.5, 0, 0, 9.0, 0.0))
-    assert learn(gone).engine == learn(trace_of(*SHORT)).engine
-
-
-@pytest.mark.parametrize(
-    ("words", "sentence"),
-    [
-        ((), "give one thing to simulate"),
-        (("a.toml", "--trace", "t"), "give one thing to simulate"),
-        (("a.toml", "--closed-loop"), "--closed-loop says how a --trace is replayed"),
-        (("--trace", "no-such-file"), "the trace no-such-file cannot be read"),
-    ],
-)
-def test_the_command_refuses_in_a_sentence(words: Sequence[str], sentence: str) -> None:
-    code, output, trouble = command(*words)
-    assert (code, output) == (2, "")
-    assert sentence in trouble
-
-
-def test_an_agent_that_draws_nothing_more_is_done() -> None:
-    user = Reading(Script([Text(1.0, 0.5, 3, 4, np.ones(4, bool))]))
-    assert (user.first_at(0.0), user.next_at(1.0)) == (1.0, math.inf)
+def test_who_has_nothing_to_say_takes_no_time_for_it() -> None:
+    """Neither its own nor the engine's: a draft of nothing is a token decoded."""
+    events: list[Event] = [opened(0.1, wanted=20)]
+    round_s = 0.035 + ENGINE.seconds(1, 1)
+    for number in range(20):
+        at = 0.2 + round_s * number
+        said = 1 if number == 9 else 0
+        verdict = Verdict(at, 0, 8, said, 0, 1, said, 20.0 * said, 35.0, 0.0, "nothing to say")
+        events += [verdict, Passed(at, 1, 1 + said, ENGINE.seconds(1, 1 + said), 0.0)]
+    trace = trace_of(*events, Ended(at, 0, "length"), scheduler="fixed", rounds="barrier", capacity=8)
+    (box,) = learn(trace).agents
+    assert sorted(box.lengths)[-2:] == [0, 1]
+    known = longest_of(box.texts[0], box.lengths, np.random.default_rng(0))
+    assert known is not None
+    assert known.tolist() == [0] * 9 + [1] + [0] * 10
+    recorded, again = replay(trace, chosen(scenario_of(trace), ["fixed"], None, None)).runs
+    assert again.goodputs == pytest.approx(recorded.goodputs, rel=TOLERANCE)

@@ -55,12 +55,10 @@ def instances(quick: Quick = False, out: Out = RESULTS) -> None:
     for policy, row in comparison.policies().items():
         print(f"{policy:<26} " + "{:>9.1f} {:>8.1f} {:>7.0f} {:>6.2f}".format(*row.values()))
     print(f"{'goodput, ours over theirs':<46} {'mean':>6} {'min':>6} {'25%':>6} {'50%':>6} {'75%':>6} {'max':>6}")
-    for (ours, rival), spread in comparison.ratios().items():
-        print(f"{ours:<24} / {rival:<19} " + " ".join(f"{value:>6.2f}" for value in spread.values()))
-    for ours, count in comparison.slowest_no_worse().items():
-        print(
-            f"{ours}: the slowest agent no worse off than under the paper's in {count} of {len(comparison)} instances"
-        )
+    for rival, spread in comparison.ratios().items():
+        print(f"{comparisons.OURS:<24} / {rival:<19} " + " ".join(f"{value:>6.2f}" for value in spread.values()))
+    count = comparison.slowest_no_worse()
+    print(f"the slowest agent is no worse off than under the paper's in {count} of {len(comparison)} instances")
     _keep(out, "instances", found)
     draw_instances(comparison, out / "instances.png")
 

@@ -46,14 +46,12 @@ class Policy:
     """More than one: a sweep, of which the best run by geometric mean counts, chosen with hindsight."""
     rounds: RoundsKind
     capacity: int | None = None
-    drafts_ahead: bool = False
     colocated: bool = False
 
     def run(self, agents: Sequence[Agent], *, duration_s: float, seed: int) -> Result:
         """Serve the agents."""
         if self.colocated:
             agents = [replace(agent, draft_s=0.0, latency_s=0.0, jitter_s=0.0) for agent in agents]
-        agents = [replace(agent, drafts_ahead=self.drafts_ahead) for agent in agents]
         runs = [
             simulate(
                 agents,
@@ -77,7 +75,6 @@ _SWEEP = [_fixed(length) for length in LENGTHS]
 
 POLICIES: Mapping[str, Policy] = {
     "seconds": Policy([SecondsSched], "rolling"),
-    "seconds, drafting ahead": Policy([SecondsSched], "rolling", drafts_ahead=True),
     "GoodSpeed-Sched": Policy([GoodSpeedSched], "barrier", CAPACITY),
     "throughput": Policy([ThroughputSched], "barrier", CAPACITY),
     "Fixed-S": Policy([FixedS], "barrier", CAPACITY),

@@ -4,14 +4,17 @@ Rounds, scheduler, estimators, cost model and meters are the real ones; what is 
 which drafts are accepted. The same seed gives the same run.
 """
 
+from goodspeed.simulation.granting import Capacity, GrantPolicy, RoundsKind
 from goodspeed.simulation.outcome import Record, Result
 from goodspeed.simulation.scenery import Agent, Engine
 from goodspeed.simulation.texts import Script, Span, Text, Texts, Written
-from goodspeed.simulation.world import RoundsKind, simulate
+from goodspeed.simulation.world import simulate
 
 __all__ = [
     "Agent",
+    "Capacity",
     "Engine",
+    "GrantPolicy",
     "Record",
     "Result",
     "RoundsKind",

@@ -26,8 +26,11 @@ class Agent:
     """How often a drafted token is accepted; may change with time."""
     jitter_s: float = 0.0
     """Mean of an exponential addition to every latency."""
-    weight: float = 1.0
+    weight: float | Callable[[float], float] = 1.0
+    """May change with time."""
     max_draft: int = 16
+    undrafted: Callable[[float], bool] | None = None
+    """Whether the server asks for no drafts of it, at a time."""
     joins_at: float = 0.0
     leaves_at: float = math.inf
     drafts_ahead: bool = False
@@ -40,6 +43,14 @@ class Agent:
     def alpha_at(self, now: float) -> float:
         """At a time."""
         return self.alpha(now) if callable(self.alpha) else self.alpha
+
+    def weight_at(self, now: float) -> float:
+        """At a time."""
+        return self.weight(now) if callable(self.weight) else self.weight
+
+    def max_draft_at(self, now: float) -> int:
+        """At a time."""
+        return 0 if self.undrafted is not None and self.undrafted(now) else self.max_draft
 
     def away_s(self, jitter: float) -> float:
         """Both ways together.

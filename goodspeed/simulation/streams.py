@@ -46,6 +46,8 @@ class Stream:
     opened_at: float
     per_round: float = 1.0
     budget: int = 0
+    drafted: int = 0
+    """How much of it its agent drafts; behind the barrier."""
     arrived_at: float = 0.0
     head_start_s: float = 0.0
     """For how long its agent has drafted ahead on a guess that came true; behind the barrier."""
@@ -58,9 +60,15 @@ class Stream:
     """Tokens that are still to be written."""
     runs: NDArray[np.int64] | None = None
     """How many guesses in a row are right from each of its tokens on; None leaves it to chance."""
+    longest: NDArray[np.int64] | None = None
+    """How much its agent has to say at most from each of its tokens on; None for as much as is wanted."""
     written: int = 0
     first_at: float = 0.0
     probing: Probing = field(default_factory=Probing)
+
+    def said(self, wanted: int) -> int:
+        """How many of so many tokens its agent has to say here."""
+        return wanted if self.longest is None else min(wanted, int(self.longest[self.written]))
 
 
 def user_of(agent: Agent, random: np.random.Generator) -> User | None:

@@ -42,6 +42,8 @@ class Text:
     new_tokens: int
     hits: NDArray[np.bool_]
     """Which of its tokens its agent guesses right, given those before, [new_tokens]."""
+    longest: NDArray[np.int64] | None = None
+    """How much its agent has to say at most from each of its tokens on, [new_tokens]; None where that is no matter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,9 @@ class User(Protocol):
     def runs(self) -> NDArray[np.int64] | None:
         """Of that text: how many guesses in a row are right from each token on; None leaves it to chance."""
 
+    def longest(self) -> NDArray[np.int64] | None:
+        """Of that text: how much its agent has to say at most from each token on; None for as much as is wanted."""
+
     def first_at(self, now: float) -> float:
         """When the first text is asked for, by a user who has just come."""
 
@@ -112,6 +117,10 @@ class Asking:
 
     def runs(self) -> NDArray[np.int64] | None:
         """By chance."""
+        return None
+
+    def longest(self) -> NDArray[np.int64] | None:
+        """As much as is wanted."""
         return None
 
     @property
@@ -161,6 +170,10 @@ class Reading:
         # The first miss at or behind each token: the least of those places, looked at from the end.
         miss_at = np.minimum.accumulate(np.where(hits, len(hits), places)[::-1])[::-1]
         return np.asarray(miss_at - places)
+
+    def longest(self) -> NDArray[np.int64] | None:
+        """Of that text: how much its agent has to say at most from each token on; None for as much as is wanted."""
+        return self._texts[self._opened - 1].longest
 
     def first_at(self, now: float) -> float:
         """When the first text is asked for."""

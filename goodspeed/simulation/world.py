@@ -5,17 +5,17 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
 
 from goodspeed.estimation import Goodput, HitOrMiss, RatioMean, smooth_goodput
-from goodspeed.leads import PROBE_TOKENS, overtaken
-from goodspeed.rounds import Barrier, Prospect, Rolling, Rounds, share_out
+from goodspeed.rounds import Rounds, share_out
 from goodspeed.rules import rule_named
-from goodspeed.scheduling import Demand, Scheduler, Timing, checked_plan
+from goodspeed.scheduling import Scheduler
 from goodspeed.simulation.acceptance import hits_in_a_row, judge_by_ratio, judge_by_rule
+from goodspeed.simulation.granting import Capacity, Granting, GrantPolicy, RoundsKind
 from goodspeed.simulation.outcome import Record, Result
 from goodspeed.simulation.scenery import Agent, Engine
 from goodspeed.simulation.streams import Box, Stream, user_of
@@ -23,12 +23,10 @@ from goodspeed.simulation.texts import Span, Written
 from goodspeed.timing import EngineMeter, PassCost, PassSample
 from goodspeed.verification import Judgement, Rule
 
-__all__ = ["RoundsKind", "simulate"]
+__all__ = ["simulate"]
 
-RoundsKind: TypeAlias = Literal["barrier", "rolling"]
-_Kind: TypeAlias = Literal["ask", "join", "leave", "draft", "verified", "alarm"]
+_Kind: TypeAlias = Literal["ask", "join", "leave", "draft", "verified", "alarm", "steered"]
 
-_UNBOUNDED = 2**31
 _PRIOR_STEP = 0.3
 """How far one text moves what is believed of its agent's next; the server's own."""
 
@@ -40,8 +38,9 @@ def simulate(
     *,
     rounds: RoundsKind,
     rule: Rule = "coupled",
-    capacity: int | Callable[[int], int] | None = None,
+    capacity: Capacity = None,
     round_timeout_s: float = math.inf,
+    steered: Sequence[tuple[float, GrantPolicy]] = (),
     prefill_chunk: int = 512,
     beta: float = 0.5,
     duration_s: float = 60.0,
@@ -60,6 +59,7 @@ def simulate(
             one's own judges by itself.
         capacity: draft tokens a pass may verify, by the number of streams if it is a function; None is without a limit.
         round_timeout_s: how long the barrier waits.
+        steered: when an operator changes scheduler, capacity or that, and to what.
         prefill_chunk: prompt tokens a pass may carry.
         beta: the step of equation (4).
         duration_s: virtual seconds.
@@ -74,16 +74,15 @@ def simulate(
     world = _World(
         agents,
         engine,
-        scheduler,
+        GrantPolicy(scheduler, capacity, round_timeout_s),
         rounds,
         rule,
-        capacity,
-        round_timeout_s,
         prefill_chunk,
         beta,
         warm_up_s,
         seed,
         keep_records,
+        steered,
     )
     return world.run(duration_s)
 
@@ -93,26 +92,23 @@ class _World:
         self,
         agents: Sequence[Agent],
         engine: Engine,
-        scheduler: Scheduler,
+        policy: GrantPolicy,
         rounds: RoundsKind,
         rule: Rule,
-        capacity: int | Callable[[int], int] | None,
-        round_timeout_s: float,
         prefill_chunk: int,
         beta: float,
         warm_up_s: float,
         seed: int,
         keep_records: bool,
+        steered: Sequence[tuple[float, GrantPolicy]] = (),
     ) -> None:
         self._boxes = [
             Box(number, agent, user_of(agent, np.random.default_rng([seed, number])))
             for number, agent in enumerate(agents)
         ]
         self._engine = engine
-        self._scheduler = scheduler
         self._rule = rule_named(rule)
         self._coupled = rule == "coupled"
-        self._capacity = _UNBOUNDED if capacity is None else capacity
         self._prefill_chunk = prefill_chunk
         self._beta = beta
         self._warm_up_s = warm_up_s
@@ -120,11 +116,17 @@ class _World:
         self._keep_records = keep_records
         self._rolling = rounds == "rolling"
         self._meter = EngineMeter(PassCost(engine.samples()))
-        self._rounds: Rounds[Stream] = (
-            Rolling(load=lambda: self._meter.load) if self._rolling else Barrier(timeout_s=round_timeout_s)
-        )
-        self._events: list[tuple[float, int, _Kind, Stream | Box | None]] = []
+        self._events: list[tuple[float, int, _Kind, Stream | Box | GrantPolicy | None]] = []
         self._numbers = itertools.count()
+        self._granting = Granting(
+            policy,
+            rounds,
+            load=lambda: self._meter.load,
+            random=self._random,
+            come=lambda when, stream: self._at(when, "draft", stream),
+        )
+        for at, changed in steered:
+            self._at(at, "steered", changed)
         self._joining: list[Stream] = []
         self._prefilling: list[Stream] = []
         self._chunks: list[tuple[Stream, int]] = []
@@ -140,6 +142,10 @@ class _World:
         self._records: list[Record] = []
         self._written: list[Written] = []
         self._spans: list[Span] = []
+
+    @property
+    def _rounds(self) -> Rounds[Stream]:
+        return self._granting.rounds
 
     def run(self, duration_s: float) -> Result:
         for box in self._boxes:
@@ -184,14 +190,16 @@ class _World:
         rate = Goodput(now, 1.0 / self._engine.seconds(1, 1))
         return Stream(box, box.agent, estimator, box.pace.copy(), rate, opened_at=now)
 
-    def _at(self, when: float, kind: _Kind, whose: Stream | Box | None = None) -> None:
+    def _at(self, when: float, kind: _Kind, whose: Stream | Box | GrantPolicy | None = None) -> None:
         heapq.heappush(self._events, (when, next(self._numbers), kind, whose))
 
-    def _handle(self, kind: _Kind, whose: Stream | Box | None, now: float) -> None:
+    def _handle(self, kind: _Kind, whose: Stream | Box | GrantPolicy | None, now: float) -> None:
         if kind == "verified":
             self._commit(now)
         elif kind == "alarm":
             self._alarm_at = math.inf
+        elif isinstance(whose, GrantPolicy):
+            self._granting.adopt(whose, now)
         elif isinstance(whose, Box):
             self._hear_of(kind, whose, now)
         elif whose is not None and not whose.box.gone:
@@ -217,7 +225,7 @@ class _World:
         there_at = now + box.agent.latency_s
         box.stream = self._stream(box, there_at)
         box.stream.prompt_left, box.stream.left = box.asking.lengths()
-        box.stream.runs = box.asking.runs()
+        box.stream.runs, box.stream.longest = box.asking.runs(), box.asking.longest()
         self._at(there_at, "join", box.stream)
 
     def _close(self, stream: Stream, now: float) -> None:
@@ -246,9 +254,9 @@ class _World:
                 waiting = self._rounds.arrive(stream, now, here, more=True)
                 if waiting and here < stream.budget and self._running is None:
                     self._at(now + stream.agent.draft_s, "draft", stream)
-            case "draft" if self._rounds.arrive(stream, now, stream.budget):
+            case "draft" if self._rounds.arrive(stream, now, stream.drafted):
                 elapsed_s, stream.arrived_at = now - stream.arrived_at, now
-                stream.pace.observe(stream.budget, elapsed_s, stream.computed_s)
+                stream.pace.observe(stream.drafted, elapsed_s, stream.computed_s)
 
     def _try_to_close(self, now: float) -> None:
         batch = self._rounds.close(now, prompts=bool(self._prefilling))
@@ -262,7 +270,7 @@ class _World:
 
     def _verify(self, batch: list[Stream], now: float) -> None:
         self._carried = [
-            stream.guessing.beyond(stream.budget, now) if self._rolling else stream.budget for stream in batch
+            stream.guessing.beyond(stream.budget, now) if self._rolling else stream.drafted for stream in batch
         ]
         sizes = share_out([stream.prompt_left for stream in self._prefilling], self._prefill_chunk)
         self._chunks = [pair for pair in zip(self._prefilling, sizes, strict=True) if pair[1]]
@@ -313,7 +321,7 @@ class _World:
         hits = [run if s.runs is None else int(s.runs[s.written]) for s, run in zip(batch, chance, strict=True)]
         for stream, run in zip(batch, hits, strict=True):
             # One hit beyond the draft: the agent's own guess at the bonus token was right.
-            ahead = stream.agent.drafts_ahead and 0 < stream.budget < run
+            ahead = stream.agent.drafts_ahead and 0 < stream.drafted < run
             stream.head_start_s = now - stream.arrived_at + 2 * stream.agent.latency_s if ahead else 0.0
         return [Judgement(min(run, budget), 0) for run, budget in zip(hits, budgets, strict=True)]
 
@@ -329,7 +337,8 @@ class _World:
         if self._rolling:
             self._learn_from_guesses(stream, size, now)
         else:
-            stream.estimator.observe(budget, judgement)
+            # Who has nothing more to say misses there.
+            stream.estimator.observe(stream.budget, judgement)
         stream.rate.observe(size, now)
         stream.per_round = smooth_goodput(stream.per_round, size, self._beta)
         if now >= self._warm_up_s:
@@ -351,63 +360,5 @@ class _World:
             stream.probing.answered(now)
 
     def _schedule(self, streams: Sequence[Stream], now: float) -> float:
-        capacity = self._capacity
-        if callable(capacity):
-            capacity = capacity(sum(box.stream is not None and not box.gone for box in self._boxes))
-        outstanding = self._rounds.outstanding if capacity < _UNBOUNDED else 0
-        plan = checked_plan(self._scheduler, self._demand(streams), max(0, capacity - outstanding))
-        jitter_s = (self._random.standard_exponential((len(streams), 2)).sum(-1)).tolist()
-        worth_s = [0.0] * len(streams) if plan.worth_s is None else plan.worth_s.tolist()
-        for stream, budget, jitter, worth in zip(streams, plan.budgets.tolist(), jitter_s, worth_s, strict=True):
-            away_s = stream.agent.away_s(jitter)
-            stream.budget = budget
-            if self._rolling:
-                self._let_guess(stream, away_s, worth, now)
-            else:
-                self._let_draft(stream, away_s, now)
-        return plan.price
-
-    def _let_draft(self, stream: Stream, away_s: float, now: float) -> None:
-        self._rounds.expect(stream, stream.budget, now)
-        if stream.budget:
-            stream.computed_s = max(0.0, stream.budget * stream.agent.draft_s - stream.head_start_s)
-            stream.arrived_at = now
-            self._at(now + away_s + stream.computed_s, "draft", stream)
-
-    def _let_guess(self, stream: Stream, away_s: float, worth_s: float, now: float) -> None:
-        agent, chance, pass_s = stream.agent, stream.estimator.alpha, self._meter.load.pass_s
-        behind = overtaken(stream.pace, pass_s, chance) if stream.budget else None
-        if behind is not None:
-            lead = min(behind + stream.budget, agent.max_draft)
-        else:
-            stream.budget = 0
-            lead = min(PROBE_TOKENS, agent.max_draft) if stream.probing.wanted(now) else 0
-        guessing = stream.guessing
-        if lead and not guessing.under_way:
-            run = int(hits_in_a_row(agent.alpha_at(now), self._random))
-            if stream.runs is not None:
-                run = int(stream.runs[stream.written])
-            guessing.begin(now, now + away_s, agent.draft_s, run)
-        guessing.lead = lead
-        due_at = guessing.next_at(now) if stream.budget else None
-        if due_at is None:
-            self._rounds.expect(stream, stream.budget, now)
-        else:
-            # What a server foresees, not what it will see.
-            prospect = Prospect(max(0.0, due_at - now), stream.pace.draft_s, chance, worth_s)
-            self._rounds.expect(stream, stream.budget, now, prospect)
-            self._at(due_at, "draft", stream)
-
-    def _demand(self, streams: Sequence[Stream]) -> Demand:
-        return Demand(
-            alpha=np.array([s.estimator.alpha if self._rolling else s.estimator.optimistic for s in streams]),
-            goodput=np.array([stream.per_round for stream in streams]),
-            weight=np.array([stream.agent.weight for stream in streams]),
-            limit=np.array([min(stream.agent.max_draft, stream.left - 1) for stream in streams], dtype=np.int64),
-            timing=Timing(
-                rate=np.array([stream.rate.rate for stream in streams]),
-                draft_s=np.array([stream.pace.draft_s for stream in streams]),
-                turnaround_s=np.array([stream.pace.turnaround_s for stream in streams]),
-                engine=self._meter.load,
-            ),
-        )
+        there = sum(box.stream is not None and not box.gone for box in self._boxes)
+        return self._granting.grant(streams, there, now)

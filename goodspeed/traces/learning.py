@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from goodspeed.estimation import PRIOR_ALPHA
+from goodspeed.messages import MAX_DRAFT_TOKENS
 from goodspeed.simulation import Engine, Span
 from goodspeed.timing import Pace, PassCost, PassSample
-from goodspeed.traces.events import Ended, Joined, Known, Opened, Passed, Verdict
+from goodspeed.traces.events import Ended, Joined, Known, Opened, Passed, Verdict, Weighed
 from goodspeed.traces.reading import Trace, printable
 
-__all__ = ["Recorded", "RecordedAgent", "RecordedText", "hits_of", "learn", "rates"]
+__all__ = ["Recorded", "RecordedAgent", "RecordedText", "hits_of", "learn", "longest_of", "rates"]
 
 _UNKNOWN, _MISS, _HIT = -1, 0, 1
 _NEAR = 32
@@ -40,12 +41,16 @@ class RecordedText:
     opened: Opened
     ended_at: float
     """Or when the trace ended."""
+    reweighted: bool = False
+    """Whether it weighed what an operator had said, when it was opened."""
     complete: bool = False
     first_at: float = math.inf
     written: int = 0
     """Tokens."""
     commits: list[tuple[float, int]] = field(default_factory=list)
     """When, and how many tokens."""
+    lengths: dict[int, int] = field(default_factory=dict)
+    """As those of its agent, by the position that a draft began at."""
     facts: list[tuple[int, int, bool]] = field(default_factory=list)
     """From which position on how many guesses were right, and whether the next was wrong."""
 
@@ -76,6 +81,8 @@ class RecordedAgent:
     name: str
     drafter: str
     texts: list[RecordedText] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    """Of its drafts: as far as it had something to say, and `MAX_DRAFT_TOKENS` where that was all it was granted."""
     drafted: int = 0
     draft_ms: float = 0.0
     ways_ms: list[float] = field(default_factory=list)
@@ -107,6 +114,12 @@ class RecordedAgent:
     def weight(self) -> float:
         """Of its last text."""
         return self.texts[-1].opened.weight if self.texts else 1.0
+
+    @property
+    def own_weight(self) -> float:
+        """Of its last text whose weight was no operator's word, as far as there is one."""
+        own = [text.opened.weight for text in self.texts if not text.reweighted]
+        return own[-1] if own else self.weight
 
     def lanes(self) -> list[list[RecordedText]]:
         """Its texts in as few rows as can be, so that in none of them two were written at once."""
@@ -150,14 +163,16 @@ def learn(trace: Trace) -> Recorded:
     passes: list[Passed] = []
     verdicts_at: list[float] = []
     verdict_seen = False
+    reweighted = set[str]()
     for event in trace.events:
         match event:
             case Joined():
                 name, drafter = printable(event.name), printable(event.drafter)
                 of_link[event.agent] = agents.setdefault(name, RecordedAgent(name, drafter))
             case Opened():
-                texts[event.stream] = RecordedText(event, trace.duration_s)
                 of_stream[event.stream] = of_link[event.agent]
+                again = of_link[event.agent].name in reweighted
+                texts[event.stream] = RecordedText(event, trace.duration_s, reweighted=again)
                 of_link[event.agent].texts.append(texts[event.stream])
             case Verdict():
                 verdict_seen = True
@@ -169,6 +184,8 @@ def learn(trace: Trace) -> Recorded:
                 if verdict_seen:
                     verdicts_at.append(event.at)
                 verdict_seen = False
+            case Weighed():
+                (reweighted.discard if event.weight is None else reweighted.add)(printable(event.agent))
             case Ended():
                 texts[event.stream].ended_at, texts[event.stream].complete = event.at, True
             case _:
@@ -179,6 +196,11 @@ def learn(trace: Trace) -> Recorded:
 
 
 def _take(verdict: Verdict, agent: RecordedAgent, text: RecordedText) -> None:
+    if verdict.budget:
+        silent = verdict.end == "nothing to say" and verdict.drafted < verdict.budget
+        length = verdict.drafted if silent else MAX_DRAFT_TOKENS
+        agent.lengths.append(length)
+        text.lengths[text.written] = length
     agent.drafted += verdict.sent
     agent.draft_ms += verdict.draft_ms
     if verdict.network_ms is not None:
@@ -222,6 +244,25 @@ def _near(values: Floats) -> Floats:
     sums = np.concatenate([[0.0], np.cumsum(values)])
     places = np.arange(len(values))
     return np.asarray(sums[np.minimum(places + _NEAR + 1, len(values))] - sums[np.maximum(places - _NEAR, 0)])
+
+
+def longest_of(text: RecordedText, lengths: Sequence[int], random: np.random.Generator) -> NDArray[np.int64] | None:
+    """How much an agent has to say at each position: as is known, and where nothing is, as in any other of its drafts.
+
+    Args:
+        text: what is written.
+        lengths: of its agent's drafts.
+        random: draws one of them for each position.
+
+    Returns:
+        [new_tokens]; None where it always had as much to say as it was granted.
+    """
+    if min(lengths, default=MAX_DRAFT_TOKENS) == MAX_DRAFT_TOKENS:
+        return None
+    longest = random.choice(lengths, text.new_tokens)
+    for position, length in text.lengths.items():
+        longest[position : position + 1] = length
+    return longest
 
 
 def hits_of(text: RecordedText, agent_rate: float, random: np.random.Generator) -> NDArray[np.bool_]:

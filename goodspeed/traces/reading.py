@@ -11,7 +11,7 @@ from typing import BinaryIO
 import msgspec
 from msgspec import Struct
 
-from goodspeed.control import Service
+from goodspeed.control import MAX_WEIGHT, Service
 from goodspeed.errors import CorruptData, InvalidRequest
 from goodspeed.traces.events import (
     VERSION,
@@ -37,7 +37,7 @@ _MOST_CHANGES = 20
 _SERVICES: dict[Service, str] = {
     "served": "served again",
     "drained": "drained: texts that it was refused are in no replay",
-    "drained undrafted": "drained, and asked for no drafts: a replay asks for them",
+    "drained undrafted": "drained, and asked for no drafts: replays follow; texts that it was refused are in none",
 }
 
 
@@ -71,35 +71,39 @@ class Trace:
         changes = list(self._changes())
         yield from changes[:_MOST_CHANGES]
         if len(changes) > _MOST_CHANGES:
-            yield f"and {len(changes) - _MOST_CHANGES} more changes, which no replay follows either"
+            yield f"and {len(changes) - _MOST_CHANGES} more changes"
 
     def _changes(self) -> Iterator[str]:
         """What its operator changed while it was written."""
         planned: Header | Planned = self.header
         for event in self.events:
             if isinstance(event, Planned):
-                said = ", ".join(_planned_since(planned, event))
+                for said, meaning in (
+                    (_another_plan(planned, event), "replays keep to their own"),
+                    (_other_limits(planned, event), "replays follow"),
+                ):
+                    if changed := ", ".join(said):
+                        yield f"from {event.at:.1f} s on {changed}: {meaning}"
                 planned = event
-                if said:
-                    yield f"from {event.at:.1f} s on {said}: a replay keeps to what the server began with"
             elif isinstance(event, Weighed):
                 weight = "as its token says" if event.weight is None else f"{event.weight:g}"
-                yield (
-                    f"from {event.at:.1f} s on {printable(event.agent)} weighed {weight}: in a replay it weighs what "
-                    "it did at its last text"
-                )
+                yield f"from {event.at:.1f} s on {printable(event.agent)} weighed {weight}: replays follow"
             elif isinstance(event, Served):
                 yield f"from {event.at:.1f} s on {printable(event.agent)} was {_SERVICES[event.service]}"
 
 
-def _planned_since(before: Header | Planned, now: Planned) -> Iterator[str]:
-    """What of it is something else."""
+def _another_plan(before: Header | Planned, now: Planned) -> Iterator[str]:
+    """What of it is something else, and is what a contender is."""
     if now.scheduler != before.scheduler:
         yield f"{printable(now.scheduler)} planned"
-    if now.fairness != before.fairness:
-        yield f"fairness was {now.fairness:g}"
     if now.rounds != before.rounds:
         yield f"rounds were {'rolling' if now.rounds == 'rolling' else 'behind the barrier'}"
+
+
+def _other_limits(before: Header | Planned, now: Planned) -> Iterator[str]:
+    """What else of it is something else."""
+    if now.fairness != before.fairness:
+        yield f"fairness was {now.fairness:g}"
     if now.capacity != before.capacity:
         yield f"the capacity was {'for the server to choose' if now.capacity is None else now.capacity}"
     if now.round_timeout_s != before.round_timeout_s:
@@ -183,6 +187,12 @@ def _strange(event: Event, agents: set[int], streams: set[int]) -> str:
         return f"no stream {stream} was opened"
     if isinstance(event, Opened) and not (0 < event.prompt < _LONGEST_TEXT and 0 < event.wanted < _LONGEST_TEXT):
         return f"a text of {event.prompt} tokens was opened for {event.wanted} more"
+    if isinstance(event, Weighed) and event.weight is not None and not 0 < event.weight <= MAX_WEIGHT:
+        return f"an agent weighed {event.weight:g}"
+    if isinstance(event, Planned):
+        numbers = (event.fairness, event.capacity or 0, event.round_timeout_s)
+        if not all(math.isfinite(number) and number >= 0 for number in numbers):
+            return f"rounds were planned by {', '.join(f'{number:g}' for number in numbers)}"
     if isinstance(event, Known) and min(event.position, event.right) < 0:
         return f"{event.right} guesses were right from position {event.position} on"
     if isinstance(event, Verdict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 import msgspec
@@ -18,10 +18,11 @@ from goodspeed.rules import rule_named
 from goodspeed.scenarios.results import AgentOutcome, Machine, Quantiles, Results, Run, Versions, command_line
 from goodspeed.scenarios.scenario import AgentGroup, Contender, Scenario, Server, Verification
 from goodspeed.scenarios.simulating import policy_of
-from goodspeed.scheduling import CAPACITY_PER_STREAM, SCHEDULER
+from goodspeed.scheduling import SCHEDULER
 from goodspeed.simulation import Agent, Result, Script, Span, Text, simulate
-from goodspeed.traces.learning import Recorded, RecordedAgent, RecordedText, hits_of, learn
+from goodspeed.traces.learning import Recorded, RecordedAgent, RecordedText, hits_of, learn, longest_of
 from goodspeed.traces.reading import Trace, printable
+from goodspeed.traces.steering import capacity_of, changes_of_plans, undrafted, weights
 
 __all__ = ["RECORDED", "replay", "scenario_of"]
 
@@ -125,7 +126,7 @@ def replay(
     runs = []
     for seed in scenario.seeds:
         runs.append(_as_recorded(recorded, scenario, seed))
-        boxes = _boxes(recorded, closed_loop, seed)
+        boxes = _boxes(trace, recorded, closed_loop, seed)
         for contender in contenders:
             watch(contender.label, seed)
             runs.append(_again(trace, recorded, scenario, contender, boxes, seed))
@@ -162,12 +163,15 @@ def _check(trace: Trace, scenario: Scenario, contender: Contender) -> None:
         )
 
 
-def _boxes(recorded: Recorded, closed_loop: bool, seed: int) -> list[_Box]:
-    return [
-        _Box(owner, _agent(agent, lane, closed_loop, np.random.default_rng([seed, owner, number])))
-        for owner, agent in enumerate(recorded.agents)
-        for number, lane in enumerate(agent.lanes())
-    ]
+def _boxes(trace: Trace, recorded: Recorded, closed_loop: bool, seed: int) -> list[_Box]:
+    boxes = []
+    for owner, agent in enumerate(recorded.agents):
+        weight = weights(trace.events, agent.name, agent.own_weight)
+        drained = undrafted(trace.events, agent.name)
+        for number, lane in enumerate(agent.lanes()):
+            box = _agent(agent, lane, closed_loop, np.random.default_rng([seed, owner, number]))
+            boxes.append(_Box(owner, replace(box, weight=weight, undrafted=drained)))
+    return boxes
 
 
 def _agent(agent: RecordedAgent, lane: Sequence[RecordedText], closed_loop: bool, random: np.random.Generator) -> Agent:
@@ -179,13 +183,13 @@ def _agent(agent: RecordedAgent, lane: Sequence[RecordedText], closed_loop: bool
         pause_s = max(0.0, text.asked_at - ended_at - (2 if texts else 1) * latency_s)
         asked_at = max(0.0, text.asked_at - latency_s)
         # The last token of a prompt goes through the target with the first draft.
-        texts.append(Text(asked_at, pause_s, text.opened.prompt - 1, text.new_tokens, hits_of(text, rate, random)))
+        hits, longest = hits_of(text, rate, random), longest_of(text, agent.lengths, random)
+        texts.append(Text(asked_at, pause_s, text.opened.prompt - 1, text.new_tokens, hits, longest))
         ended_at = text.ended_at
     return Agent(
         draft_s=agent.draft_s,
         latency_s=latency_s,
         alpha=rate,
-        weight=agent.weight,
         max_draft=min(MAX_DRAFT_TOKENS, max(text.opened.max_draft for text in lane)),
         texts=Script(texts, closed_loop),
         ways_s=agent.ways_s,
@@ -196,17 +200,14 @@ def _again(
     trace: Trace, recorded: Recorded, scenario: Scenario, contender: Contender, boxes: Sequence[_Box], seed: int
 ) -> Run:
     policy = policy_of(scenario.server, contender)
-    if policy.capacity is not None or policy.unlimited:
-        capacity: int | Callable[[int], int] | None = policy.capacity
-    else:
-        capacity = _by_streams
     result = simulate(
         [box.agent for box in boxes],
         recorded.engine,
         policy.scheduler,
         rounds=policy.rounds,
-        capacity=capacity,
+        capacity=capacity_of(policy, policy.capacity),
         round_timeout_s=trace.header.round_timeout_s,
+        steered=list(changes_of_plans(trace, contender, policy)),
         prefill_chunk=scenario.server.prefill_chunk,
         duration_s=scenario.duration_s,
         warm_up_s=0.0,
@@ -214,10 +215,6 @@ def _again(
         keep_records=True,
     )
     return _figures(recorded, scenario, contender, boxes, result, seed)
-
-
-def _by_streams(streams: int) -> int:
-    return CAPACITY_PER_STREAM * streams
 
 
 def _figures(

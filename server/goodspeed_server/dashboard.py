@@ -179,13 +179,59 @@ _ROWS: dict[str, Sequence[_Panel]] = {
             "Scrapes", "1 where Prometheus gets an answer.", "short", [_Curve(f"up{_SERVER}", "{{instance}}")], most=1
         ),
     ),
+    "Links, and what went wrong": (
+        _Panel(
+            "Links", "Of agents and of whoever looks or steers, and connections that are none yet.", "short",
+            [
+                _Curve(f"goodspeed_links{_SERVER}", "{{instance}} links"),
+                _Curve(f"goodspeed_connections_pending{_SERVER}", "{{instance}} pending"),
+            ],
+        ),
+        _Panel(
+            "Rows kept for links that were lost", "Until their agents are back, or somebody needs them.", "short",
+            [_Curve(f"goodspeed_streams_parked{_SERVER}", "{{instance}}")],
+        ),
+        _Panel(
+            "Texts that went on on another link", "In the row that was kept, or from their transcript alone.", "ops",
+            [_Curve(_total("streams_resumed_total", by="how"), "{{how}}")], stacked=True,
+        ),
+        _Panel(
+            "Found out", "Accounts whose drafts were not what they claimed, since the server began.", "short",
+            [_Curve(f"goodspeed_found_out_total{_SERVER}", "{{instance}}")],
+        ),
+        _Panel(
+            "Out of memory", "Passes, or pieces of one, that were run again in smaller ones.", "ops",
+            [_Curve(_rate("out_of_memory_total"), "{{instance}}")],
+        ),
+        _Panel(
+            "Throttled", "Of links that send too fast: 1 is a link that is never read.", "short",
+            [_Curve(_rate("throttled_seconds_total"), "{{instance}}")],
+        ),
+    ),
+    "The server's process": (
+        _Panel("Memory", "Resident.", "bytes", [_Curve(f"process_resident_memory_bytes{_SERVER}", "{{instance}}")]),
+        _Panel("Open files", "Links among them.", "short", [_Curve(f"process_open_fds{_SERVER}", "{{instance}}")]),
+        _Panel(
+            "Tasks and threads", "With a steady load neither grows.", "short",
+            [
+                _Curve(f"goodspeed_server_tasks{_SERVER}", "{{instance}} tasks"),
+                _Curve(f"goodspeed_server_threads{_SERVER}", "{{instance}} threads"),
+            ],
+        ),
+    ),
     "APIs of agents": (
-        _Panel("Linked", "1 where there is a link to the server.", "short",
-               [_Curve(f"goodspeed_agent_linked{_API}", "{{instance}}")], most=1),
+        _Panel("Linked", "1 where there is a link to the server; offline is 1 where the draft answers alone.", "short",
+               [
+                   _Curve(f"goodspeed_agent_linked{_API}", "{{instance}}"),
+                   _Curve(f"goodspeed_agent_offline{_API}", "{{instance}} offline"),
+               ], most=1),
         _Panel("Being written", "Choices.", "short",
                [_Curve(f"goodspeed_num_requests_running{_API}", "{{instance}}")], stacked=True),
-        _Panel("Came to nothing", "Choices that failed or were given up.", "ops",
-               [_Curve(_rate("request_failure_total", _API), "{{instance}}")], stacked=True),
+        _Panel("Came to nothing", "Choices that failed or were given up, and those that no target verified.", "ops",
+               [
+                   _Curve(_rate("request_failure_total", _API), "{{instance}}"),
+                   _Curve(_rate("request_unverified_total", _API), "{{instance}} unverified"),
+               ], stacked=True),
         _Panel("Time to first token", "As clients see it.", "s", _quantiles("time_to_first_token_seconds", _API)),
         _Panel("Time per output token", "As clients see it.", "s",
                _quantiles("request_time_per_output_token_seconds", _API)),
