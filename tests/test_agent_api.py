@@ -11,6 +11,8 @@ import pytest
 
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import TextRequest
+from goodspeed_agent.api.replies import Reply
+from goodspeed_agent.report import Completion, Speculation
 from tests.api_world import MESSAGES, MODEL, PROMPT, RENDERED, api
 from tests.tiny_models import CONTEXT
 
@@ -32,7 +34,7 @@ async def test_a_completion_is_the_agents_own(tmp_path: Path) -> None:
     assert about["num_spec_steps"] == sum(about["acceptance_histogram"]) > 0
     assert about["num_draft_tokens"] >= about["num_accepted_draft_tokens"] > 0
     assert about["num_sent_tokens"] >= about["num_draft_tokens"]
-    assert about["num_spec_tokens"] + 1 >= len(about["acceptance_histogram"])
+    assert about["num_spec_tokens"] + 1 == len(about["acceptance_histogram"])
 
 
 async def test_a_conversation_goes_through_the_targets_template(tmp_path: Path) -> None:
@@ -66,6 +68,29 @@ async def test_chunks_add_up_to_the_whole(tmp_path: Path) -> None:
     assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
     assert chunks[-1].model_dump()["metrics"]["speculative_decoding"]["num_spec_steps"] > 0
     assert {chunk.id for chunk in chunks} == {chunks[0].id}
+
+
+async def test_a_stream_whose_usage_nobody_asked_for_tells_of_its_drafts_in_its_last_chunk(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {
+        "model": MODEL, "prompt": PROMPT, "max_tokens": 10, "temperature": 0, "n": 2, "extra_body": {"ignore_eos": True}
+    }  # fmt: skip
+    async with api(tmp_path) as here:
+        whole = await here.client.completions.create(**asked)
+        chunks = [chunk async for chunk in await here.client.completions.create(**asked, stream=True)]
+    *others, last = [chunk.model_dump() for chunk in chunks]
+    assert last["metrics"] == whole.model_dump()["metrics"]
+    assert last["choices"][0]["finish_reason"] == "length"
+    assert not any("metrics" in chunk for chunk in others)
+    assert not any(chunk.usage for chunk in chunks)
+
+
+@pytest.mark.parametrize(("histogram", "dense"), [([], [0] * 5), ([2, 1], [2, 1, 0, 0, 0]), ([0] * 5, [0] * 5)])
+def test_a_histogram_has_a_place_for_every_length_that_was_asked_for(histogram: list[int], dense: list[int]) -> None:
+    speculation = Speculation(9, histogram, 9, num_spec_tokens=4)
+    answer = Reply("text", MODEL, lambda token: b"").whole([Completion("x", [1], "stop", 1, speculation)], 1)
+    about = answer["metrics"]["speculative_decoding"]
+    assert about["acceptance_histogram"] == dense
+    assert about["num_spec_steps"] == sum(histogram)
 
 
 async def test_events_end_with_done(tmp_path: Path) -> None:
