@@ -146,8 +146,11 @@ def _metrics(completions: Sequence[Completion]) -> dict[str, Any]:
     for completion in completions:
         total.add(completion.speculation)
     figures = total.to_json()
-    # vLLM's own name for it, and its histogram, which has a place for every length that was possible.
+    # vLLM's own name for it, its histogram, which has a place for every length that was possible, and its numbers where
+    # nothing was drafted.
     figures["num_accepted_draft_tokens"] = figures.pop("num_accepted_tokens")
     histogram = total.acceptance_histogram
     figures["acceptance_histogram"] = histogram + [0] * (total.num_spec_tokens + 1 - len(histogram))
+    if not total.num_spec_steps:
+        figures |= {"mean_acceptance_length": 1.0, "draft_acceptance_rate": 0.0}
     return {"speculative_decoding": figures}
