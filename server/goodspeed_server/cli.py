@@ -255,7 +255,7 @@ def watch(
     client_key: ClientKey = None,
 ) -> None:
     """Watch a server from afar."""
-    # What was imported stays: looking through it again and again would be a tenth of what watching costs.
+    # What was imported stays: the collector need not look through it again and again.
     gc.freeze()
     with errors_named():
         _run(top(url, once=once, as_json=as_json, credentials=Credentials(token, ca, client_cert, client_key)))
