@@ -7,6 +7,8 @@ import pytest
 from rich.cells import cell_len
 
 from goodspeed.snapshot import ServerSnapshot
+from goodspeed_server.monitor.columns import Scale, layout
+from goodspeed_server.monitor.history import Shown
 from tests.monitor_examples import AGENT, SNAPSHOT, drawn
 
 
@@ -62,3 +64,13 @@ def test_agents_that_fit_are_all_shown() -> None:
 def test_widths_are_measured_in_columns_not_characters() -> None:
     wide = msgspec.structs.replace(SNAPSHOT, agents=(msgspec.structs.replace(AGENT, name="日本語" * 9),))
     assert {cell_len(line) for line in drawn(wide, 80)} == {80}
+
+
+def test_all_histories_of_budgets_have_one_scale() -> None:
+    def row(name: str, *budgets: float) -> Shown:
+        return Shown(msgspec.structs.replace(AGENT, name=name, budget=1.0), budget=budgets)
+
+    rows = [row("edge-1", 8.0, 4.0), row("edge-2", 4.0, 2.0)]
+    column = next(column for column, _ in layout([each.agent for each in rows], 250) if column.key == "budget history")
+    drawn_as = [column.draw(each, 60, Scale.of(rows, 0.0))[0].text.strip() for each in rows]
+    assert drawn_as == ["█▄", "▄▂"]

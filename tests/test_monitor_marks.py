@@ -89,3 +89,7 @@ def test_rates_stay_short(value: float) -> None:
 def test_durations() -> None:
     assert marks.duration(245.9) == "0:04:05"
     assert marks.duration(3 * 86400 + 3600) == "3d 1:00:00"
+
+
+def test_a_trail_of_times_beyond_counting_fills_its_width() -> None:
+    assert marks.trail([1e308, 1.0], 1e-10, 5) == [5, 0]

@@ -26,9 +26,8 @@ def agent_lines(rows: Sequence[Shown], width: int, state: ViewState, verify_ms: 
         verify_ms: what a pass takes.
         shown: which of them.
     """
-    agents = [row.agent for row in rows]
-    scale = Scale.of(agents, verify_ms)
-    columns = layout(agents, width)
+    scale = Scale.of(rows, verify_ms)
+    columns = layout([row.agent for row in rows], width)
     missing = width - sum(column_width + GAP for _, column_width in columns) + GAP
     lines = [_heading(columns, state)]
     lines += [_joined(column.draw(row, size, scale) for column, size in columns) for row in rows[shown]]

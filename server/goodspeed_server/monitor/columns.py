@@ -42,18 +42,22 @@ class Scale:
     goodput: float
     """Of bars."""
     peak: float
-    """Of histories."""
+    """Of histories of goodput."""
+    budget_peak: float
+    """Of histories of budgets."""
     verify_ms: float
     longest_ms: float
     """Of lanes."""
 
     @classmethod
-    def of(cls, agents: Sequence[AgentRow], verify_ms: float) -> Scale:
+    def of(cls, rows: Sequence[Shown], verify_ms: float) -> Scale:
         """The scale on which all of them can be drawn."""
+        agents = [row.agent for row in rows]
         return cls(
             budget=max((agent.budget for agent in agents), default=0.0),
             goodput=max((agent.goodput for agent in agents), default=0.0),
             peak=max((max(agent.history, default=0.0) for agent in agents), default=0.0),
+            budget_peak=max((max(row.budget, default=1.0) for row in rows), default=1.0),
             verify_ms=verify_ms,
             longest_ms=lane_scale(agents, verify_ms, 1),
         )
@@ -144,7 +148,7 @@ def _budget(row: Shown, width: int, scale: Scale) -> Line:
 
 
 def _budget_history(row: Shown, width: int, scale: Scale) -> Line:
-    return [Segment(marks.spark(row.budget, width, max(scale.budget, *row.budget, 1.0)), ORANGE)]
+    return [Segment(marks.spark(row.budget, width, max(scale.budget_peak, 1.0)), ORANGE)]
 
 
 def _acceptance(row: Shown, width: int, _: Scale) -> Line:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,8 +23,8 @@ class Shown(NamedTuple):
 
 
 class _Trace(NamedTuple):
-    acceptance: deque[float]
-    budget: deque[float]
+    acceptance: tuple[float, ...] = ()
+    budget: tuple[float, ...] = ()
 
 
 class History:
@@ -49,18 +48,16 @@ class History:
         self._second = second
         traces: dict[_Key, _Trace] = {}
         for key, agent in _keyed(snapshot.agents):
-            trace = self._traces.get(key) or _Trace(deque(maxlen=SPAN), deque(maxlen=SPAN))
+            acceptance, budget = self._traces.get(key, _Trace())
             if agent.streams and agent.drafted:
-                trace.acceptance.append(agent.alpha)
-            trace.budget.append(agent.budget)
-            traces[key] = trace
+                acceptance = (*acceptance, agent.alpha)[-SPAN:]
+            traces[key] = _Trace(acceptance, (*budget, agent.budget)[-SPAN:])
         self._traces = traces
 
     def rows(self, agents: Sequence[AgentRow]) -> list[Shown]:
         """The agents with their pasts, in the same order."""
-        none = _Trace(deque(), deque())
-        found = ((agent, self._traces.get(key, none)) for key, agent in _keyed(agents))
-        return [Shown(agent, tuple(trace.acceptance), tuple(trace.budget)) for agent, trace in found]
+        none = _Trace()
+        return [Shown(agent, *self._traces.get(key, none)) for key, agent in _keyed(agents)]
 
 
 def _keyed(agents: Sequence[AgentRow]) -> list[tuple[_Key, AgentRow]]:

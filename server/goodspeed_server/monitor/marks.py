@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -40,15 +41,17 @@ def as_ascii(text: str) -> str:
 
 def rate(value: float) -> str:
     """Three significant digits in at most six characters: `4.27`, `45.3`, `231`, `12.3k`."""
-    if not math.isfinite(value):
-        return "?"
-    size = abs(value)
+    scaled = value
     for unit in _UNITS:
+        size = abs(scaled)
+        if size < 9.995:
+            return f"{scaled:.2f}{unit}"
+        if size < 99.95:
+            return f"{scaled:.1f}{unit}"
         if size < 999.5:
-            digits = 2 if size < 9.995 else 1 if size < 99.95 else 0
-            return f"{math.copysign(size, value):.{digits}f}{unit}"
-        size /= 1000
-    return f"{value:.0e}"
+            return f"{scaled:.0f}{unit}"
+        scaled /= 1000
+    return f"{value:.0e}" if math.isfinite(value) else "?"
 
 
 def count(value: int) -> str:
@@ -95,12 +98,24 @@ def area(values: Sequence[float], width: int, height: int, peak: float) -> list[
     """The same as a filled curve of `height` lines, the top line first."""
     recent = resampled(values, width)
     top = 8 * height
-    flat = not 0 < peak < math.inf
-    levels = [1 if flat or not value > 0 else max(1, round(min(1.0, value / peak) * top)) for value in recent]
-    return [
-        "".join([_EIGHTHS[min(8, max(0, level - below))] for level in levels]).rjust(width)
-        for below in range(top - 8, -1, -8)
-    ]
+    levels = [1] * len(recent)
+    if 0 < peak < math.inf:
+        begins = _begins(top)
+        levels = [1 + bisect_left(begins, value / peak) for value in recent]
+    lines = []
+    for below in range(top - 8, -1, -8):
+        ladder = " " * below + _EIGHTHS + "█" * (top - 8 - below)
+        lines.append("".join([ladder[level] for level in levels]).rjust(width))
+    return lines
+
+
+@lru_cache
+def _begins(top: int) -> list[float]:
+    """Above which shares of the peak the levels from the second to the top one begin, each halfway from the one below.
+
+    The first has no beginning: what is no number stays there.
+    """
+    return [(level - 0.5) / top for level in range(2, top + 1)]
 
 
 def resampled(values: Sequence[float], width: int, span: int = SPAN) -> list[float]:
@@ -109,26 +124,31 @@ def resampled(values: Sequence[float], width: int, span: int = SPAN) -> list[flo
     Where values share a column it shows their mean; where there are more columns than values, some are shown twice.
     """
     recent = values[-span:]
-    missing = span - len(recent)
-    columns = []
-    for column in range(width):
-        begin, end = column * span // width - missing, -(-(column + 1) * span // width) - missing
-        shared = recent[max(0, begin) : max(0, end)]
-        if shared:
-            columns.append(sum(shared) / len(shared))
-    return columns
+    shares = _shares(width, span, span - len(recent))
+    return [sum(recent[begin:end]) / (end - begin) for begin, end in shares]
+
+
+@lru_cache(maxsize=1024)
+def _shares(width: int, span: int, missing: int) -> list[tuple[int, int]]:
+    """Which values of a history share each of its columns; the oldest of the span may be missing."""
+    columns = range(width)
+    ends = [(column * span // width - missing, -(-(column + 1) * span // width) - missing) for column in columns]
+    return [(max(0, begin), end) for begin, end in ends if end > 0]
 
 
 def trail(durations: Sequence[float], per_column: float, width: int) -> list[int]:
     """How many characters each of consecutive durations takes, so that each begins and ends where its time does."""
-    ends, at, sizes = 0, 0.0, []
+    if not 0 < per_column < math.inf:
+        return [0] * len(durations)
+    begin, at, sizes = 0, 0.0, []
     for duration in durations:
-        at += max(0.0, duration) if math.isfinite(duration) else 0.0
-        end = min(width, round(at / per_column)) if 0 < per_column < math.inf and at < math.inf else 0
-        sizes.append(max(0, end - ends))
-        ends = max(ends, end)
+        if 0 < duration < math.inf:
+            at += duration
+        end = round(min(width, at / per_column))
+        sizes.append(end - begin)
+        begin = end
     return sizes
 
 
 def _within(share: float) -> float:
-    return min(1.0, max(0.0, share)) if math.isfinite(share) else 0.0
+    return share if 0 <= share <= 1 else 1.0 if 1 < share < math.inf else 0.0

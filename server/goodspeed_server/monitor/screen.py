@@ -89,13 +89,13 @@ class Screen:
         parts = []
         current: str | None = None
         for text, style, _ in line:
-            code = self._codes.get(style)
-            if code is None:
-                code = self._codes[style] = self._code(style)
-            # Styles are colours of what is written: blanks have none.
-            if code != current and not text.isspace():
-                parts.append(code)
-                current = code
+            if not text.isspace():  # Styles are colours of what is written: blanks have none.
+                code = self._codes.get(style)
+                if code is None:
+                    code = self._codes[style] = self._code(style)
+                if code != current:
+                    parts.append(code)
+                    current = code
             parts.append(text)
         return "".join(parts)
 
