@@ -21,7 +21,7 @@ from goodspeed.event_loop import loop_factory
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed_server.monitor import live, run_monitor
 from goodspeed_server.monitor.keyboard import Keyboard
-from goodspeed_server.monitor.live import plain_line, showing
+from goodspeed_server.monitor.live import frame_interval_s, plain_line, showing
 from tests.monitor_examples import SNAPSHOT, make_console, written
 
 
@@ -70,6 +70,31 @@ async def test_run_monitor_goes_on_until_it_is_cancelled() -> None:
 
 def make_screen(width: int = 80, height: int = 24) -> Console:
     return make_console(width, height=height, force_terminal=True, legacy_windows=False, _environ={"TERM": "xterm"})
+
+
+async def test_pictures_that_are_dear_come_less_often() -> None:
+    now = busy = 0.0
+
+    def busy_clock() -> float:
+        nonlocal busy
+        busy += 0.005  # read four times a picture, of which the two between pairs count: 10 ms
+        return busy
+
+    console = make_screen()
+    async with showing(console, clock=lambda: now, busy_clock=busy_clock) as show:
+
+        async def pictures_until(end_s: float) -> int:
+            nonlocal now
+            before = written(console).count("\x1b[?2026h")
+            while now < end_s:
+                now += 0.25
+                await show(msgspec.structs.replace(SNAPSHOT, committed=int(100 * now)), "")
+            return written(console).count("\x1b[?2026h") - before
+
+        assert await pictures_until(10.0) == 10, "10 ms each are 1.25% of a core at intervals of 0.8 s and more"
+    assert frame_interval_s(0.001) < 0.5
+    assert frame_interval_s(0.01) == pytest.approx(0.8)
+    assert frame_interval_s(60.0) == 2.0
 
 
 async def test_the_screen_shows_each_picture_at_the_size_of_the_terminal_and_is_given_back() -> None:

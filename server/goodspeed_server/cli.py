@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import gc
 import json
 import logging
 import math
@@ -255,8 +254,6 @@ def watch(
     client_key: ClientKey = None,
 ) -> None:
     """Watch a server from afar."""
-    # What was imported stays: the collector need not look through it again and again.
-    gc.freeze()
     with errors_named():
         _run(top(url, once=once, as_json=as_json, credentials=Credentials(token, ca, client_cert, client_key)))
 

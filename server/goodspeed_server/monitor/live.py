@@ -7,20 +7,21 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import TextIO, TypeAlias
 
 from rich.console import Console
 
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed_server.monitor import marks
+from goodspeed_server.monitor.canvas import Line
 from goodspeed_server.monitor.history import History
 from goodspeed_server.monitor.keyboard import Keyboard
 from goodspeed_server.monitor.screen import Screen
 from goodspeed_server.monitor.state import ViewState, press
 from goodspeed_server.monitor.view import View, extent, view_lines
 
-__all__ = ["Show", "can_draw", "plain_line", "print_raw", "run_monitor", "showing"]
+__all__ = ["Show", "can_draw", "frame_interval_s", "plain_line", "print_raw", "run_monitor", "showing"]
 
 Show: TypeAlias = Callable[[ServerSnapshot, str], Awaitable[None]]
 """Shows a snapshot, and a notice beside it (`view.draw`)."""
@@ -29,6 +30,9 @@ _FRAME_INTERVAL_S = 0.5
 """Between two pictures, if no key asks for one sooner: figures that change faster cannot be read."""
 _SHORTEST_FRAME_S = 0.4
 """Snapshots come in steps of a quarter of a second, give or take a little."""
+_LONGEST_FRAME_S = 2.0
+_SHARE = 0.0125
+"""Of a core, for pictures: on a large screen or a slow machine, where drawing is dear, they come less often."""
 _LINE_INTERVAL_S = 2.0
 
 
@@ -68,6 +72,7 @@ async def showing(
     keyboard: TextIO | None = None,
     on_quit: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
+    busy_clock: Callable[[], float] = time.thread_time,
 ) -> AsyncIterator[Show]:
     """Hold the screen, if the console is one, while the context is open.
 
@@ -76,6 +81,8 @@ async def showing(
         keyboard: where keys are pressed, if the console is a screen.
         on_quit: called when the onlooker has had enough.
         clock: in seconds; spaces pictures and lines.
+        busy_clock: the processor time of the thread that reads it, in seconds; what a picture took of it decides when
+            the next is due.
 
     Yields:
         What shows one snapshot; to be called as often as there is one.
@@ -83,7 +90,7 @@ async def showing(
     if not can_draw(console):
         yield _Lines(console, clock)
         return
-    picture = _LivePicture(Screen(console), Keyboard(keyboard), on_quit, clock)
+    picture = _LivePicture(Screen(console), Keyboard(keyboard), on_quit, clock, busy_clock)
     async with picture.held():
         yield picture
 
@@ -91,6 +98,15 @@ async def showing(
 def can_draw(console: Console) -> bool:
     """Whether the console is a terminal on which one picture can be drawn over another."""
     return console.is_terminal and not console.is_dumb_terminal
+
+
+def frame_interval_s(picture_s: float) -> float:
+    """How long after a picture's beginning the next is due, if no key asks for one sooner.
+
+    Args:
+        picture_s: the processor time that it took, seconds.
+    """
+    return min(max(picture_s / _SHARE, _SHORTEST_FRAME_S), _LONGEST_FRAME_S)
 
 
 def print_raw(console: Console, line: str) -> None:
@@ -120,12 +136,18 @@ class _LivePicture:
     """Keeps a picture on the whole of a screen, and does what keys say."""
 
     def __init__(
-        self, screen: Screen, keyboard: Keyboard, on_quit: Callable[[], None], clock: Callable[[], float]
+        self,
+        screen: Screen,
+        keyboard: Keyboard,
+        on_quit: Callable[[], None],
+        clock: Callable[[], float],
+        busy_clock: Callable[[], float],
     ) -> None:
         self._screen = screen
         self._keyboard = keyboard
         self._on_quit = on_quit
         self._clock = clock
+        self._busy_clock = busy_clock
         self._state = ViewState()
         self._history = History()
         self._snapshot: ServerSnapshot | None = None
@@ -186,15 +208,25 @@ class _LivePicture:
             view, size = self._view(), self._screen.size
             if view is None:
                 return
-            self._next_at = self._clock() + _SHORTEST_FRAME_S
+            began_s, busy_s = self._clock(), self._busy_clock()
+            # Until it is done nobody knows what it takes.
+            self._next_at = began_s + _SHORTEST_FRAME_S
             lines = view_lines(view, *size, ascii_only=self._screen.console.options.ascii_only)
+            drawing_s = self._busy_clock() - busy_s
             # In a thread, so that a terminal that takes nothing (a slow ssh) never stalls the server.
-            painting = asyncio.ensure_future(asyncio.to_thread(self._screen.paint, lines, size))
+            painting = asyncio.ensure_future(asyncio.to_thread(self._painted, lines, size))
             try:
-                await asyncio.shield(painting)
+                painting_s = await asyncio.shield(painting)
             except asyncio.CancelledError:
                 await painting  # The screen must not be given back while it is written on.
                 raise
+            self._next_at = began_s + frame_interval_s(drawing_s + painting_s)
+
+    def _painted(self, lines: Sequence[Line], size: tuple[int, int]) -> float:
+        """The processor time that writing them took, seconds."""
+        began_s = self._busy_clock()
+        self._screen.paint(lines, size)
+        return self._busy_clock() - began_s
 
     async def _stand_aside(self) -> None:
         """Give screen and keyboard back to the shell, stop, and take them again when it says so."""
