@@ -102,7 +102,7 @@ class Door:
 
     async def _shake_hands(self, hello: Hello, timeout_s: float) -> Connected:
         async with asyncio.timeout(timeout_s) as limit:
-            connection = await connect(
+            connection = await _Directly(
                 self.url,
                 compression=None,
                 max_size=MAX_SERVER_FRAME_BYTES,
@@ -151,8 +151,18 @@ async def receive(connection: ClientConnection) -> ServerMessage:
     return decode_server(await connection.recv())
 
 
+class _Directly(connect):
+    """Goes where it was told: no server of ours sends anybody elsewhere over HTTP."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc
+
+
 def refusal(failure: Failure) -> GoodSpeedError:
     """The exception that a server's failure stands for."""
+    if failure.code == GoodSpeedError.code:
+        # A defect there, which the next link need not meet.
+        return LinkLost(failure.message)
     if failure.code == "overloaded":
         return Overloaded(failure.message, retry_after_s=failure.retry_after_s or 1.0)
     if failure.code == TokenizerMismatch.code:
