@@ -417,6 +417,15 @@ class Link:
             )
 
 
+async def _closed(connection: ClientConnection) -> None:
+    """Close a connection in order, if that can be done in time: to a peer that does not read nothing can be said."""
+    try:
+        async with asyncio.timeout(_PARTING_S):
+            await connection.close()
+    except TimeoutError:
+        connection.transport.abort()
+
+
 def _target(welcome: Welcome) -> tuple[object, ...]:
     """All that has to stay the same for a text to go on as it began; a name may change, and so may limits."""
     return (
