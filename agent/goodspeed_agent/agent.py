@@ -34,6 +34,7 @@ from goodspeed_agent.generation import Generation, Request
 from goodspeed_agent.link import Link
 from goodspeed_agent.lookahead import Calibration, Lookahead
 from goodspeed_agent.report import Completion, Origin
+from goodspeed_agent.silence import PATIENCE_S
 from goodspeed_agent.text import TextStream
 from goodspeed_agent.tokenizer import TargetTokenizer, TokenizerCache
 
@@ -187,6 +188,7 @@ class Agent:
         credentials: to be let in with.
         alone_after_s: after how long without a server the draft answers new texts alone, which are marked as such
             (`Piece.draft`, `Completion.draft`); None waits for a server.
+        patience_s: how long a server may owe a text an answer; see `Silence`.
 
     Raises:
         InvalidRequest: on construction, an address is none, or the name not text, or the drafter cannot answer alone.
@@ -206,10 +208,12 @@ class Agent:
         draft_ahead: AheadMode = "auto",
         credentials: Credentials = NOBODY,
         alone_after_s: float | None = None,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         if alone_after_s is not None:
             able_alone(drafter)
         self._alone_after_s = alone_after_s
+        self._patience_s = patience_s
         _check_text("the agent's name", name or "")
         if len(name or "") > MAX_TEXT:
             raise InvalidRequest(f"the agent's name has {len(name or '')} characters: {MAX_TEXT} at most")
@@ -345,7 +349,10 @@ class Agent:
         )
         lookahead = Lookahead(session, welcome.rule, self._calibrations[_climate(request.params)], self._ahead)
         drafting = Drafting(self._desk, lookahead, self._ahead)
-        verified = tokens_of(generation, channel, drafting, self._backoff, lambda: self.link.welcome.waits, on_queued)
+        verified = tokens_of(
+            generation, channel, drafting, self._backoff, lambda: self.link.welcome.waits, on_queued,
+            patience_s=self._patience_s,
+        )  # fmt: skip
         return await self._spell(request, generation, verified, on_text)
 
     async def _write_alone(self, request: TextRequest, on_text: OnText | None) -> Completion:

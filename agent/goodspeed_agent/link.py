@@ -45,6 +45,8 @@ Adopt = Callable[[Welcome, Files], Awaitable[None]]
 _SESSION_BYTES = 16
 _SOUND_S = 10.0
 """A link that has stood this long, or brought a verdict, counts as made: the next loss starts a new count."""
+_PARTING_S = 4.0
+"""Twice as long as an answer to a close is waited for."""
 
 
 class Link:
@@ -188,9 +190,23 @@ class Link:
         if self._over is not None:
             raise self._over
         assert self._connection is not None
-        channel = Channel(next(self._ids), self._connection, lambda stream: self._channels.pop(stream, None))
+        channel = Channel(next(self._ids), self._connection, self._forget, self._silent)
         self._channels[channel.stream] = channel
         return channel
+
+    def _forget(self, stream: int) -> None:
+        self._channels.pop(stream, None)
+
+    def _silent(self, connection: ClientConnection) -> bool:
+        """A stream is owed an answer on a connection, for too long; whether that is the link's, which is made anew."""
+        if connection is not self._connection or not self.up:
+            return False
+        _log.warning("%s is there, and says nothing", self.url)
+        # It does not rest: where there is no other, it is asked again.
+        self._rest_s = self._rest_s or 0.0
+        # Not closed in order: what the server holds of the streams is of use if it is met again.
+        connection.transport.abort()
+        return True
 
     async def redraft(self, drafter: str, fingerprint: str | None) -> None:
         """Tell the server, and every server from now on, that another drafter drafts here; see `messages.Redraft`."""
@@ -289,7 +305,7 @@ class Link:
     def _part(self) -> None:
         """Close the connection in order, beside whatever comes next."""
         if self._connection is not None:
-            task = asyncio.create_task(self._connection.close(), name="parting")
+            task = asyncio.create_task(_closed(self._connection), name="parting")
             self._parting.add(task)
             task.add_done_callback(self._parting.discard)
 
@@ -343,6 +359,7 @@ class Link:
             await asyncio.wait({moving, reading}, return_when=asyncio.FIRST_COMPLETED)
             if moving.done() and moving.exception() is not None:
                 await asyncio.wait({reading})
+            self._journey.left()
             if not moving.done():
                 self._fell()
             return await moving
