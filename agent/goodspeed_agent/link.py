@@ -25,14 +25,15 @@ from websockets.protocol import State
 
 from goodspeed.catalog import Files
 from goodspeed.credentials import NOBODY, Credentials
-from goodspeed.errors import GoodSpeedError, LinkLost, ProtocolError, TargetChanged
+from goodspeed.errors import GoodSpeedError, LinkLost, ProtocolError
 from goodspeed.messages import Failure, Goodbye, Hello, Opened, Queued, Redraft, ServerMessage, Verdict, Welcome, encode
 from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.channel import Channel
-from goodspeed_agent.connecting import Connected, Door, lost_for_good, receive, refusal
+from goodspeed_agent.connecting import Connected, Door, lost_for_good, part, receive, refusal
 from goodspeed_agent.itinerary import Itinerary, addresses
 from goodspeed_agent.journey import Journey
 from goodspeed_agent.outage import Outage
+from goodspeed_agent.targets import check_same, check_tokens
 from goodspeed_agent.tokenizer import TokenizerCache
 
 __all__ = ["Adopt", "Link"]
@@ -45,8 +46,6 @@ Adopt = Callable[[Welcome, Files], Awaitable[None]]
 _SESSION_BYTES = 16
 _SOUND_S = 10.0
 """A link that has stood this long, or brought a verdict, counts as made: the next loss starts a new count."""
-_PARTING_S = 4.0
-"""Twice as long as an answer to a close is waited for."""
 
 
 class Link:
@@ -305,7 +304,7 @@ class Link:
     def _part(self) -> None:
         """Close the connection in order, beside whatever comes next."""
         if self._connection is not None:
-            task = asyncio.create_task(_closed(self._connection), name="parting")
+            task = asyncio.create_task(part(self._connection), name="parting")
             self._parting.add(task)
             task.add_done_callback(self._parting.discard)
 
@@ -381,7 +380,7 @@ class Link:
             case Queued() | Opened():
                 self._dispatch(message, message.stream, connection)
             case Verdict():
-                self._check_tokens(message)
+                check_tokens(message, self.welcome.vocab_size)
                 if not self._leaving:
                     self._journey.itinerary.succeeded()
                 self._dispatch(message, message.stream, connection)
@@ -393,7 +392,7 @@ class Link:
                 raise refusal(message)
             case Welcome():
                 # Its rounds are of the other kind from here on, which each stream has to know in the same place.
-                self._check_same(message, self.url)
+                check_same(message, self.welcome, self.url)
                 self.welcome = message
                 for channel in self._channels.values():
                     channel.put(message, connection)
@@ -413,39 +412,6 @@ class Link:
     async def _check(self, connected: Connected) -> None:
         """See whether the streams can go on there, or, where there are none yet, whether the draft fits."""
         if self._connection is not None:
-            self._check_same(connected.welcome, connected.url)
+            check_same(connected.welcome, self.welcome, connected.url)
         elif self._adopt is not None:
             await self._adopt(connected.welcome, connected.files)
-
-    def _check_tokens(self, verdict: Verdict) -> None:
-        # A drafter would be handed them, repeat them, and be taken for broken.
-        highest = max(verdict.tokens, default=0)
-        if highest >= self.welcome.vocab_size:
-            raise ProtocolError(
-                f"a verdict commits token {highest} to stream {verdict.stream}, and the target's vocabulary has "
-                f"{self.welcome.vocab_size} tokens"
-            )
-
-    def _check_same(self, welcome: Welcome, url: str) -> None:
-        if _target(welcome) != _target(self.welcome):
-            raise TargetChanged(
-                f"the server at {url} came back with another target or rule ({welcome.model}, {welcome.rule}): "
-                "what was generated so far cannot be continued there; start anew"
-            )
-
-
-async def _closed(connection: ClientConnection) -> None:
-    """Close a connection in order, if that can be done in time: to a peer that does not read nothing can be said."""
-    try:
-        async with asyncio.timeout(_PARTING_S):
-            await connection.close()
-    except TimeoutError:
-        connection.transport.abort()
-
-
-def _target(welcome: Welcome) -> tuple[object, ...]:
-    """All that has to stay the same for a text to go on as it began; a name may change, and so may limits."""
-    return (
-        welcome.weights, welcome.fingerprint, welcome.tokenizer, welcome.rule, welcome.vocab_size,
-        welcome.eos_tokens,
-    )  # fmt: skip
