@@ -22,7 +22,7 @@ def check_url(url: str) -> None:
         InvalidRequest: with the form it should have.
     """
     try:
-        parse_uri(url)
+        parse_uri(url).host.encode("idna")
     except (InvalidURI, ValueError):
         raise InvalidRequest(f"{url!r} is no server address: write ws://HOST:PORT or wss://HOST:PORT") from None
 

@@ -1,6 +1,6 @@
 import pytest
 
-from goodspeed.addresses import is_loopback, proxy_for
+from goodspeed.addresses import check_url, is_loopback, proxy_for
 from goodspeed.errors import InvalidRequest
 
 
@@ -20,6 +20,19 @@ from goodspeed.errors import InvalidRequest
 )
 def test_this_machine_is_told_from_others(url: str, loopback: bool) -> None:
     assert is_loopback(url) == loopback
+
+
+@pytest.mark.parametrize("url", ["ws://a..b:1", f"ws://{'a' * 64}.example", "http://a", "ws://a:99999", "ws://"])
+def test_what_no_resolver_would_be_asked_for_is_no_address(url: str) -> None:
+    with pytest.raises(InvalidRequest, match="is no server address: write ws://HOST:PORT"):
+        check_url(url)
+
+
+@pytest.mark.parametrize(
+    "url", ["ws://a.b.:1", "ws://[::1]:8765", "ws://my_box", "wss://bücher.example", "ws://1.2.3.4"]
+)
+def test_what_a_resolver_may_know_is_one(url: str) -> None:
+    check_url(url)
 
 
 def test_the_environment_names_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from websockets.asyncio.server import ServerConnection
 
-from goodspeed.errors import ProtocolError
-from goodspeed.messages import AgentMessage, Close, Draft, Open, Verdict
+from goodspeed.errors import Refused
+from goodspeed.messages import AgentMessage, Draft, Failure, Open, Verdict
 from goodspeed_agent.agent import Agent, TextRequest
 from goodspeed_agent.batch import work_through
 from goodspeed_agent.drafters import SuffixDrafter
@@ -92,21 +92,31 @@ async def test_a_prompt_that_fails_does_not_stop_the_others(tmp_path: Path) -> N
     assert None in watching.done
 
 
+async def test_a_text_about_which_a_server_contradicts_itself_does_not_stop_the_others(tmp_path: Path) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Draft) and message.stream == 2:
+            await server.send(connection, Verdict(message.stream, 10**6, 0, [1], 0))
+            return True
+        return False
+
+    written: list[dict[str, Any]] = []
+    failed, _ = await work(FakeServer(hook=hook), tmp_path, prompts(3, 3, 3), written, concurrency=1)
+    assert failed == 1
+    assert [result.get("error", {}).get("code") for result in written] == [None, "protocol_error", None]
+
+
 async def test_what_ends_the_link_ends_the_batch_and_keeps_what_was_done(tmp_path: Path) -> None:
     async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
         first = server.got(Open)[0].stream if server.got(Open) else None
         if isinstance(message, Draft) and message.stream == first:
-            if len(server.got(Open)) < 3:
-                return True  # kept waiting until the others are done
-            await server.send(connection, Verdict(message.stream, 10**6, 0, [1], 0))
+            return True  # kept waiting until the others are done
         if isinstance(message, Open) and len(server.got(Open)) == 4:
-            await server.send(connection, Verdict(1, 10**6, 0, [1], 0))
+            await server.send(connection, Failure("forbidden", "because"))
             return True
         return False
 
     written: list[dict[str, Any]] = []
     server = FakeServer(hook=hook)
-    with pytest.raises(ProtocolError, match="a verdict upon 1000000 tokens"):
+    with pytest.raises(Refused, match="because"):
         await work(server, tmp_path, prompts(20, 2, 2, 20), written, concurrency=2)
     assert [result["line"] for result in written] == [2, 3]
-    assert len(server.got(Close)) >= 1

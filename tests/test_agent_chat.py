@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TextIO, cast
 
 import pytest
@@ -123,6 +124,8 @@ async def test_what_is_said_is_shown_to_the_letter_and_a_terminal_is_not_steered
     said = "x[:key:]\n\tif [bold]x[/]:\x1b]0;title\x07 done"
 
     class Speaker:
+        link = SimpleNamespace(ended=False)
+
         async def complete(
             self, request: TextRequest, show: Callable[[Piece], None], on_queued: Callable[[int], None]
         ) -> Completion:
@@ -170,8 +173,9 @@ async def test_an_answer_that_nobody_verified_is_marked(
 class Refuser:
     """Has something else to say before the first answer."""
 
-    def __init__(self, *errors: GoodSpeedError) -> None:
+    def __init__(self, *errors: GoodSpeedError, ended: bool = False) -> None:
         self.errors = list(errors)
+        self.link = SimpleNamespace(ended=ended)
         self.asked: list[object] = []
 
     async def complete(
@@ -214,7 +218,15 @@ async def test_a_server_that_is_gone_ends_the_conversation(
     error: GoodSpeedError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(type(error)):
-        await conversed(Refuser(error), "hello\nmore\n", tmp_path, monkeypatch)
+        await conversed(Refuser(error, ended=True), "hello\nmore\n", tmp_path, monkeypatch)
+
+
+async def test_a_text_that_is_given_up_while_the_agent_goes_on_ends_no_conversation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, said = await conversed(Refuser(LinkLost("no link")), "hello\n/again\n", tmp_path, monkeypatch)
+    assert said == ["hello", "yes"]
+    assert "/again asks it once more" in shown
 
 
 def test_help_names_every_command() -> None:

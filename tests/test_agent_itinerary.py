@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -75,6 +76,24 @@ def test_servers_that_all_say_goodbye_do_not_send_an_agent_in_circles() -> None:
     assert wait_s > 0
 
 
+def test_nothing_is_given_up_while_the_server_that_is_left_still_speaks() -> None:
+    itinerary = Itinerary(2, steady(give_up_after_s=10.0))
+    assert itinerary.leave(0.0)
+    for now_s in (0.0, 100.0, 200.0):
+        assert itinerary.failed(now_s) is not None
+    itinerary.left(300.0)
+    assert itinerary.failed(305.0) is not None
+    assert itinerary.failed(305.0) is not None
+    assert itinerary.failed(311.0) is None
+
+
+def test_a_loss_is_no_farewell() -> None:
+    itinerary = Itinerary(2, steady(give_up_after_s=10.0))
+    assert itinerary.failed(0.0) == 0.0
+    itinerary.left(9.0)
+    assert itinerary.failed(9.9) is None
+
+
 def test_the_wait_is_for_whoever_is_back_first() -> None:
     itinerary = Itinerary(2, steady())
     itinerary.failed(0.0, 30.0)
@@ -130,7 +149,7 @@ def test_with_one_address_it_is_patience_itself(
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["failed", "lost", "left", "struck off", "worked"]),
+        st.sampled_from(["failed", "lost", "left", "gone", "struck off", "worked"]),
         st.sampled_from([0.0, 0.0, 0.5, 20.0]),  # how long it took
         st.sampled_from([0.0, 0.0, 2.0, 40.0]),  # how long the server asks to be left alone
     ),
@@ -160,6 +179,10 @@ def test_whatever_happens_the_itinerary_keeps_its_laws(
             itinerary.succeeded()
             failed, since_s, asked = set(), None, {here}
             continue
+        if what == "gone":
+            itinerary.left(now_s)
+            since_s = now_s if since_s == math.inf else since_s
+            continue
         began_s = now_s if since_s is None else since_s
         if what == "lost" and since_s is None and len(left) > 1:
             assert (itinerary.lost(now_s), itinerary.place) == (0.0, here)
@@ -169,7 +192,7 @@ def test_whatever_happens_the_itinerary_keeps_its_laws(
             before = sorted({*ready()} - {here})
             assert itinerary.leave(now_s, at_least_s) == bool(before)
             if before:
-                since_s = began_s
+                since_s = math.inf
                 failed.add(here)
                 resting_until_s[here] = now_s + at_least_s
                 assert itinerary.place == before[0]

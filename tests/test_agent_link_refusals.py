@@ -238,6 +238,43 @@ async def test_an_address_where_something_else_answers(cache: TokenizerCache) ->
                 pass
 
 
+@pytest.mark.parametrize("where", ["https://example.com/", "wss://127.0.0.1:9/", "/elsewhere"])
+async def test_nobody_is_sent_elsewhere(where: str, cache: TokenizerCache) -> None:
+    def answer(connection: ServerConnection, request: Request) -> Response:
+        response = connection.respond(301, "elsewhere")
+        response.headers["Location"] = where
+        return response
+
+    async def never(connection: ServerConnection) -> None:
+        raise AssertionError
+
+    async with serve(never, "127.0.0.1", 0, process_request=answer) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        with pytest.raises(Refused, match="HTTP 301: that is not a goodspeed-server"):
+            async with Link(f"ws://127.0.0.1:{port}", HELLO, cache, QUICK):
+                pass
+
+
+@pytest.mark.parametrize("moment", [Hello, Open])
+async def test_a_defect_of_the_server_is_met_again_before_it_is_believed(
+    moment: type[AgentMessage], cache: TokenizerCache
+) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if not isinstance(message, moment) or server.links > 1:
+            return False
+        await server.send(connection, Failure("error", "the server failed; its log says where"))
+        await connection.close(CloseCode.INTERNAL_ERROR, "error")
+        return True
+
+    server = FakeServer(hook=hook)
+    async with linked(server, cache) as link:
+        channel = link.channel()
+        await channel.send(opening(channel))
+        while not isinstance(await channel.receive(), Opened):
+            await channel.send(opening(channel))
+    assert server.links == 2
+
+
 async def test_a_server_error_of_a_proxy_is_tried_again(cache: TokenizerCache) -> None:
     asked = 0
 

@@ -21,6 +21,7 @@ from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.channel import Relinked
 from goodspeed_agent.drafters import SuffixDrafter
+from goodspeed_agent.itinerary import Itinerary
 from goodspeed_agent.link import Link
 from goodspeed_agent.tokenizer import TokenizerCache
 from tests.fake_server import FakeServer, Hook, byte_tokenizer, refusing, saying
@@ -169,6 +170,57 @@ async def test_a_server_that_says_goodbye_is_waited_for_where_the_other_does_not
             pass
         assert link.url == url
     assert first.links == 2
+
+
+class Leaping(Itinerary):
+    """Its time leaps with every failure, until the server that is left is gone."""
+
+    leap_s = 0.0
+    gone = False
+
+    def failed(self, now_s: float, at_least_s: float = 0.0) -> float | None:
+        self.leap_s += 0.0 if self.gone else 100.0
+        return super().failed(now_s + self.leap_s, at_least_s)
+
+    def left(self, now_s: float) -> None:
+        self.gone = True
+        super().left(now_s + self.leap_s)
+
+
+async def test_a_server_that_speaks_for_longer_than_an_agent_is_patient_is_waited_for(cache: TokenizerCache) -> None:
+    """Patience is for the time without any server."""
+    asked, enough = 0, asyncio.Event()
+
+    def answer(connection: ServerConnection, request: Request) -> Response:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            enough.set()
+        return connection.respond(503, "starting")
+
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Open) and server.links == 1:
+            await server.send(connection, Goodbye("upgrade", 0.0))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(enough.wait(), 5.0)  # who has given up asks nobody
+        elif enough.is_set():
+            return False
+        await connection.close()
+        return True
+
+    async def never(connection: ServerConnection) -> None:
+        raise AssertionError
+
+    first = FakeServer()
+    async with listening(first) as (url,), serve(never, "127.0.0.1", 0, process_request=answer) as second:
+        other = f"ws://127.0.0.1:{next(iter(second.sockets)).getsockname()[1]}"
+        async with Link([url, other], HELLO, cache, QUICK) as link:
+            first.hook = hook
+            link._journey.itinerary = Leaping(2, QUICK)
+            channel = link.channel()
+            await channel.send(opening(channel))
+            assert await channel.receive() == Relinked()
+            assert link.url == url
 
 
 async def test_a_stream_that_waits_for_room_is_opened_elsewhere_at_once(tmp_path: Path) -> None:

@@ -10,17 +10,20 @@ from typer.testing import CliRunner
 from goodspeed.__main__ import app
 from goodspeed.errors import InvalidRequest
 from goodspeed.paths import expanded
-from goodspeed_agent.inputs import open_output, read_prompt
+from goodspeed_agent.inputs import read_prompt
+from goodspeed_agent.results import results_in
+from tests.fake_server import FakeServer
 
 
 def test_a_home_stands_in_for_its_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert expanded(Path("~/x/y")) == tmp_path / "x" / "y"
     assert expanded(Path("x/~")) == Path("x/~")
-    with open_output(Path("~/prompt")) as file:
-        file.write("once")
+    with results_in(Path("~/results"), [], FakeServer().welcome()):
+        pass
+    assert (tmp_path / "results").read_text() == ""
+    (tmp_path / "prompt").write_text("once")
     assert read_prompt(None, Path("~/prompt")) == "once"
-    assert (tmp_path / "prompt").read_text() == "once"
 
 
 def test_the_home_of_nobody_is_a_sentence() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from goodspeed.errors import InvalidRequest, Refused
+from goodspeed.errors import GoodSpeedError
 from goodspeed_agent.agent import Agent, Piece
 from goodspeed_agent.prompts import PromptLine
 from goodspeed_agent.report import Completion
@@ -37,8 +37,8 @@ async def work_through(
 ) -> int:
     """Complete all prompts.
 
-    A prompt that the server refuses gets an `error` in its result and the others go on; what ends the link ends it
-    all, after the results that are complete so far were written.
+    A prompt that comes to nothing gets an `error` in its result and the others go on; what ends the link ends it all,
+    after the results that are complete so far were written.
 
     Args:
         agent: connected.
@@ -71,7 +71,7 @@ async def work_through(
 
             try:
                 completion = await agent.complete(prompt.request, on_text, on_queued)
-            except (InvalidRequest, Refused) as error:
+            except GoodSpeedError as error:
                 if agent.link.ended:
                     raise  # Every other prompt would be told the same.
                 failed += 1

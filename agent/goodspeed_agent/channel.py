@@ -37,11 +37,19 @@ class Channel:
         stream: its number there.
         connection: the link's at this time.
         leave: takes the stream off the link.
+        silent: has the link leave the server on a connection, which says nothing; whether it is linked up to there.
     """
 
-    def __init__(self, stream: int, connection: ClientConnection, leave: Callable[[int], object]) -> None:
+    def __init__(
+        self,
+        stream: int,
+        connection: ClientConnection,
+        leave: Callable[[int], object],
+        silent: Callable[[ClientConnection], bool],
+    ) -> None:
         self.stream = stream
         self._leave = leave
+        self._silent = silent
         self._connection = connection
         self._events: asyncio.Queue[tuple[Event, ClientConnection] | Exception] = asyncio.Queue()
         self._elsewhere = asyncio.Event()
@@ -80,6 +88,10 @@ class Channel:
     async def elsewhere(self) -> None:
         """Wait until `Relinked`, `Alone` or the end of the link is to be received."""
         await self._elsewhere.wait()
+
+    def leave_server(self) -> bool:
+        """Have the link leave the server that was heard last, since it says nothing; false if that is done already."""
+        return self._silent(self._connection)
 
     def close(self) -> None:
         """Take the stream off the link; what still comes for it is dropped."""

@@ -9,7 +9,6 @@ import logging
 import platform
 import sys
 import time
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -22,7 +21,7 @@ from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.batch import work_through
 from goodspeed_agent.exits import Exit, exit_codes, run
-from goodspeed_agent.inputs import open_output, read_prompt, read_prompt_lines
+from goodspeed_agent.inputs import read_prompt, read_prompt_lines
 from goodspeed_agent.itinerary import addresses
 from goodspeed_agent.options import (
     Ca,
@@ -40,6 +39,7 @@ from goodspeed_agent.options import (
     Name,
     OfflineAfter,
     OfflineFallback,
+    Patience,
     Seed,
     Server,
     Stop,
@@ -52,6 +52,8 @@ from goodspeed_agent.options import (
 )
 from goodspeed_agent.progress import ProgressDisplay
 from goodspeed_agent.report import Completion
+from goodspeed_agent.results import results_in
+from goodspeed_agent.silence import PATIENCE_S
 from goodspeed_agent.text import printable
 from goodspeed_agent.waiting import WaitingLine
 from goodspeed_agent.working import agent_maker, drafter_loader, note, with_agent
@@ -59,6 +61,8 @@ from goodspeed_agent.working import agent_maker, drafter_loader, note, with_agen
 __all__ = ["app"]
 
 T = TypeVar("T")
+
+_OUTPUT = "Where the results go, standard output by default; a file that an earlier run has left is gone on with."
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -93,6 +97,7 @@ def complete(
     name: Name = None,
     threads: Threads = None,
     connect_timeout: ConnectTimeout = 30.0,
+    patience_s: Patience = PATIENCE_S,
     offline_fallback: OfflineFallback = False,
     offline_after_s: OfflineAfter = 5.0,
     token: Token = None,
@@ -133,7 +138,7 @@ def run_file(
     ctx: typer.Context,
     prompts: Annotated[Path, typer.Option(help='JSON lines: {"prompt": "..."}, and any of the options below.')],
     server: Server,
-    output: Annotated[Path | None, typer.Option(help="Where the results go; standard output by default.")] = None,
+    output: Annotated[Path | None, typer.Option(help=_OUTPUT)] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="How many streams at once.")] = 8,
     draft: Draft = None,
     max_new_tokens: MaxNewTokens = 128,
@@ -150,6 +155,7 @@ def run_file(
     name: Name = None,
     threads: Threads = None,
     connect_timeout: ConnectTimeout = 300.0,
+    patience_s: Patience = PATIENCE_S,
     offline_fallback: OfflineFallback = False,
     offline_after_s: OfflineAfter = 5.0,
     token: Token = None,
@@ -171,22 +177,26 @@ def run_file(
 
         async def work(agent: Agent) -> int:
             # Opened only now that the link stands: a start that fails leaves earlier results alone.
-            with nullcontext(sys.stdout) if output is None else open_output(output) as file:
+            with results_in(output, lines, agent.link.welcome) as results:
+                left = len(results.missing)
+                if results.cut_off:
+                    note(f"the last result in {output} was cut off: it is dropped, and its prompt done again")
+                if results.kept:
+                    note(f"{output} has {results.kept} of {len(lines)} results already: {left} prompts are left")
                 # A bar and results on the same terminal would write over each other.
-                bar = console.is_terminal and not file.isatty() and not log_json
-                written = 0
+                bar = console.is_terminal and not results.file.isatty() and not log_json
 
                 def write(result: dict[str, Any]) -> None:
-                    nonlocal unverified, written
+                    nonlocal unverified, left
                     unverified += result.get("verified", True) is False
-                    print(json.dumps(result, ensure_ascii=False), file=file, flush=True)
-                    written += 1
+                    results.write(result)
+                    left -= 1
 
                 try:
-                    with ProgressDisplay(len(lines), console, bar=bar, say=note if log_json else None) as display:
-                        return await work_through(agent, lines, concurrency, write, display)
+                    with ProgressDisplay(left, console, bar=bar, say=note if log_json else None) as display:
+                        return await work_through(agent, results.missing, concurrency, write, display)
                 except GoodSpeedError:
-                    note(f"{len(lines) - written} of {len(lines)} prompts are left")
+                    note(f"{left} of {len(lines)} prompts are left")
                     raise
 
         failed = with_agent(work, ctx.params)
@@ -214,6 +224,7 @@ def converse(
     name: Name = None,
     threads: Threads = None,
     connect_timeout: ConnectTimeout = 300.0,
+    patience_s: Patience = PATIENCE_S,
     offline_fallback: OfflineFallback = False,
     offline_after_s: OfflineAfter = 5.0,
     token: Token = None,
@@ -253,6 +264,7 @@ def serve_api(
     name: Name = None,
     threads: Threads = None,
     connect_timeout: ConnectTimeout = 300.0,
+    patience_s: Patience = PATIENCE_S,
     offline_fallback: OfflineFallback = False,
     offline_after_s: OfflineAfter = 5.0,
     token: Token = None,

@@ -30,12 +30,15 @@ from goodspeed.messages import (
 from goodspeed.rules import rule_named
 from goodspeed_agent.tokenizer import TokenizerCache
 
-__all__ = ["Connected", "Door", "lost_for_good", "receive", "refusal"]
+__all__ = ["Connected", "Door", "lost_for_good", "part", "receive", "refusal"]
 
 T = TypeVar("T", Welcome, Tokenizer)
 
 _TRANSFER_S = 300.0
 """The longest that a tokenizer may take: 11 MB through 0.3 Mbit/s."""
+_CLOSE_S = 2.0
+"""The longest that the answer to a close is waited for."""
+_PARTING_S = 2 * _CLOSE_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +105,12 @@ class Door:
 
     async def _shake_hands(self, hello: Hello, timeout_s: float) -> Connected:
         async with asyncio.timeout(timeout_s) as limit:
-            connection = await connect(
+            connection = await _Directly(
                 self.url,
                 compression=None,
                 max_size=MAX_SERVER_FRAME_BYTES,
                 open_timeout=None,
-                close_timeout=2.0,
+                close_timeout=_CLOSE_S,
                 user_agent_header="goodspeed-agent",
                 proxy=proxy_for(self.url),
                 ssl=self._tls,
@@ -151,8 +154,27 @@ async def receive(connection: ClientConnection) -> ServerMessage:
     return decode_server(await connection.recv())
 
 
+async def part(connection: ClientConnection) -> None:
+    """Close a connection in order, if that can be done in time: to a peer that does not read nothing can be said."""
+    try:
+        async with asyncio.timeout(_PARTING_S):
+            await connection.close()
+    except TimeoutError:
+        connection.transport.abort()
+
+
+class _Directly(connect):
+    """Goes where it was told: no server of ours sends anybody elsewhere over HTTP."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc
+
+
 def refusal(failure: Failure) -> GoodSpeedError:
     """The exception that a server's failure stands for."""
+    if failure.code == GoodSpeedError.code:
+        # A defect there, which the next link need not meet.
+        return LinkLost(failure.message)
     if failure.code == "overloaded":
         return Overloaded(failure.message, retry_after_s=failure.retry_after_s or 1.0)
     if failure.code == TokenizerMismatch.code:

@@ -14,6 +14,7 @@ from goodspeed_agent.connecting import refusal
 from goodspeed_agent.drafting import Drafting
 from goodspeed_agent.generation import Generation
 from goodspeed_agent.lookahead import Wanted
+from goodspeed_agent.silence import PATIENCE_S, Silence
 
 __all__ = ["NotBegun", "tokens_of"]
 
@@ -34,6 +35,8 @@ async def tokens_of(
     backoff: Backoff,
     waits: Callable[[], bool],
     on_queued: Callable[[int], None] | None = None,
+    *,
+    patience_s: float = PATIENCE_S,
 ) -> AsyncGenerator[list[int], None]:
     """Generate: yield newly committed tokens as verdicts bring them, then end.
 
@@ -46,21 +49,22 @@ async def tokens_of(
         backoff: how patiently an overloaded server is asked again.
         waits: whether the server waits for drafts, as it said last; see `messages.Welcome`.
         on_queued: called with the stream's place as long as the server has no row for it: 1 is next.
+        patience_s: how long the server may say nothing; see `Silence`.
 
     Raises:
         Refused: the server refused the stream.
         Overloaded: it had no room for too long.
         NotBegun: there is no link (`channel.Alone`), and nothing of the text yet.
-        LinkLost: the link could not be made again.
+        LinkLost: the link could not be made again, or no server says anything.
         ProtocolError: the server contradicts itself.
     """
-    patience = Patience(backoff)
+    patience, silence = Patience(backoff), Silence(channel, patience_s)
     warned = False
     waited_for = waits()
     try:
         await channel.send(generation.opening())
         while generation.transcript.finish is None:
-            match await channel.receive():
+            match await silence.broken():
                 case Relinked():
                     drafting.lost()
                     waited_for = waits()

@@ -1,17 +1,16 @@
-"""What the commands read and write: prompts from files or standard input, results to files."""
+"""What the commands read: prompts, from files or standard input."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TextIO
 
 from goodspeed.errors import InvalidRequest
 from goodspeed.paths import expanded
 from goodspeed_agent.agent import TextRequest
 from goodspeed_agent.prompts import PromptLine, read_prompts
 
-__all__ = ["open_output", "read_prompt", "read_prompt_lines"]
+__all__ = ["read_prompt", "read_prompt_lines"]
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
@@ -45,19 +44,6 @@ def read_prompt_lines(file: Path, defaults: TextRequest) -> list[PromptLine]:
         return read_prompts(lines, defaults)
     except InvalidRequest as error:
         raise InvalidRequest(f"{file}: {error}") from None
-
-
-def open_output(file: Path) -> TextIO:
-    """Begin a file anew.
-
-    Raises:
-        InvalidRequest: it cannot be written.
-    """
-    file = expanded(file)
-    try:
-        return file.open("w", encoding="utf-8")
-    except OSError as error:
-        raise InvalidRequest(f"{file} cannot be written: {error.strerror}") from None
 
 
 def _read(file: Path) -> bytes:

@@ -51,7 +51,8 @@ class Itinerary:
         """In this lap."""
         self._not_before_s = [-math.inf] * count
         self._since_s: float | None = None
-        """When the first failure in a row was; None while the link works."""
+        """When the first failure in a row was, or a server that said goodbye was last heard: infinity until then. None
+        while the link works."""
 
     @property
     def alone(self) -> bool:
@@ -95,13 +96,22 @@ class Itinerary:
         return self._go_on(now_s)
 
     def leave(self, now_s: float, at_least_s: float = 0.0) -> bool:
-        """The server is going away and speaks until then; says whether there is another, `place`, to go to at once."""
+        """The server is going away and speaks until then; says whether there is another, `place`, to go to at once.
+
+        Nothing is given up as long as it speaks.
+        """
         ready = [place for place in self._ready(now_s) if place != self.place]
         if not ready:
             return False
         self._refused(now_s, at_least_s)
+        self._since_s = math.inf
         self.place = ready[0]
         return True
+
+    def left(self, now_s: float) -> None:
+        """The server that goes away is heard no more."""
+        if self._since_s == math.inf:
+            self._since_s = now_s
 
     def _refused(self, now_s: float, at_least_s: float) -> None:
         if self._since_s is None:

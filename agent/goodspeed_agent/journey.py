@@ -95,6 +95,10 @@ class Journey:
         """The server is going away and speaks until then; says whether there is another to go to at once."""
         return self.itinerary.leave(asyncio.get_running_loop().time(), rest_s)
 
+    def left(self) -> None:
+        """That server is not heard any more."""
+        self.itinerary.left(asyncio.get_running_loop().time())
+
     def given_up(self) -> LinkLost:
         """What to raise where there was no link for too long."""
         several = "es" if len(self._doors) > 1 else ""

@@ -25,14 +25,15 @@ from websockets.protocol import State
 
 from goodspeed.catalog import Files
 from goodspeed.credentials import NOBODY, Credentials
-from goodspeed.errors import GoodSpeedError, LinkLost, ProtocolError, TargetChanged
+from goodspeed.errors import GoodSpeedError, LinkLost, ProtocolError
 from goodspeed.messages import Failure, Goodbye, Hello, Opened, Queued, Redraft, ServerMessage, Verdict, Welcome, encode
 from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.channel import Channel
-from goodspeed_agent.connecting import Connected, Door, lost_for_good, receive, refusal
+from goodspeed_agent.connecting import Connected, Door, lost_for_good, part, receive, refusal
 from goodspeed_agent.itinerary import Itinerary, addresses
 from goodspeed_agent.journey import Journey
 from goodspeed_agent.outage import Outage
+from goodspeed_agent.targets import check_same, check_tokens
 from goodspeed_agent.tokenizer import TokenizerCache
 
 __all__ = ["Adopt", "Link"]
@@ -188,9 +189,23 @@ class Link:
         if self._over is not None:
             raise self._over
         assert self._connection is not None
-        channel = Channel(next(self._ids), self._connection, lambda stream: self._channels.pop(stream, None))
+        channel = Channel(next(self._ids), self._connection, self._forget, self._silent)
         self._channels[channel.stream] = channel
         return channel
+
+    def _forget(self, stream: int) -> None:
+        self._channels.pop(stream, None)
+
+    def _silent(self, connection: ClientConnection) -> bool:
+        """A stream is owed an answer on a connection, for too long; whether that is the link's, which is made anew."""
+        if connection is not self._connection or not self.up:
+            return False
+        _log.warning("%s is there, and says nothing", self.url)
+        # It does not rest: where there is no other, it is asked again.
+        self._rest_s = self._rest_s or 0.0
+        # Not closed in order: what the server holds of the streams is of use if it is met again.
+        connection.transport.abort()
+        return True
 
     async def redraft(self, drafter: str, fingerprint: str | None) -> None:
         """Tell the server, and every server from now on, that another drafter drafts here; see `messages.Redraft`."""
@@ -289,7 +304,7 @@ class Link:
     def _part(self) -> None:
         """Close the connection in order, beside whatever comes next."""
         if self._connection is not None:
-            task = asyncio.create_task(self._connection.close(), name="parting")
+            task = asyncio.create_task(part(self._connection), name="parting")
             self._parting.add(task)
             task.add_done_callback(self._parting.discard)
 
@@ -343,6 +358,7 @@ class Link:
             await asyncio.wait({moving, reading}, return_when=asyncio.FIRST_COMPLETED)
             if moving.done() and moving.exception() is not None:
                 await asyncio.wait({reading})
+            self._journey.left()
             if not moving.done():
                 self._fell()
             return await moving
@@ -364,7 +380,7 @@ class Link:
             case Queued() | Opened():
                 self._dispatch(message, message.stream, connection)
             case Verdict():
-                self._check_tokens(message)
+                check_tokens(message, self.welcome.vocab_size)
                 if not self._leaving:
                     self._journey.itinerary.succeeded()
                 self._dispatch(message, message.stream, connection)
@@ -376,7 +392,7 @@ class Link:
                 raise refusal(message)
             case Welcome():
                 # Its rounds are of the other kind from here on, which each stream has to know in the same place.
-                self._check_same(message, self.url)
+                check_same(message, self.welcome, self.url)
                 self.welcome = message
                 for channel in self._channels.values():
                     channel.put(message, connection)
@@ -396,30 +412,6 @@ class Link:
     async def _check(self, connected: Connected) -> None:
         """See whether the streams can go on there, or, where there are none yet, whether the draft fits."""
         if self._connection is not None:
-            self._check_same(connected.welcome, connected.url)
+            check_same(connected.welcome, self.welcome, connected.url)
         elif self._adopt is not None:
             await self._adopt(connected.welcome, connected.files)
-
-    def _check_tokens(self, verdict: Verdict) -> None:
-        # A drafter would be handed them, repeat them, and be taken for broken.
-        highest = max(verdict.tokens, default=0)
-        if highest >= self.welcome.vocab_size:
-            raise ProtocolError(
-                f"a verdict commits token {highest} to stream {verdict.stream}, and the target's vocabulary has "
-                f"{self.welcome.vocab_size} tokens"
-            )
-
-    def _check_same(self, welcome: Welcome, url: str) -> None:
-        if _target(welcome) != _target(self.welcome):
-            raise TargetChanged(
-                f"the server at {url} came back with another target or rule ({welcome.model}, {welcome.rule}): "
-                "what was generated so far cannot be continued there; start anew"
-            )
-
-
-def _target(welcome: Welcome) -> tuple[object, ...]:
-    """All that has to stay the same for a text to go on as it began; a name may change, and so may limits."""
-    return (
-        welcome.weights, welcome.fingerprint, welcome.tokenizer, welcome.rule, welcome.vocab_size,
-        welcome.eos_tokens,
-    )  # fmt: skip

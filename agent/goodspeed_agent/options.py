@@ -25,6 +25,7 @@ __all__ = [
     "Name",
     "OfflineAfter",
     "OfflineFallback",
+    "Patience",
     "Seed",
     "Server",
     "Stop",
@@ -59,6 +60,16 @@ Name = Annotated[
 ConnectTimeout = Annotated[
     float,
     typer.Option(min=0.0, max=86_400.0, help="Give up after so many seconds without a link, or without room."),
+]
+Patience = Annotated[
+    float,
+    typer.Option(
+        "--patience-s",
+        min=0.0,
+        max=86_400.0,
+        help="Leave a server that is there and says nothing to a text for so many seconds, and ask again, there or "
+        "elsewhere.",
+    ),
 ]
 OfflineFallback = Annotated[
     bool,

@@ -15,7 +15,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.patch_stdout import patch_stdout
 from rich.console import Console
 
-from goodspeed.errors import GoodSpeedError, LinkLost, ProtocolError, Refused, TargetChanged
+from goodspeed.errors import GoodSpeedError, LinkLost, ProtocolError, Refused
 from goodspeed.logs import say
 from goodspeed_agent.agent import Agent, Piece, TextRequest
 from goodspeed_agent.chat.conversation import Conversation
@@ -46,8 +46,7 @@ async def chat(agent: Agent, conversation: Conversation, console: Console) -> No
     On a terminal Ctrl-C stops an answer, and Ctrl-D ends. Elsewhere standard input is read line by line.
 
     Raises:
-        LinkLost: the server is gone.
-        TargetChanged: it came back with another target. Whatever else `Agent.complete` raises is told.
+        GoodSpeedError: what has ended the link for good; whatever else `Agent.complete` raises is told.
     """
     async for line in _lines():
         text = line.strip()
@@ -61,11 +60,11 @@ async def chat(agent: Agent, conversation: Conversation, console: Console) -> No
                     console.print(said, style="dim", markup=False, highlight=False)
             else:
                 await _answer(agent, conversation, console, text)
-        except (LinkLost, TargetChanged):
-            raise
         except GoodSpeedError as error:
+            if agent.link.ended:
+                raise
             console.print(str(error), style="red", markup=False, highlight=False)
-            if isinstance(error, Refused | ProtocolError):
+            if isinstance(error, LinkLost | Refused | ProtocolError):
                 console.print("the question is kept: /again asks it once more", style="dim", highlight=False)
         if conversation.over:
             return

@@ -1,0 +1,48 @@
+"""What makes a target the same as before, and what it may say."""
+
+from __future__ import annotations
+
+from goodspeed.errors import ProtocolError, TargetChanged
+from goodspeed.messages import Verdict, Welcome
+
+__all__ = ["check_same", "check_tokens"]
+
+
+def check_same(welcome: Welcome, before: Welcome, url: str) -> None:
+    """See whether texts can go on at a server.
+
+    Args:
+        welcome: what it says of itself.
+        before: what was said where the texts began.
+        url: its address.
+
+    Raises:
+        TargetChanged: they cannot.
+    """
+    if _target(welcome) != _target(before):
+        raise TargetChanged(
+            f"the server at {url} came back with another target or rule ({welcome.model}, {welcome.rule}): "
+            "what was generated so far cannot be continued there; start anew"
+        )
+
+
+def check_tokens(verdict: Verdict, vocab_size: int) -> None:
+    """See whether a verdict's tokens can be the target's.
+
+    Raises:
+        ProtocolError: a drafter would be handed them, repeat them, and be taken for broken.
+    """
+    highest = max(verdict.tokens, default=0)
+    if highest >= vocab_size:
+        raise ProtocolError(
+            f"a verdict commits token {highest} to stream {verdict.stream}, and the target's vocabulary has "
+            f"{vocab_size} tokens"
+        )
+
+
+def _target(welcome: Welcome) -> tuple[object, ...]:
+    """All that has to stay the same for a text to go on as it began; a name may change, and so may limits."""
+    return (
+        welcome.weights, welcome.fingerprint, welcome.tokenizer, welcome.rule, welcome.vocab_size,
+        welcome.eos_tokens,
+    )  # fmt: skip
