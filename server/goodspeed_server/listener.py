@@ -66,6 +66,7 @@ class Connection(ServerConnection):
         super().__init__(*arguments, **options)
         self._door = door
         self._raw: asyncio.Transport
+        self._peer: tuple[Any, ...] = ()
         self._early: list[bytes] | None = []
         """What came before the connection was made, which takes until TLS is spoken; None from then on."""
         self._encrypting: asyncio.Task[None] | None = None
@@ -77,6 +78,7 @@ class Connection(ServerConnection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It was accepted."""
         self._raw = raw = cast(asyncio.Transport, transport)  # uvloop's have that type's methods alone
+        self._peer = raw.get_extra_info("peername") or ("", 0)
         self.visitor = self._door.arrive(self)
         if self.visitor.cut:
             raw.abort()
@@ -116,10 +118,14 @@ class Connection(ServerConnection):
             super().connection_lost(exc)
 
     @property
+    def remote_address(self) -> tuple[Any, ...]:
+        """The other side's, as it was when it came: who has gone again has none any more."""
+        return self._peer
+
+    @property
     def host(self) -> str:
-        """The other side's address; empty if it has gone already."""
-        peer = self._raw.get_extra_info("peername")
-        return str(peer[0]) if isinstance(peer, tuple) else ""
+        """The other side's address; empty if it had gone before it was accepted."""
+        return str(self._peer[0])
 
     def cut_off(self) -> None:
         """End it without a word."""
@@ -205,11 +211,12 @@ class Door:
         _allow_files(self._max_links)
         try:
             return await serve(
-                handler,  # type: ignore[arg-type]  # they are ours, all of them
+                # What is told of a connection is told of one that `create_connection` made, and those are all ours.
+                handler,  # type: ignore[arg-type]
                 host,
                 port,
-                process_request=answer,  # type: ignore[arg-type]
-                process_response=self._let_in,  # type: ignore[arg-type]
+                process_request=answer,  # type: ignore[arg-type]  # likewise
+                process_response=self._let_in,  # type: ignore[arg-type]  # likewise
                 compression=None,
                 open_timeout=OPEN_TIMEOUT_S,
                 close_timeout=_CLOSE_TIMEOUT_S,
@@ -219,6 +226,7 @@ class Door:
                 # No agent is a web page: one that a user happens to look at is not to use this machine's server.
                 origins=[None],
                 server_header=f"goodspeed/{goodspeed.__version__}",
+                # It is called as the class is, and typed as nothing but a class can be.
                 create_connection=functools.partial(Connection, door=self),  # type: ignore[arg-type]
             )
         except OSError as error:
