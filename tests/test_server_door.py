@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import ssl
+import struct
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from goodspeed_server import listener
 from goodspeed_server.server import VerificationServer
 from goodspeed_server.settings import DoorSettings, TlsSettings
 from goodspeed_server.tokens import TokenStore
+from tests.fuzzing.watching import complaints
 from tests.serving import GREEDY, Peer, linked, serving, tiny_settings
 from tests.test_server import PROMPT, target_text
 
@@ -121,6 +123,47 @@ async def test_who_never_says_a_word_counts_from_the_start(
             writer.transport.abort()
         await until(server)
         assert (await answered(address, tls=client))[0] == 101
+
+
+def test_who_has_gone_before_it_is_served_leaves_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a connection that was reset, uvloop knows no address any more."""
+    uvloop = pytest.importorskip("uvloop")
+    let_in = listener.Door._let_in
+
+    async def reset_when_let_in() -> list[str]:
+        async with guarded(DoorSettings()) as (server, address):
+            raw = socket.create_connection(("127.0.0.1", port_of(address)))
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+            def reset(door: listener.Door, *asked: Any) -> Any:
+                answer = let_in(door, *asked)
+                raw.close()
+                return answer
+
+            monkeypatch.setattr(listener.Door, "_let_in", reset)
+            with complaints() as seen:
+                raw.sendall(
+                    b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+                    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+                )
+                while raw.fileno() >= 0:
+                    await asyncio.sleep(0)
+                await until(server)
+        return seen
+
+    assert uvloop.run(reset_when_let_in()) == []
+
+
+async def test_a_role_that_is_said_twice_is_none() -> None:
+    async with guarded(DoorSettings()) as (server, address):
+        server._drain.begin()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(address))
+        with complaints() as seen:
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nGoodSpeed-Role: monitor\r\nGoodSpeed-Role: control\r\n\r\n")
+            head = await reader.readuntil(b"\r\n")
+        writer.transport.abort()
+    assert b" 503 " in head
+    assert seen == []
 
 
 async def end_of(reader: asyncio.StreamReader) -> bytes:

@@ -12,7 +12,6 @@ from goodspeed_server.gate import Bucket
 __all__ = ["FloodLimit"]
 
 
-
 class _Most(NamedTuple):
     """How many lines of one kind are written."""
 
