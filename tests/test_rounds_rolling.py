@@ -281,7 +281,7 @@ def test_one_who_is_late_now_and_then_is_waited_for() -> None:
 
 def test_who_has_left_is_forgotten() -> None:
     rounds = rolling()
-    _, now = waited_s(rounds, 0.0, EARLY, comes=False)
+    waited_s(rounds, 0.0, EARLY, comes=False)
     assert len(rounds._belief) == 1
     rounds.leave("waited for")
     assert not rounds._belief

@@ -128,19 +128,19 @@ async def test_who_never_says_a_word_counts_from_the_start(
 def test_who_has_gone_before_it_is_served_leaves_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a connection that was reset, uvloop knows no address any more."""
     uvloop = pytest.importorskip("uvloop")
-    let_in = listener.Door._let_in
+    let_in, raw = listener.Door._let_in, socket.socket()
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def reset(door: listener.Door, *asked: Any) -> Any:
+        answer = let_in(door, *asked)
+        raw.close()
+        return answer
+
+    monkeypatch.setattr(listener.Door, "_let_in", reset)
 
     async def reset_when_let_in() -> list[str]:
         async with guarded(DoorSettings()) as (server, address):
-            raw = socket.create_connection(("127.0.0.1", port_of(address)))
-            raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-            def reset(door: listener.Door, *asked: Any) -> Any:
-                answer = let_in(door, *asked)
-                raw.close()
-                return answer
-
-            monkeypatch.setattr(listener.Door, "_let_in", reset)
+            raw.connect(("127.0.0.1", port_of(address)))
             with complaints() as seen:
                 raw.sendall(
                     b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"

@@ -92,7 +92,7 @@ async def fuzz_agent(frames: int, seed: int, folder: Path, *, most: int = 0) -> 
         return decode_server(frame)
 
     async def texts_until(until: int, most: int = 0) -> Footprint:
-        while storm.frames < until or (storm.frames < most and not OUTCOMES <= storm.outcomes.keys()):
+        while storm.frames < until or (storm.frames < most and not storm.outcomes.keys() >= OUTCOMES):
             storm.links += 1
             await _texts(url, folder, storm)
         await settled(lambda: len(asyncio.all_tasks()) <= tasks)
