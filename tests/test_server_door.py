@@ -7,7 +7,6 @@ import contextlib
 import os
 import socket
 import ssl
-import struct
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -123,35 +122,6 @@ async def test_who_never_says_a_word_counts_from_the_start(
             writer.transport.abort()
         await until(server)
         assert (await answered(address, tls=client))[0] == 101
-
-
-def test_who_has_gone_before_it_is_served_leaves_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a connection that was reset, uvloop knows no address any more."""
-    uvloop = pytest.importorskip("uvloop")
-    let_in, raw = listener.Door._let_in, socket.socket()
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-
-    def reset(door: listener.Door, *asked: Any) -> Any:
-        answer = let_in(door, *asked)
-        raw.close()
-        return answer
-
-    monkeypatch.setattr(listener.Door, "_let_in", reset)
-
-    async def reset_when_let_in() -> list[str]:
-        async with guarded(DoorSettings()) as (server, address):
-            raw.connect(("127.0.0.1", port_of(address)))
-            with complaints() as seen:
-                raw.sendall(
-                    b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-                    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-                )
-                while raw.fileno() >= 0:
-                    await asyncio.sleep(0)
-                await until(server)
-        return seen
-
-    assert uvloop.run(reset_when_let_in()) == []
 
 
 async def test_a_role_that_is_said_twice_is_none() -> None:

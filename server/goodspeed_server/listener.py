@@ -66,7 +66,6 @@ class Connection(ServerConnection):
         super().__init__(*arguments, **options)
         self._door = door
         self._raw: asyncio.Transport
-        self._peer: tuple[Any, ...] = ()
         self._early: list[bytes] | None = []
         """What came before the connection was made, which takes until TLS is spoken; None from then on."""
         self._encrypting: asyncio.Task[None] | None = None
@@ -78,7 +77,6 @@ class Connection(ServerConnection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It was accepted."""
         self._raw = raw = cast(asyncio.Transport, transport)  # uvloop's have that type's methods alone
-        self._peer = raw.get_extra_info("peername") or ("", 0)
         self.visitor = self._door.arrive(self)
         if self.visitor.cut:
             raw.abort()
@@ -118,14 +116,10 @@ class Connection(ServerConnection):
             super().connection_lost(exc)
 
     @property
-    def remote_address(self) -> tuple[Any, ...]:
-        """The other side's, as it was when it came: who has gone again has none any more."""
-        return self._peer
-
-    @property
     def host(self) -> str:
-        """The other side's address; empty if it had gone before it was accepted."""
-        return str(self._peer[0])
+        """The other side's address; empty if it has gone already."""
+        peer = self._raw.get_extra_info("peername")
+        return str(peer[0]) if isinstance(peer, tuple) else ""
 
     def cut_off(self) -> None:
         """End it without a word."""

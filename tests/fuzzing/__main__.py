@@ -102,7 +102,8 @@ def main(
     total = Counter({name: result["frames"] for name, result in results.items()}).total()
     wrong = [
         name for name, result in results.items()
-        if result.get("complaints") or result["unmet"] or result["grown_bytes"] > MOST_GROWTH_BYTES or result.get("grown_tasks", 0) > 0
+        if result["unmet"] or result.get("complaints")
+        or result["grown_bytes"] > MOST_GROWTH_BYTES or result.get("grown_tasks", 0) > 0
     ]  # fmt: skip
     for name in wrong:
         never_met = [f"never met: {what}" for what in results[name]["unmet"]]
