@@ -8,6 +8,9 @@ with it. Whether a guess is verified depends on tokens before it alone, so both 
 Guesses may come in pieces, each with the `offset` of its first token among those that began upon the same `base`. An
 agent begins anew exactly when it hears of the commit that broke its guesses, so a piece that continues what is not
 held any more is recognised by these two numbers, and is stale.
+
+What became of a guess is counted once for each position of the transcript. Whoever says the same again, or begins anew
+upon what it has been told long since, shows nothing new: it may have read it in the verdict.
 """
 
 from __future__ import annotations
@@ -39,14 +42,16 @@ class Guesses:
         self._tokens: list[int] = []
         self._q: list[Any] = []
         self._judged = 0
+        self._counted = 0
+        """The first position of the transcript of which no guess was counted yet."""
 
     def __len__(self) -> int:
         return len(self._tokens)
 
     @property
     def judged_to(self) -> int:
-        """The first position of the transcript that they were not held against yet."""
-        return self._base + self._judged
+        """The first position of the transcript that they are still to be counted at."""
+        return max(self._base + self._judged, self._counted)
 
     def continues(self, base: int, offset: int) -> bool:
         """Whether a piece follows what is here; one with an offset of 0 begins anew, and always may.
@@ -82,14 +87,21 @@ class Guesses:
 
     def follow(self, committed: Sequence[int]) -> Overtaken:
         """Hold those that were overtaken, and were not judged yet, against the transcript; drop all if one is wrong."""
-        end = min(len(self._tokens), len(committed) - self._base) if self._base >= 0 else 0
+        if self._base < 0:
+            return Overtaken(0, missed=False)
+        first, wrong = self.judged_to, None
+        end = min(len(self._tokens), len(committed) - self._base)
         for number in range(self._judged, end):
             if self._tokens[number] != committed[self._base + number]:
-                right = number - self._judged
-                self.drop()
-                return Overtaken(right, missed=True)
-        right, self._judged = max(0, end - self._judged), max(self._judged, end)
-        return Overtaken(right, missed=False)
+                wrong = self._base + number
+                break
+        self._judged = max(self._judged, end)
+        judged_to = self._base + self._judged if wrong is None else wrong + 1
+        self._counted = max(self._counted, judged_to)
+        if wrong is not None:
+            self.drop()
+        missed = wrong is not None and wrong >= first
+        return Overtaken(max(0, judged_to - first - missed), missed)
 
     def beyond(self, length: int, most: int) -> tuple[list[int], list[Any]]:
         """The draft upon a transcript of this length, which they were held against: at most so many tokens."""

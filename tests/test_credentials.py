@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ssl
+from pathlib import Path
+
 import pytest
+import trustme
 from websockets.datastructures import Headers
 from websockets.http11 import Response
 
-from goodspeed.credentials import refused_by_status
+from goodspeed.credentials import refused_by_status, server_tls
 from goodspeed.errors import LinkLost, Refused
 
 NOON = "Fri, 27 Nov 2026 12:00:00 GMT"
@@ -48,3 +52,12 @@ def test_whoever_refuses_for_good_is_not_asked_again(status: int, code: str) -> 
     error = refused_by_status("ws://a:1", answer(status, Retry_After="7"))
     assert isinstance(error, Refused)
     assert error.code == code
+
+
+def test_nobody_shakes_hands_twice_on_one_link(tmp_path: Path) -> None:
+    certificate = tmp_path / "cert.pem"
+    trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(certificate))
+    context = server_tls(certificate, None, None)
+    assert context.options & ssl.OP_NO_RENEGOTIATION
+    assert context.options & ssl.OP_NO_COMPRESSION
+    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2

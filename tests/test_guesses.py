@@ -63,6 +63,7 @@ class Talk(RuleBasedStateMachine):
         self.told = Told(PROMPT)
         self.pieces: deque[Piece] = deque()
         self.verdicts: deque[int] = deque()
+        self.counted = 0
 
     @rule(right=st.lists(st.sampled_from([True] * 5 + [False]), max_size=4), ended=st.booleans())
     def guess(self, right: list[bool], ended: bool) -> None:
@@ -112,7 +113,10 @@ class Talk(RuleBasedStateMachine):
         self.follow()
 
     def follow(self) -> None:
-        """Every guess is counted when the server is past it, and the first wrong one ends it; an end counts as one."""
+        """Every guess is judged when the server is past it, and the first wrong one ends it; an end is judged as one.
+
+        It counts where none was judged before: behind an end the agent begins anew, maybe where it had guessed already.
+        """
         right, missed, told = 0, False, self.held
         while told and not told.broken and told.base + told.judged < len(self.text):
             if told.judged < told.here:
@@ -122,7 +126,9 @@ class Talk(RuleBasedStateMachine):
             else:
                 break
             told.judged += 1
-            right, missed = right + (not told.broken), told.broken
+            if told.base + told.judged > self.counted:
+                self.counted = told.base + told.judged
+                right, missed = right + (not told.broken), told.broken
         assert self.guesses.follow(self.text) == Overtaken(right, missed)
         assert self.guesses.follow(self.text) == Overtaken(0, missed=False)
 
@@ -202,6 +208,23 @@ def test_what_follows_an_end_is_stale_until_the_agent_begins_anew() -> None:
     guesses.take(6, 0, [2])
     assert guesses.follow([0] * 5 + [1]) == Overtaken(0, missed=False)
     assert guesses.beyond(6, 9)[0] == [2]
+
+
+def test_what_is_said_again_counts_no_more() -> None:
+    guesses, text = held(1, 2, 3), [0] * 5 + [1, 2, 3]
+    assert guesses.follow(text) == Overtaken(3, missed=False)
+    guesses.take(5, 0, [1, 2, 3, 4])
+    assert guesses.follow(text) == Overtaken(0, missed=False)
+    assert guesses.beyond(8, 9)[0] == [4], "though it is a draft as any other"
+    assert guesses.follow([*text, 4]) == Overtaken(1, missed=False)
+
+
+def test_what_is_wrong_where_something_was_counted_is_dropped_and_counts_no_more() -> None:
+    guesses, text = held(1, 2, 3), [0] * 5 + [1, 2, 3]
+    guesses.follow(text)
+    guesses.take(6, 0, [9, 3, 4])
+    assert guesses.follow(text) == Overtaken(0, missed=False)
+    assert len(guesses) == 0
 
 
 DRAFT = [honest(p) for p in AFTER]

@@ -23,6 +23,7 @@ from goodspeed_server import listener
 from goodspeed_server.server import VerificationServer
 from goodspeed_server.settings import DoorSettings, TlsSettings
 from goodspeed_server.tokens import TokenStore
+from tests.fuzzing.watching import complaints
 from tests.serving import GREEDY, Peer, linked, serving, tiny_settings
 from tests.test_server import PROMPT, target_text
 
@@ -121,6 +122,18 @@ async def test_who_never_says_a_word_counts_from_the_start(
             writer.transport.abort()
         await until(server)
         assert (await answered(address, tls=client))[0] == 101
+
+
+async def test_a_role_that_is_said_twice_is_none() -> None:
+    async with guarded(DoorSettings()) as (server, address):
+        server._drain.begin()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(address))
+        with complaints() as seen:
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nGoodSpeed-Role: monitor\r\nGoodSpeed-Role: control\r\n\r\n")
+            head = await reader.readuntil(b"\r\n")
+        writer.transport.abort()
+    assert b" 503 " in head
+    assert seen == []
 
 
 async def end_of(reader: asyncio.StreamReader) -> bytes:

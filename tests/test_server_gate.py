@@ -66,11 +66,19 @@ def test_a_link_that_waits_as_it_is_told_is_read_no_faster_than_it_may_be(pauses
     pace, now, read = LinkPace(rate, rate), 0.0, []
     for pause in pauses:
         now += pause
-        now += pace.message(now)
+        now += pace.message(now, 63)
         read.append(now)
     for i in range(0, len(read), 7):
         in_a_second = sum(read[i] <= at < read[i] + 1.0 for at in read)
         assert in_a_second <= 256 + rate + 1
+
+
+def test_a_long_message_counts_as_many() -> None:
+    """What a frame costs to read grows with its length: so many of them are no more than so many short ones."""
+    pace, now = LinkPace(1000, 1000), 0.0
+    for _ in range(100):
+        now += pace.message(now, 100 * 1024)
+    assert now == pytest.approx((100 * 100 - 256) / 1000, rel=0.01)
 
 
 @pytest.mark.parametrize(

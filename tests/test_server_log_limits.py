@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+import pytest
+
 from goodspeed_server.log_limits import FloodLimit
 
 
@@ -51,6 +53,23 @@ def test_what_nobody_else_causes_is_always_said() -> None:
     lines.handle(line("websockets.server", "one kind"))
     assert (lines.said.count("changed"), lines.said.count("one kind")) == (200, 51)
     assert "another kind" in lines.said
+
+
+@pytest.mark.parametrize("name", ["live", "round_loop", "fitting"])
+def test_what_a_draft_may_cause_is_limited(name: str) -> None:
+    lines = limited([0.0])
+    for n in range(200):
+        lines.handle(line(f"goodspeed_server.{name}", "a draft cannot be used: %s", n))
+    assert len(lines.said) == 50
+
+
+def test_of_texts_more_is_said_and_not_all() -> None:
+    now = [0.0]
+    lines = limited(now)
+    for n in range(100_000):
+        now[0] += 0.001
+        lines.handle(line("goodspeed_server.streams", "a text begins: prompt %d tokens", n))
+    assert 1900 <= len(lines.said) <= 2001
 
 
 def test_kinds_that_are_made_up_are_one() -> None:

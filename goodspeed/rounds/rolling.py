@@ -18,6 +18,9 @@ the share is `1 / (1+a)`; we take a half, for what is foretold of agents errs.
 Streams that have guesses here when the engine falls free are not waited for: what else their agents guess while the
 pass runs is not lost. Guesses that do not come when they are due are waited for a little longer, and no round is held
 open for longer than one pass.
+
+An agent promises nothing: it may let everybody wait, round by round, for guesses that never come. So of a stream that
+kept a round waiting in vain the next ones count for half their worth, and for more again as rounds go by.
 """
 
 from __future__ import annotations
@@ -42,6 +45,10 @@ SHARE = 0.5
 """So much of what guesses bring to a pass would be lost if they were not waited for."""
 _GRACE = 0.25
 """Guesses are waited for beyond the moment they are due for this share of the time they were to take."""
+_IN_VAIN, _KEPT, _FORGOTTEN = 0.7, 1.25, 1.015
+"""What belief in a stream's prospects is multiplied by: where a round has waited for it in vain, where what was due has
+come, and with every other round. So who never keeps a promise makes one round in 24 wait for it at most."""
+_LEAST_BELIEF = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +57,8 @@ class _Due:
     late_at: float
     budget: int
     prospect: Prospect
+    begun: bool = False
+    """Whether some of the guesses have come."""
 
     def guesses(self, now: float) -> Iterator[tuple[float, float]]:
         """When each guess is likely to be here, and how many seconds it is worth: the first first."""
@@ -71,6 +80,8 @@ class Rolling(Generic[StreamT]):
         self._load = load
         self._ready: dict[StreamT, int] = {}  # with what they may bring, in order of arrival
         self._due: dict[StreamT, _Due] = {}
+        self._belief: dict[StreamT, float] = {}
+        """In the prospects of streams that have kept a round waiting in vain, below 1."""
         self._opened_at: float | None = None
         self._closes_at: float | None = None
 
@@ -97,9 +108,10 @@ class Rolling(Generic[StreamT]):
 
     def expect(self, stream: StreamT, budget: int, now: float, prospect: Prospect | None = None) -> None:
         """The stream can be verified; its agent was told to guess, and has nothing here if it has a prospect."""
-        self.leave(stream)
+        self._forget(stream)
         self._ready[stream] = budget
         if budget and prospect:
+            prospect = prospect._replace(worth_s=prospect.worth_s * self._belief.get(stream, 1.0))
             self._due[stream] = _Due(now + prospect.due_s, now + prospect.due_s * (1 + _GRACE), budget, prospect)
 
     def arrive(self, stream: StreamT, now: float, drafted: int, *, more: bool = False) -> bool:
@@ -107,17 +119,20 @@ class Rolling(Generic[StreamT]):
         due = self._due.pop(stream, None)
         if due is None:
             return False
+        if drafted and not due.begun:
+            self._believe(stream, _KEPT)
         prospect, left = due.prospect, due.budget - drafted
         if more and left > 0:
             worth_s = prospect.worth_s * prospect.chance**drafted
             late_at = now + prospect.every_s * (1 + _GRACE)
-            self._due[stream] = _Due(now + prospect.every_s, late_at, left, prospect._replace(worth_s=worth_s))
+            begun = due.begun or drafted > 0
+            self._due[stream] = _Due(now + prospect.every_s, late_at, left, prospect._replace(worth_s=worth_s), begun)
         return True
 
     def leave(self, stream: StreamT) -> None:
         """The stream has ended, or its agent has gone."""
-        self._ready.pop(stream, None)
-        self._due.pop(stream, None)
+        self._forget(stream)
+        self._belief.pop(stream, None)
 
     def closes_at(self) -> float | None:
         """When to call `close` again, if nothing happens before; None while there is nothing to close."""
@@ -139,10 +154,30 @@ class Rolling(Generic[StreamT]):
             self._closes_at = wait_until
             return []
         batch = list(self._ready)
+        self._look_back(now, self._opened_at)
         self._ready.clear()
         self._due.clear()
         self._opened_at = None
         return batch
+
+    def _forget(self, stream: StreamT) -> None:
+        self._ready.pop(stream, None)
+        self._due.pop(stream, None)
+
+    def _look_back(self, now: float, opened_at: float) -> None:
+        """See who has kept the round that closes now waiting in vain."""
+        for stream in self._ready:
+            due = self._due.get(stream)
+            if due is not None and not due.begun and opened_at < due.at <= now:
+                self._belief[stream] = max(_LEAST_BELIEF, _IN_VAIN * self._belief.get(stream, 1.0))
+            else:
+                self._believe(stream, _FORGOTTEN)
+
+    def _believe(self, stream: StreamT, factor: float) -> None:
+        """Believe a stream more than it was, if it was believed less than others."""
+        belief = factor * self._belief.pop(stream, 1.0)
+        if belief < 1.0:
+            self._belief[stream] = belief
 
     def _worth_waiting_until(self, now: float, opened_at: float) -> float:
         if not self._due or len(self._ready) > _CROWD:

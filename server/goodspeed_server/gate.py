@@ -32,6 +32,8 @@ _PENDING_SHARE = 8
 _TOLD_AT_ONCE = 4
 """Of one address; whom else it sends meanwhile is cut off without a word."""
 _BURST = 256
+_LONG_BYTES = 1024
+"""What a frame holds beyond these costs as much to read as another message."""
 _MINUTE_S = 60.0
 _FULL_RETRY_S = 10.0
 
@@ -59,10 +61,10 @@ class Bucket:
         self._fill(now)
         return max(0.0, (1.0 - self._level) / self._per_s)
 
-    def take(self, now: float) -> float:
-        """Take one, whether it is there or not; says how long it will be until it was."""
+    def take(self, now: float, count: float = 1.0) -> float:
+        """Take one or more, whether they are there or not; says how long it will be until they were."""
         self._fill(now)
-        self._level -= 1.0
+        self._level -= count
         return max(0.0, -self._level / self._per_s)
 
     def _fill(self, now: float) -> None:
@@ -76,7 +78,7 @@ class LinkPace:
     """How fast one link is read: a peer that is faster waits, and by TCP so does whatever it sends.
 
     Args:
-        messages_per_s: all of them.
+        messages_per_s: all of them; a long one counts as several.
         opens_per_s: those that begin a stream.
     """
 
@@ -85,9 +87,9 @@ class LinkPace:
         self._messages = Bucket(max(_BURST, messages_per_s / 5.0), messages_per_s)
         self._opens = Bucket(max(_BURST, 2.0 * opens_per_s), opens_per_s)
 
-    def message(self, now: float) -> float:
-        """A message came: how long not to read on, seconds."""
-        return self._messages.take(now)
+    def message(self, now: float, size_bytes: int) -> float:
+        """A message of this size came: how long not to read on, seconds."""
+        return self._messages.take(now, max(1.0, size_bytes / _LONG_BYTES))
 
     def opening(self, now: float) -> float:
         """It begins a stream: how long not to read on, seconds."""

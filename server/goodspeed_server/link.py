@@ -395,7 +395,7 @@ class Link:
     async def _receive(self) -> AgentMessage:
         frame = await self.connection.recv()
         self._heard()
-        await self._wait_before_reading_on(self._pace.message(self._rounds.now()))
+        await self._wait_before_reading_on(self._pace.message(self._rounds.now(), len(frame)))
         if len(frame) > self._model.max_frame_bytes:
             raise ProtocolError(
                 f"a frame of {len(frame)} bytes came and {self._model.max_frame_bytes} are the most this server takes: "

@@ -205,11 +205,12 @@ class Door:
         _allow_files(self._max_links)
         try:
             return await serve(
-                handler,  # type: ignore[arg-type]  # they are ours, all of them
+                # What is told of a connection is told of one that `create_connection` made, and those are all ours.
+                handler,  # type: ignore[arg-type]
                 host,
                 port,
-                process_request=answer,  # type: ignore[arg-type]
-                process_response=self._let_in,  # type: ignore[arg-type]
+                process_request=answer,  # type: ignore[arg-type]  # likewise
+                process_response=self._let_in,  # type: ignore[arg-type]  # likewise
                 compression=None,
                 open_timeout=OPEN_TIMEOUT_S,
                 close_timeout=_CLOSE_TIMEOUT_S,
@@ -219,6 +220,7 @@ class Door:
                 # No agent is a web page: one that a user happens to look at is not to use this machine's server.
                 origins=[None],
                 server_header=f"goodspeed/{goodspeed.__version__}",
+                # It is called as the class is, and typed as nothing but a class can be.
                 create_connection=functools.partial(Connection, door=self),  # type: ignore[arg-type]
             )
         except OSError as error:

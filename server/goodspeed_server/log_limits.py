@@ -5,22 +5,37 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from goodspeed_server.gate import Bucket
 
 __all__ = ["FloodLimit"]
 
-_CAUSED_BY_PEERS = frozenset(
-    {"goodspeed_server.doorkeeper", "goodspeed_server.link", "goodspeed_server.listener", "websockets.server"}
-)
+
+class _Most(NamedTuple):
+    """How many lines of one kind are written."""
+
+    at_once: int
+    per_s: float
+
+
+_OF_STRANGERS, _OF_TEXTS = _Most(50, 20 / 60), _Most(1000, 10)
+_CAUSED_BY_PEERS = {
+    "goodspeed_server.doorkeeper": _OF_STRANGERS,
+    "goodspeed_server.fitting": _OF_STRANGERS,
+    "goodspeed_server.link": _OF_STRANGERS,
+    "goodspeed_server.listener": _OF_STRANGERS,
+    "goodspeed_server.live": _OF_STRANGERS,
+    "goodspeed_server.round_loop": _OF_STRANGERS,
+    "goodspeed_server.streams": _OF_TEXTS,
+    "websockets.server": _OF_STRANGERS,
+}
 """Loggers of lines that somebody else decides how many there are of."""
-_AT_ONCE = 50
-_PER_S = 20 / 60
 _KINDS = 256
 
 
 class FloodLimit(logging.Filter):
-    """For a handler: of one kind of line that peers cause, some at once, and a few a minute from then on.
+    """For a handler: of one kind of line that peers cause, some at once, and few from then on; more of texts' own.
 
     The next line of the kind that is let through says how many were not.
 
@@ -35,12 +50,13 @@ class FloodLimit(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether it is logged."""
-        if record.name not in _CAUSED_BY_PEERS:
+        most = _CAUSED_BY_PEERS.get(record.name)
+        if most is None:
             return True
         kind = (record.name, str(record.msg))
         if kind not in self._kinds and len(self._kinds) >= _KINDS:
-            kind = ("", "")  # a text that is made up for each line is no kind
-        bucket, unsaid = self._kinds.setdefault(kind, (Bucket(_AT_ONCE, _PER_S), [0]))
+            kind, most = ("", ""), _OF_STRANGERS  # a text that is made up for each line is no kind
+        bucket, unsaid = self._kinds.setdefault(kind, (Bucket(*most), [0]))
         now = self._clock()
         if bucket.lacking_s(now) > 0.0:
             unsaid[0] += 1

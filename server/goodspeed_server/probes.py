@@ -51,7 +51,8 @@ class Probes:
             return connection.respond(
                 http.HTTPStatus.NOT_FOUND, "there is /health, /ready, /metrics, and a WebSocket at /\n"
             )
-        if self._drain.begun and request.headers.get(ROLE_HEADER) not in ("monitor", "control"):
+        # Whatever says two things says nothing.
+        if self._drain.begun and request.headers.get_all(ROLE_HEADER) not in (["monitor"], ["control"]):
             self._metrics.refused("draining")
             return later(
                 connection, 503, "the server is going away, and begins nothing any more", self._drain.retry_after_s

@@ -18,7 +18,7 @@ import psutil
 import torch
 import typer
 
-from tests.fuzzing.decoding import Direction, decode_many
+from tests.fuzzing.decoding import Direction, decode_many, outcomes_of
 from tests.fuzzing.drafting import AgentStorm, fuzz_agent
 from tests.fuzzing.serving import ServerStorm, fuzz_server
 from tests.fuzzing.watching import Footprint
@@ -28,10 +28,12 @@ __all__ = ["main"]
 
 MOST_GROWTH_BYTES = 16 * 2**20
 """From the first fifth of a storm to its end: an allocator's own, and no more however many frames come."""
+_CROWDED = {"max_waiting": 8}
+"""So that somebody is refused."""
 SERVERS: dict[str, dict[str, Any]] = {
-    "barrier, coupled": {"rounds": {"round_timeout_s": 0.01}},
-    "rolling, coupled": {"scheduler": "seconds", "rounds": {"rounds": "rolling"}},
-    "rolling, ratio": {"scheduler": "seconds", "rule": "ratio", "rounds": {"rounds": "rolling"}},
+    "barrier, coupled": {"rounds": {"round_timeout_s": 0.01} | _CROWDED},
+    "rolling, coupled": {"scheduler": "seconds", "rounds": {"rounds": "rolling"} | _CROWDED},
+    "rolling, ratio": {"scheduler": "seconds", "rule": "ratio", "rounds": {"rounds": "rolling"} | _CROWDED},
 }
 
 
@@ -42,7 +44,8 @@ def _decoder(direction: Direction, frames: int, seed: int) -> dict[str, Any]:
     became += decode_many(direction, frames - frames // 5, seed + 1)
     grown = process.memory_info().rss - before
     return _said(f"decode_{direction}", {
-        "frames": became.total(), "became": dict(became.most_common()), "grown_bytes": grown,
+        "frames": became.total(), "became": dict(became.most_common()),
+        "unmet": sorted(outcomes_of(direction) - became.keys()), "grown_bytes": grown,
         "seconds": time.monotonic() - began_s,
     })  # fmt: skip
 
@@ -56,7 +59,7 @@ def _storm(name: str, storm: ServerStorm | AgentStorm, seconds: float) -> dict[s
     else:
         counted |= {"outcomes": dict(storm.outcomes.most_common())}
     return _said(name, counted | {
-        "complaints": storm.complaints, "seconds": seconds, **_growth(storm.warm, storm.after),
+        "unmet": storm.unmet, "complaints": storm.complaints, "seconds": seconds, **_growth(storm.warm, storm.after),
     })  # fmt: skip
 
 
@@ -99,10 +102,12 @@ def main(
     total = Counter({name: result["frames"] for name, result in results.items()}).total()
     wrong = [
         name for name, result in results.items()
-        if result.get("complaints") or result["grown_bytes"] > MOST_GROWTH_BYTES or result.get("grown_tasks", 0) > 0
+        if result["unmet"] or result.get("complaints")
+        or result["grown_bytes"] > MOST_GROWTH_BYTES or result.get("grown_tasks", 0) > 0
     ]  # fmt: skip
     for name in wrong:
-        typer.echo("\n".join([f"{name}:", *results[name].get("complaints", [])[:3]]), err=True)
+        never_met = [f"never met: {what}" for what in results[name]["unmet"]]
+        typer.echo("\n".join([f"{name}:", *never_met, *results[name].get("complaints", [])[:3]]), err=True)
     if json_file is not None:
         json_file.write_text(json.dumps({"seed": seed, "frames": total, **results}, indent=1) + "\n", encoding="utf-8")
     typer.echo(f"{total:,} frames, {'nothing' if not wrong else ', '.join(wrong)} wrong")

@@ -11,7 +11,7 @@ from goodspeed.errors import MalformedMessage, VersionMismatch
 from goodspeed.messages import AgentMessage, ServerMessage, decode_agent, decode_server, encode
 from tests.fuzzing.frames import AGENT, SERVER, Frames, corpus
 
-__all__ = ["Direction", "decode_many"]
+__all__ = ["Direction", "decode_many", "outcomes_of"]
 
 Direction: TypeAlias = Literal["agent", "server"]
 
@@ -20,6 +20,12 @@ _DECODERS: dict[Direction, Callable[[bytes], AgentMessage | ServerMessage]] = {
     "server": decode_server,
 }
 _KINDS = {"agent": AGENT, "server": SERVER}
+_ERRORS = (MalformedMessage, VersionMismatch)
+
+
+def outcomes_of(direction: Direction) -> frozenset[str]:
+    """What frames can become: every message, and every error."""
+    return frozenset(kind.__name__ for kind in (*_KINDS[direction], *_ERRORS))
 
 
 def decode_many(direction: Direction, count: int, seed: int) -> Counter[str]:
@@ -44,7 +50,7 @@ def decode_many(direction: Direction, count: int, seed: int) -> Counter[str]:
         frame = frames.any()
         try:
             message = decode(frame)
-        except (MalformedMessage, VersionMismatch) as error:
+        except _ERRORS as error:
             became[type(error).__name__] += 1
             continue
         became[type(message).__name__] += 1

@@ -44,8 +44,10 @@ from tests.fuzzing.frames import SERVER, Frames, corpus
 from tests.fuzzing.watching import Footprint, complaints, settled
 from tests.linking import NEVER_AGAIN
 
-__all__ = ["AgentStorm", "fuzz_agent"]
+__all__ = ["OUTCOMES", "AgentStorm", "fuzz_agent"]
 
+OUTCOMES = frozenset({"complete", "LinkLost", "MalformedMessage", "ProtocolError", "Refused"})
+"""Ways in which a text ends that meets an impostor."""
 _TEXTS = 3
 _PATIENCE_S = 60.0
 _LINK_S = (0.02, 0.1)
@@ -61,19 +63,22 @@ class AgentStorm:
     links: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     """Of texts: complete, or the name of an error."""
+    unmet: list[str] = field(default_factory=list)
+    """Those of `OUTCOMES` that no text had."""
     complaints: list[str] = field(default_factory=list)
     warm: Footprint | None = None
     """After the first fifth."""
     after: Footprint | None = None
 
 
-async def fuzz_agent(frames: int, seed: int, folder: Path) -> AgentStorm:
-    """Have an impostor send agents so many frames.
+async def fuzz_agent(frames: int, seed: int, folder: Path, *, most: int = 0) -> AgentStorm:
+    """Have an impostor send agents so many frames, and more until their texts have ended in every way there is.
 
     Args:
-        frames: how many.
+        frames: how many at least.
         seed: of the frames.
         folder: for the agents' cache.
+        most: with so many the storm is over, whatever was not met.
 
     Raises:
         Exception: whatever an agent raised that is no error of ours.
@@ -86,8 +91,8 @@ async def fuzz_agent(frames: int, seed: int, folder: Path) -> AgentStorm:
         storm.frames += 1
         return decode_server(frame)
 
-    async def texts_until(until: int) -> Footprint:
-        while storm.frames < until:
+    async def texts_until(until: int, most: int = 0) -> Footprint:
+        while storm.frames < until or (storm.frames < most and not storm.outcomes.keys() >= OUTCOMES):
             storm.links += 1
             await _texts(url, folder, storm)
         await settled(lambda: len(asyncio.all_tasks()) <= tasks)
@@ -98,7 +103,8 @@ async def fuzz_agent(frames: int, seed: int, folder: Path) -> AgentStorm:
         with complaints() as storm.complaints, mock.patch.object(goodspeed_agent.connecting, "decode_server", read):
             tasks = len(asyncio.all_tasks())
             storm.warm = await texts_until(frames // 5)
-            storm.after = await texts_until(frames)
+            storm.after = await texts_until(frames, most)
+    storm.unmet = sorted(OUTCOMES - storm.outcomes.keys())
     return storm
 
 

@@ -91,7 +91,8 @@ class Frames:
     def structured(self, *, wild: float = 0.03) -> bytes:
         """A message; each of its values is out of its range, or of another type, with the chance `wild`."""
         info = self._noise.choice(self._infos)
-        return msgpack.packb(self._elements(info, wild), strict_types=False)  # type: ignore[no-any-return]
+        packed: bytes = msgpack.packb(self._elements(info, wild), strict_types=False)
+        return packed
 
     def mutated(self) -> bytes:
         """A kept frame with some of its bytes changed, or a structured one with one of its values."""
@@ -186,7 +187,8 @@ class Frames:
         if branches:
             branch = self._noise.choice(branches)
             branch[self._noise.randrange(len(branch))] = self._stray()
-        return msgpack.packb(tree)  # type: ignore[no-any-return]
+        regrown: bytes = msgpack.packb(tree)
+        return regrown
 
     def _flip(self, frame: bytearray) -> None:
         if frame:

@@ -2,6 +2,10 @@
 
 The server is a real one upon the tiny target, in this process, and so are the sockets. What strangers say is sensible
 enough to get far: they greet, open streams, draft upon the lengths that they were told of, and go astray from there.
+
+What a stranger says follows from the seed, from its number and from what it is told, and not from what the others do
+meanwhile. When it is told depends on the clock, so how often an answer is met does as well: a storm that is to meet
+every kind goes on until it has.
 """
 
 from __future__ import annotations
@@ -16,11 +20,13 @@ from typing import Any
 from unittest import mock
 
 from websockets.exceptions import ConnectionClosed
+from websockets.protocol import State
 
 import goodspeed_server.link
 from goodspeed.messages import (
     AgentMessage,
     Close,
+    Control,
     Draft,
     DraftEnd,
     Failure,
@@ -42,7 +48,7 @@ from tests.serving import Peer, linked, serving
 from tests.test_server import target_text
 from tests.tiny_models import VOCAB
 
-__all__ = ["ServerStorm", "fuzz_server"]
+__all__ = ["ServerStorm", "answers_of", "fuzz_server"]
 
 _STRANGERS = 8
 _LISTEN_S = 0.001
@@ -59,6 +65,8 @@ class ServerStorm:
     links: int = 0
     answers: Counter[str] = field(default_factory=Counter)
     """What strangers were answered, by the name of the message, or the code of the failure."""
+    unmet: list[str] = field(default_factory=list)
+    """The answers that nobody was given."""
     honest_texts: int = 0
     """Written meanwhile, each of them the target's own."""
     complaints: list[str] = field(default_factory=list)
@@ -67,21 +75,41 @@ class ServerStorm:
     after: Footprint | None = None
 
 
+_ANSWERS = frozenset({
+    "Welcome", "Tokenizer", "Queued", "Opened", "Verdict", "Snapshot", "Controlled",
+    "invalid_request", "malformed_message", "protocol_error", "version_mismatch", "tokenizer_mismatch",
+    "duplicate_stream", "unknown_stream", "draft_too_long", "draft_out_of_range", "token_out_of_range", "empty_prompt",
+    "overloaded",
+})  # fmt: skip
+"""What every server answers at times: messages, and the codes of failures."""
+
+
+def answers_of(settings: ServerSettings) -> frozenset[str]:
+    """What a storm can meet at such a server."""
+    return _ANSWERS | ({"invalid_q"} if settings.rule == "ratio" else set())
+
+
 @cache
 def _expected(number: int) -> list[int]:
     prompt, size = _HONEST[number]
     return target_text(prompt, size)
 
 
-async def fuzz_server(settings: ServerSettings, frames: int, seed: int) -> ServerStorm:
-    """Have strangers send a server so many frames.
+async def fuzz_server(settings: ServerSettings, frames: int, seed: int, *, most: int = 0) -> ServerStorm:
+    """Have strangers send a server so many frames, and more until they have met every kind of answer that it has.
+
+    Args:
+        settings: of the server.
+        frames: how many at least.
+        seed: of the frames.
+        most: with so many the storm is over, whatever was not met.
 
     Raises:
         AssertionError: an honest text came out otherwise.
         TimeoutError: a stream, a link or a task is left over.
     """
-    storm, noise = ServerStorm(), random.Random(f"server/{seed}")
-    known = Frames(AGENT, corpus("agent"), noise)
+    storm, kept = ServerStorm(), corpus("agent")
+    wanted = answers_of(settings)
 
     def read(frame: bytes | str) -> AgentMessage:
         storm.frames += 1
@@ -94,21 +122,24 @@ async def fuzz_server(settings: ServerSettings, frames: int, seed: int) -> Serve
             now = server.snapshot()
             return not (now.streams or now.waiting or now.agents) and len(asyncio.all_tasks()) <= tasks
 
-        async def strangers(until: int) -> None:
-            while storm.frames < until:
-                storm.links += 1
-                with contextlib.suppress(ConnectionClosed):
-                    async with linked(address, greet=False) as peer:
-                        await _Stranger(peer, known, noise, storm.answers).talk()
+        def raging(until: int, most: int) -> bool:
+            return storm.frames < until or (storm.frames < most and not wanted <= storm.answers.keys())
 
-        async def storm_until(until: int) -> Footprint:
+        async def strangers(until: int, most: int) -> None:
+            while raging(until, most):
+                storm.links += 1
+                noise = random.Random(f"server/{seed}/{storm.links}")
+                async with linked(address, greet=False) as peer:
+                    await _Stranger(peer, Frames(AGENT, kept, noise), noise, storm.answers).talk()
+
+        async def storm_until(until: int, most: int = 0) -> Footprint:
             honest = asyncio.create_task(
                 _honest(address, storm, behind_barrier=server.snapshot().scheduler != "seconds")
             )
             try:
                 async with asyncio.TaskGroup() as group:
                     for _ in range(_STRANGERS):
-                        group.create_task(strangers(until))
+                        group.create_task(strangers(until, most))
                     group.create_task(_meanwhile(honest, storm))
             finally:
                 honest.cancel()
@@ -118,7 +149,8 @@ async def fuzz_server(settings: ServerSettings, frames: int, seed: int) -> Serve
 
         with complaints() as storm.complaints, mock.patch.object(goodspeed_server.link, "decode_agent", read):
             storm.warm = await storm_until(frames // 5)
-            storm.after = await storm_until(frames)
+            storm.after = await storm_until(frames, most)
+    storm.unmet = sorted(wanted - storm.answers.keys())
     return storm
 
 
@@ -158,9 +190,20 @@ class _Stranger:
 
     async def talk(self) -> None:
         """Say a few dozen things, listen now and then, and be gone, in one way or another."""
+        with contextlib.suppress(ConnectionClosed):
+            await self._talk()
+        with contextlib.suppress(ConnectionClosed):
+            # Why it was closed is the last that comes on a link.
+            while self._peer.connection.state is not State.OPEN:
+                self._hear(await self._peer.receive())
+
+    async def _talk(self) -> None:
         noise = self._noise
         if noise.random() < 0.97:
-            await self._peer.send(Hello(1, noise.choice(("agent",) * 12 + ("monitor", "control")), "stranger"))
+            role = noise.choice(("agent",) * 12 + ("monitor", "control"))
+            await self._peer.send(Hello(noise.choice((1,) * 40 + (2,)), role, "stranger"))
+            if role == "control":
+                await self._peer.send(Control())
         for _ in range(noise.randrange(1, 150)):
             await self._say()
             if noise.random() < 0.2:
@@ -188,7 +231,7 @@ class _Stranger:
         stream = noise.choice([*self._lengths, noise.randrange(6)])
         chance = noise.random()
         if chance < 0.2 or not self._lengths:
-            prompt = [noise.randrange(VOCAB) for _ in range(noise.choice((1, 3, 8, 30)))]
+            prompt = self._tokens(noise.choice((1, 3, 8, 30)))
             params = SamplingParams(noise.choice((0.0, 0.8)), seed=noise.randrange(9))
             told = len(prompt) - noise.choice((0, 0, 0, 1))
             return Open(
@@ -204,14 +247,24 @@ class _Stranger:
             )
         if chance < 0.25:
             return Close(stream)
+        if chance < 0.255:
+            return GetTokenizer()
         if chance < 0.27:
             return Redraft(noise.choice(("suffix", "another")), noise.choice((None, None, None, "of another family")))
         base = max(0, self._lengths.get(stream, 3) + noise.choice((0, 0, 0, 0, 0, 0, -1, -3)))
-        tokens = [noise.randrange(VOCAB + (noise.random() < 0.05)) for _ in range(noise.choice((0, 1, 2, 4, 4, 65)))]
+        tokens = self._tokens(noise.choice((0, 1, 1, 2, 4, 4, 65)))
         offset = noise.choice((0, 0, 0, len(tokens), 1, 2**31 - 1))
         q = noise.choice((b"", b"", noise.randbytes(6 * len(tokens)), b"\xff" * 192))
         computed_us = noise.choice((0, 900, 2**31 - 1))
         return Draft(stream, base, tokens, computed_us, offset, noise.choice(list(DraftEnd)), q)
+
+    def _tokens(self, size: int) -> list[int]:
+        """So many, and now and then one that there is not."""
+        noise = self._noise
+        tokens = [noise.randrange(VOCAB) for _ in range(size)]
+        if tokens and noise.random() < 0.15:
+            tokens[noise.randrange(size)] = VOCAB
+        return tokens
 
     async def _listen(self) -> None:
         with contextlib.suppress(TimeoutError):
