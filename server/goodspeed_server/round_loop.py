@@ -292,6 +292,8 @@ class RoundLoop:
             while not self._stopping:
                 gathering = self._clock()
                 batch = await self._gather()
+                if self._stopping:
+                    break
                 gathered = self._clock()
                 # Neighbouring rows in order are one block of the slab, which the padded layout reads without a copy.
                 batch.sort(key=lambda live: live.row)
