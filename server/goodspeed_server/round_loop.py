@@ -227,6 +227,7 @@ class RoundLoop:
             self._streams.drop(outbox)
         else:
             self._streams.park(outbox)
+        self._changed.set()  # others may have moved up
 
     def adopt(self, scheduler: Scheduler, settings: RoundSettings, announce: Callable[[], None]) -> None:
         """Plan by another scheduler and other settings from now on; all streams go on. Only at the `boundary`.
