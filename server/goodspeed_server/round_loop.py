@@ -278,7 +278,7 @@ class RoundLoop:
             while not self._stopping:
                 gathering = self._clock()
                 batch = await self._gather()
-                if self._stopping:
+                if batch is None:
                     break
                 gathered = self._clock()
                 # Neighbouring rows in order are one block of the slab, which the padded layout reads without a copy.
@@ -310,8 +310,8 @@ class RoundLoop:
             self.boundary.end()
             self._engine_thread.shutdown(wait=True)
 
-    async def _gather(self) -> list[LiveStream]:
-        """Wait until the round closes, or until there is a prompt to work on while drafts are on their way."""
+    async def _gather(self) -> list[LiveStream] | None:
+        """Wait until the round closes, or there is a prompt to work on meanwhile; None: there is no further round."""
         loop = asyncio.get_running_loop()
         while not self._stopping:
             self.boundary.here()
@@ -326,7 +326,7 @@ class RoundLoop:
             await self._changed.wait()
             if alarm is not None:
                 alarm.cancel()
-        return []
+        return None
 
     def _look_back(self, planned: PlannedPass, opened_at: float, closed_at: float) -> Arrivals:
         turns = zip(planned.verified, planned.work.turns, strict=True)
