@@ -14,30 +14,36 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from goodspeed.errors import Overloaded, Refused
+from goodspeed.estimation import PRIOR_ALPHA
 from goodspeed.messages import Failure, Open, Opened, Queued, ServerMessage
 from goodspeed.sampling import SamplingParams
 from goodspeed_server.admission import Admission, Places
-from goodspeed_server.live import Outbox
+from goodspeed_server.allowance import Allowance
+from goodspeed_server.live import AgentAccount, Outbox
 from goodspeed_server.round_loop import RoundLoop
 from tests.planted import Agent, PlantedEngine, make_rounds
 
-WEIGHTS = {"a": 1.0, "b": 1.0, "c": 2.0, "d": 0.5}
+WEIGHTS = {"a": 1.0, "b": 1.0, "c": 2.0, "d": 0.5, "e": 1.0}
 """Agents, and what each counts."""
 NOBODY: dict[str, int] = {}
 
 
-def queue(*names: str, max_waiting: int = 8, max_tokens: int = 1000, rows: int = 4) -> Admission[str, str, int]:
+def queue(
+    *names: str, max_waiting: int = 8, max_tokens: int = 1000, rows: int = 4, keep_s: float = 0.0
+) -> Admission[str, str, int]:
     """A queue in which each waits with its place of arrival; its owner is the first letter of its name."""
-    waiting: Admission[str, str, int] = Admission(
-        rows, max_waiting=max_waiting, max_tokens=max_tokens, weight=WEIGHTS.__getitem__
-    )
+    waiting: Admission[str, str, int] = Admission(rows, max_waiting=max_waiting, max_tokens=max_tokens, keep_s=keep_s)
     for place, name in enumerate(names):
         assert join(waiting, name, place) == []
     return waiting
 
 
-def join(waiting: Admission[str, str, int], name: str, request: int = 0, tokens: int = 1) -> list[tuple[str, int]]:
-    return waiting.wait(name, request, owner=name[0], tokens=tokens, now=0.0)
+def join(
+    waiting: Admission[str, str, int], key: str, request: int = 0, tokens: int = 1, now: float = 0.0, name: str = ""
+) -> list[tuple[str, int]]:
+    return waiting.wait(
+        key, request, owner=key[0], weight=lambda: WEIGHTS[key[0]], tokens=tokens, now=now, name=name or None
+    )
 
 
 def test_first_in_first_out_among_equals() -> None:
@@ -76,11 +82,43 @@ def test_withdrawing_gives_back_what_waited_and_the_others_move_up() -> None:
     assert (len(waiting), waiting.tokens) == (0, 0)
 
 
-def test_a_link_that_goes_takes_its_own_requests_out_of_the_queue() -> None:
-    waiting = queue("a1", "b1", "a2", "b2")
-    assert waiting.withdraw_all(lambda name: name.startswith("a")) == [0, 2]
-    assert list(waiting.order(NOBODY)) == ["b1", "b2"]
-    assert sorted(waiting) == [1, 3]
+def test_who_has_left_for_a_while_is_back_where_it_stood() -> None:
+    waiting = queue("a1", "b1", "b2", "c1", keep_s=30.0)
+    assert waiting.leave("b1", "b one", now=1.0) == 1
+    assert list(waiting.order(NOBODY)) == ["a1", "b2", "c1"], "no row is kept for it"
+    join(waiting, "d1")
+    assert join(waiting, "b3", 9, name="b one") == []
+    assert list(waiting.order(NOBODY)) == ["a1", "b3", "c1", "d1", "b2"]
+    assert (len(waiting.absences), waiting.absences.tokens) == (0, 0)
+
+
+def test_a_place_is_kept_for_a_while_and_not_for_longer() -> None:
+    waiting = queue("a1", "b1", keep_s=30.0)
+    waiting.leave("a1", "a one", now=1.0)
+    waiting.absences.expire(30.9)
+    assert "a one" in waiting.absences
+    waiting.absences.expire(waiting.absences.expires_at or 0.0)
+    join(waiting, "a1", 9, name="a one")
+    assert list(waiting.order(NOBODY)) == ["b1", "a1"]
+    brief = queue("a1")
+    brief.leave("a1", "a one", now=1.0)
+    assert len(brief.absences) == 0
+
+
+def test_room_is_kept_as_far_as_nobody_who_is_there_wants_it() -> None:
+    waiting = queue("a1", "b1", "c1", max_waiting=3, max_tokens=100, keep_s=30.0)
+    waiting.leave("a1", "a one", now=1.0)
+    waiting.leave("b1", "b one", now=2.0)
+    assert join(waiting, "e1") == []
+    assert ("a one" in waiting.absences, "b one" in waiting.absences) == (False, True), "who went first goes first"
+    assert join(waiting, "b1", name="b one") == []
+    with pytest.raises(Overloaded):
+        join(waiting, "a1", name="a one")
+    waiting.leave("b1", "b one", now=3.0)
+    assert waiting.absences.tokens == 1
+    waiting.withdraw("c1")
+    join(waiting, "d1", tokens=99)
+    assert len(waiting.absences) == 0, "nor is memory"
 
 
 @pytest.mark.parametrize("max_waiting", [0, 1, 3])
@@ -134,6 +172,23 @@ def test_whoever_is_refused_at_once_is_told_to_come_back_one_after_another() -> 
     assert waiting.refusal(now=2000.0).retry_after_s == 0.5
 
 
+def test_rows_that_are_held_for_longer_than_any_before_are_not_said_to_fall_free_at_once() -> None:
+    rounds, now = make_rounds(PlantedEngine(2), max_waiting=0), 0.0
+    rounds._streams._clock = lambda: now
+    agent = Agent()
+    for stream in range(20):
+        agent.open(rounds, stream)
+        now += 0.5
+        rounds.close(agent, stream)
+    for stream in (20, 21):
+        agent.open(rounds, stream)
+    for waited_s, expected_s in ((0.0, 0.5), (12.0, 6.0), (3600.0, 30.0)):
+        now = 10.0 + waited_s
+        with pytest.raises(Overloaded) as refused:
+            agent.open(rounds, 22)
+        assert refused.value.retry_after_s == pytest.approx(expected_s)
+
+
 requests = st.lists(st.tuples(st.sampled_from(sorted(WEIGHTS)), st.integers(1, 30)), min_size=1, max_size=25)
 held_rows = st.dictionaries(st.sampled_from(sorted(WEIGHTS)), st.integers(0, 4))
 
@@ -169,9 +224,10 @@ class AdmissionMachine(RuleBasedStateMachine):
     @initialize(rows=st.integers(1, 4), max_waiting=st.integers(0, 6), max_tokens=st.integers(1, 60))
     def begin(self, rows: int, max_waiting: int, max_tokens: int) -> None:
         self.max_waiting, self.max_tokens = max_waiting, max_tokens
-        self.queue = queue(max_waiting=max_waiting, max_tokens=max_tokens, rows=rows)
+        self.queue = queue(max_waiting=max_waiting, max_tokens=max_tokens, rows=rows, keep_s=99.0)
         self.free, self.arrivals = rows, 0
         self.waiting: dict[str, Asked] = {}
+        self.gone: dict[str, Asked] = {}
         self.running: list[str] = []
         self.places: dict[str, int] = {}
         """Of the first request of everybody without a row."""
@@ -179,6 +235,24 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     def held(self) -> Counter[str]:
         return Counter(self.running)
+
+    @precondition(lambda self: self.waiting)
+    @rule(which=st.integers(0, 10))
+    def leave(self, which: int) -> None:
+        key = sorted(self.waiting)[which % len(self.waiting)]
+        self.gone[key] = self.waiting.pop(key)
+        self.queue.leave(key, key, float(self.arrivals))
+
+    @precondition(lambda self: self.gone)
+    @rule(which=st.integers(0, 10))
+    def come_back(self, which: int) -> None:
+        key = sorted(self.gone)[which % len(self.gone)]
+        asked, kept = self.gone.pop(key), key in self.queue.absences
+        if self.free or not kept:
+            self.queue.absences.back(key)
+            return
+        assert join(self.queue, key, asked.arrival, asked.tokens, float(self.arrivals), name=key) == []
+        self.waiting[key] = asked
 
     @rule(owner=st.sampled_from(sorted(WEIGHTS)), tokens=st.integers(1, 40))
     def ask(self, owner: str, tokens: int) -> None:
@@ -190,7 +264,7 @@ class AdmissionMachine(RuleBasedStateMachine):
             return
         before = dict(self.waiting)
         try:
-            displaced = self.queue.wait(key, self.arrivals, owner=owner, tokens=tokens, now=float(self.arrivals))
+            displaced = join(self.queue, key, self.arrivals, tokens, now=float(self.arrivals))
         except Overloaded:
             assert len(self.queue) == len(before)
             assert self.must_wait_outside(owner, tokens, before)
@@ -245,8 +319,11 @@ class AdmissionMachine(RuleBasedStateMachine):
     def bounded_and_the_same(self) -> None:
         if not hasattr(self, "queue"):
             return
-        assert len(self.queue) == len(self.waiting) <= self.max_waiting
-        assert self.queue.tokens == sum(asked.tokens for asked in self.waiting.values()) <= self.max_tokens
+        absences = self.queue.absences
+        assert len(self.queue) == len(self.waiting) <= self.max_waiting - len(absences)
+        assert self.queue.tokens == sum(asked.tokens for asked in self.waiting.values())
+        assert absences.tokens == sum(asked.tokens for name, asked in self.gone.items() if name in absences)
+        assert self.queue.tokens + absences.tokens <= self.max_tokens
         assert sorted(self.queue.order(self.held())) == sorted(self.waiting)
         assert not (self.waiting and self.free)
 
@@ -357,6 +434,41 @@ def test_a_row_goes_to_the_agent_that_has_none() -> None:
     assert one.posted == [Queued(0, 1)]
     rounds.close(many, 0)
     assert [(live.outbox, live.number) for live in rounds.live] == [(many, 1), (one, 0)]
+
+
+def of_a_token(allowance: Allowance, weight: float = 1.0) -> Agent:
+    return Agent(account=AgentAccount("box", "none", PRIOR_ALPHA, allowance=allowance, weight=weight))
+
+
+def test_the_links_of_a_token_wait_as_one() -> None:
+    rounds, token = make_rounds(PlantedEngine(2), max_waiting=3), Allowance("many")
+    held, *many = (of_a_token(token) for _ in range(4))
+    other, one = of_a_token(Allowance("other")), of_a_token(Allowance("one"))
+    held.open(rounds, 0)
+    other.open(rounds, 0)
+    for link in many:
+        link.open(rounds, 0)
+    one.open(rounds, 0)
+    (refusal,) = (message for link in many for message in link.posted if isinstance(message, Failure))
+    assert (refusal.stream, many[2].posted[-1]) == (0, refusal), "the token with the most makes room, not a link"
+    rounds.close(other, 0)
+    assert one.posted == [Queued(0, 1), Opened(0, 1, 0)], "the token without a row comes before any link of the other"
+    rounds.close(one, 0)
+    assert [live.outbox for live in rounds.live] == [held, many[0]]
+
+
+def test_a_token_waits_with_the_weight_of_the_link_whose_turn_it_is() -> None:
+    rounds, heavy = make_rounds(PlantedEngine(3)), Allowance("heavy")
+    held, more = of_a_token(heavy, 2.0), of_a_token(heavy, 2.0)
+    light = of_a_token(Allowance("light"))
+    for agent, stream in ((held, 0), (light, 0), (light, 1), (light, 2), (more, 0)):
+        agent.open(rounds, stream)
+    rounds.close(light, 0)
+    assert [(live.outbox, live.number) for live in rounds.live] == [(held, 0), (light, 1), (more, 0)]
+    more.account.weight = held.account.weight = 0.1
+    more.open(rounds, 1)
+    rounds.close(more, 0)
+    assert [(live.outbox, live.number) for live in rounds.live] == [(held, 0), (light, 1), (light, 2)]
 
 
 def test_who_is_displaced_is_told_when_to_come_back() -> None:

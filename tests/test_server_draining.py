@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from goodspeed.errors import Overloaded
+from goodspeed.messages import Open
+from goodspeed.sampling import SamplingParams
 from goodspeed_server.draining import Drain
+from tests.planted import PASS_S, Agent, PlantedEngine, make_rounds
 
 
 def test_it_goes_on_for_a_while_and_begins_nothing() -> None:
@@ -30,3 +35,20 @@ def test_nobody_is_told_to_wait_for_longer_than_users_do() -> None:
     assert (drain.left_s, drain.retry_after_s) == (3600.0, 10.0)
     drain.begin(at_once=True)
     assert drain.left_s == 0.0
+
+
+async def test_no_pass_is_begun_once_the_rounds_are_to_end() -> None:
+    passes: list[int] = []
+
+    def cost(_rows: int, tokens: int) -> float:
+        passes.append(tokens)
+        return PASS_S
+
+    rounds, agent = make_rounds(PlantedEngine(1, cost=cost)), Agent()
+    async with asyncio.timeout(60):
+        running = asyncio.create_task(rounds.run())
+        await asyncio.sleep(0)  # until it waits for somebody
+        rounds.open(agent, agent.account, Open(0, [1, 2, 3], 3, SamplingParams(), 8, 0))
+        rounds.stop()
+        await running
+    assert passes == []

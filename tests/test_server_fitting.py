@@ -209,6 +209,38 @@ def test_a_limit_that_has_become_too_high_falls() -> None:
         assert limit.tokens == most
 
 
+@pytest.mark.parametrize("had", [100, 512, 5000])
+def test_after_memory_was_gone_for_a_while_passes_are_soon_as_large_as_before(had: int) -> None:
+    limit = PassLimit()
+    limit.fitted(had)
+    for _ in range(200):  # passes, of which not one token fits
+        tokens = min(had, limit.tokens or had)
+        while tokens:
+            limit.too_large(tokens)
+            tokens //= 2
+    assert limit.tokens == 1
+    passes = 0
+    while (most := limit.tokens or had) < had / 2:
+        limit.fitted(most)
+        passes += 1
+    assert passes <= 64 * had.bit_length()
+
+
+def test_memory_that_does_not_come_back_is_hardly_asked_for_again() -> None:
+    limit, failed = PassLimit(), 0
+    limit.fitted(1000)
+    for _ in range(20_000):
+        tokens = min(1000, limit.tokens or 1000)
+        while tokens > 300:
+            failed += 1
+            limit.too_large(tokens)
+            tokens //= 2
+        limit.fitted(tokens)
+    assert failed <= 12
+    assert limit.tokens is not None
+    assert limit.tokens >= 250
+
+
 def raised_from(cause: Exception) -> Exception:
     error = RuleFault("the rule mine raised")
     error.__cause__ = cause

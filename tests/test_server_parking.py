@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from goodspeed.errors import Overloaded
 from goodspeed.estimation import PRIOR_ALPHA, Goodput, HitOrMiss
-from goodspeed.messages import Open, Opened, Verdict
+from goodspeed.messages import Open, Opened, Queued, Verdict
 from goodspeed.sampling import SamplingParams
 from goodspeed.stream import ServedStream
 from goodspeed.timing import Pace
 from goodspeed.verification import Judgement
+from goodspeed_server.allowance import Allowance
 from goodspeed_server.live import AgentAccount, LiveStream, RowUse
 from goodspeed_server.parking import Parked, Parking
 from goodspeed_server.round_loop import RoundLoop
@@ -161,7 +162,10 @@ class World:
                     agent.open(self.rounds, number)
                 case "close":
                     self.rounds.close(agent, number)
-                case "lose":
+                case "lose" | "lose what runs":
+                    if action == "lose what runs":
+                        for key in self.streams._waiting_of(agent):
+                            self.rounds.close(*key)
                     self.rounds.park(agent)
                     self.agents[who] = self.linked(who)
                 case "drop":
@@ -196,7 +200,7 @@ class World:
 
 AGENTS = 3
 whos, numbers = st.integers(0, AGENTS - 1), st.integers(0, 2)
-between_passes = st.tuples(st.sampled_from(["open", "open", "open", "close", "lose", "drop"]), whos, numbers)
+between_passes = st.tuples(st.sampled_from(["open", "open", "open", "close", "lose what runs", "drop"]), whos, numbers)
 in_passes = st.tuples(st.sampled_from(["open", "open", "close", "lose", "begin", "end"]), whos, numbers)
 
 
@@ -207,7 +211,7 @@ def duplicate(world: World, action: str, who: int, number: int) -> bool:
 
 @given(st.integers(1, 3), st.integers(0, 2), st.lists(between_passes, max_size=40))
 def test_parking_refuses_and_delays_nobody(rows: int, max_waiting: int, actions: list[tuple[str, int, int]]) -> None:
-    """Served, waiting and refused are as in a world that parks nothing."""
+    """Served, waiting and refused are as in a world that parks nothing, as long as nobody is back in the queue."""
 
     async def run() -> None:
         parking, twin = World(rows, max_waiting, KEEP_S), World(rows, max_waiting, 0.0)
@@ -249,6 +253,90 @@ def test_a_row_at_which_a_pass_is_goes_to_nobody_but_its_own_stream(
 
 def open_again(agent: Agent, rounds: RoundLoop, tokens: list[int], prompt_tokens: int, **changes: Any) -> None:
     rounds.open(agent, agent.account, Open(0, tokens, prompt_tokens, SamplingParams(), 8, 0, True, **changes))
+
+
+def known(session: bytes = SESSION[1], **account: Any) -> Agent:
+    return Agent(account=AgentAccount("a", "none", PRIOR_ALPHA, session=("", session), **account))
+
+
+async def test_who_waits_keeps_its_place_while_its_link_is_made_anew() -> None:
+    rounds = make_rounds(PlantedEngine(1), max_waiting=2)
+    first, before, behind = Agent(), known(), Agent()
+    for agent in (first, before, behind):
+        agent.open(rounds, 0)
+    rounds.park(before)
+    assert (rounds.waiting, rounds.parked) == (1, 0)
+    after = known()
+    after.open(rounds, 0)
+    assert after.posted == [Queued(0, 1)]
+    rounds.park(after)
+    rounds.close(first, 0)
+    assert [live.outbox for live in rounds.live] == [behind], "no row waits for who is not there"
+    assert rounds.waiting == 0
+    rounds.close(behind, 0)
+    back = known()
+    back.open(rounds, 0)
+    assert [live.outbox for live in rounds.live] == [back]
+    assert len(rounds._streams._admission.absences) == 0
+
+
+@pytest.mark.parametrize("leave", [RoundLoop.drop, RoundLoop.park])
+async def test_a_place_is_kept_for_nobody_who_left_in_order_or_cannot_be_known_again(leave: Any) -> None:
+    rounds = make_rounds(PlantedEngine(1))
+    Agent().open(rounds, 0)
+    agent = known() if leave is RoundLoop.drop else Agent()
+    agent.open(rounds, 0)
+    leave(rounds, agent)
+    assert (rounds.waiting, len(rounds._streams._admission.absences)) == (0, 0)
+
+
+async def test_no_place_is_kept_for_longer_than_was_said_nor_while_the_server_goes_away() -> None:
+    rounds, now = make_rounds(PlantedEngine(1), park_s=KEEP_S), 0.0
+    rounds._streams._clock = lambda: now
+    places = rounds._streams._admission.absences
+    Agent().open(rounds, 0)
+    for session in (b"one", b"two"):
+        agent = known(session)
+        agent.open(rounds, 0)
+        rounds.park(agent)
+        now += 1.0
+    alarm = rounds._streams._alarm
+    assert alarm is not None
+    now = KEEP_S
+    alarm._run()
+    assert len(places) == 1
+    rounds.turn_away(Overloaded("the server is going away", retry_after_s=1.0))
+    assert len(places) == 0
+
+
+async def test_who_waited_was_admitted_and_begins_nothing_when_it_is_back() -> None:
+    token = Allowance("edge", max_streams=1, tokens_per_minute=5)
+    rounds, other = make_rounds(PlantedEngine(1)), Agent()
+    other.open(rounds, 0)
+    before, after = known(allowance=token), known(allowance=token, service="drained")
+    before.open(rounds, 0)
+    rounds.park(before)
+    assert token.streams == 0
+    token.spend(100, 0.0)
+    after.open(rounds, 0)
+    assert after.posted == [Queued(0, 1)]
+    assert token.streams == 1
+
+
+async def test_who_lost_its_row_to_others_has_a_place_and_begins_nothing() -> None:
+    token = Allowance("edge", tokens_per_minute=5)
+    rounds, other, behind = make_rounds(PlantedEngine(1)), Agent(), Agent()
+    before, after = known(allowance=token), known(allowance=token)
+    before.open(rounds, 0)
+    token.spend(100, 0.0)
+    rounds.park(before)
+    other.open(rounds, 0)
+    assert rounds.parked == 0
+    behind.open(rounds, 0)
+    with pytest.raises(Overloaded, match="5 tokens a minute"):
+        open_again(after, rounds, [2, 1], 2)
+    after.open(rounds, 0)
+    assert after.posted == [Queued(0, 1)], "it has waited for longer"
 
 
 async def test_a_drained_agent_goes_on_with_what_is_parked_and_begins_nothing() -> None:

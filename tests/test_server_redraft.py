@@ -10,7 +10,7 @@ from goodspeed.errors import TokenizerMismatch
 from goodspeed.estimation import PRIOR_ALPHA
 from goodspeed.messages import Draft, Redraft, Verdict
 from goodspeed.stream import Transcript
-from goodspeed_server import round_loop
+from goodspeed_server import intake
 from goodspeed_server.live import LiveStream
 from goodspeed_server.server import VerificationServer
 from tests.serving import Peer, linked, serving, tiny_settings
@@ -59,7 +59,7 @@ async def test_a_draft_that_was_here_already_says_nothing_of_the_new_drafter() -
 async def test_who_says_so_all_the_time_keeps_no_estimate_up(
     least_s: float, restarts: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(round_loop, "_REDRAFT_S", least_s)
+    monkeypatch.setattr(intake, "_REDRAFT_S", least_s)
     async with serving() as (server, address), linked(address) as peer:
         opened = await peer.open(1, PROMPT, max_new_tokens=40)
         transcript, budget = Transcript(PROMPT), opened.budget

@@ -14,7 +14,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from goodspeed.messages import MAX_SESSION_BYTES, Open, Opened, Verdict, encode
+from goodspeed.messages import MAX_SESSION_BYTES, Open, Opened, Queued, Verdict, encode
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import Agent, TextRequest
 from goodspeed_agent.backoff import Backoff
@@ -164,6 +164,20 @@ async def test_what_comes_on_a_superseded_link_is_not_heard() -> None:
         await back.expect(Opened)
         assert sorted(live.number for live in server._rounds.live) == [2]
         assert server.snapshot().parked == 1
+
+
+@pytest.mark.parametrize("session", [SESSION, b""])
+async def test_who_waits_behind_a_link_that_breaks_is_told_that_it_has_moved_up(session: bytes) -> None:
+    # Nothing else happens: the one stream that runs waits for a draft that does not come.
+    settings = tiny_settings(max_streams=1, rounds={"round_timeout_s": 1e6})
+    async with asyncio.timeout(60), serving(settings) as (_, address), linked(address) as first:
+        await first.open(0, PROMPT)
+        async with in_session(address, session) as before, linked(address) as behind:
+            for place, peer in enumerate((before, behind), start=1):
+                await peer.send(begin())
+                assert await peer.receive() == Queued(0, place)
+            before.connection.transport.abort()
+            assert await behind.receive() == Queued(0, 1)
 
 
 @pytest.mark.parametrize("session", [b"somebody else's", b""])

@@ -149,7 +149,7 @@ async def test_a_short_prompt_does_not_wait_for_a_long_one(records: list[RoundRe
 
 
 async def test_a_reader_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("goodspeed_server.link._MAX_QUEUED", 4)
+    monkeypatch.setattr("goodspeed_server.outgoing._MAX_QUEUED", 4)
     async with serving() as (server, address), linked(address) as peer:
         await peer.open(0, PROMPT)
         (link,) = server._links

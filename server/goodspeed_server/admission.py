@@ -9,6 +9,7 @@ from itertools import count
 from typing import Generic, TypeVar
 
 from goodspeed.errors import Overloaded
+from goodspeed_server.absences import Absences, Absent
 
 __all__ = ["Admission", "Places"]
 
@@ -31,6 +32,7 @@ class _Waiting(Generic[KeyT, RequestT]):
     request: RequestT
     arrival: int
     tokens: int
+    weight: Callable[[], float]
 
 
 class Admission(Generic[KeyT, OwnerT, RequestT]):
@@ -43,30 +45,42 @@ class Admission(Generic[KeyT, OwnerT, RequestT]):
     A full queue has room for a newcomer whose owner, with it, has less in the queue for its weight than somebody else:
     the last request of the one with the most is displaced.
 
+    Who has to leave the queue, and may be back, keeps its place in the order and its room, as far as nobody who is
+    there wants for room; no row is kept for it.
+
     Args:
         rows: how many streams the engine holds.
         max_waiting: how many streams may wait; 0 refuses as soon as every row is taken.
         max_tokens: how many tokens those that wait may hold together.
-        weight: of an owner, above 0.
+        keep_s: for how long the place of who has left is kept; 0 keeps none.
+        held_so_far_s: at a time, for how long those that have a row have had it, on average.
     """
 
     def __init__(
-        self, rows: int, *, max_waiting: int, max_tokens: int, weight: Callable[[OwnerT], float] = lambda owner: 1.0
+        self,
+        rows: int,
+        *,
+        max_waiting: int,
+        max_tokens: int,
+        keep_s: float = 0.0,
+        held_so_far_s: Callable[[float], float] = lambda now: 0.0,
     ) -> None:
         self._rows = rows
         self._max_waiting = max_waiting
         self._max_tokens = max_tokens
-        self._weight = weight
         self._ticks = count()
         """Of what comes and what falls free."""
         self._owners: dict[KeyT, OwnerT] = {}
         self._queues: dict[OwnerT, dict[KeyT, _Waiting[KeyT, RequestT]]] = {}  # each in order of arrival
         self._served_until: dict[OwnerT, int] = {}
         """When a row of an owner that waits fell free last, in ticks."""
+        self._held_so_far_s = held_so_far_s
         self._held_s: float | None = None
         self._last_slot = 0.0
         self.tokens = 0
         """That wait."""
+        self.absences: Absences[Hashable] = Absences(keep_s)
+        """Whose places are kept."""
 
     def __len__(self) -> int:
         return len(self._owners)
@@ -78,16 +92,27 @@ class Admission(Generic[KeyT, OwnerT, RequestT]):
         return key in self._owners
 
     def wait(
-        self, key: KeyT, request: RequestT, *, owner: OwnerT, tokens: int, now: float
+        self,
+        key: KeyT,
+        request: RequestT,
+        *,
+        owner: OwnerT,
+        weight: Callable[[], float],
+        tokens: int,
+        now: float,
+        name: Hashable = None,
     ) -> list[tuple[KeyT, RequestT]]:
-        """Put a request at the end of its owner's queue.
+        """Put a request at the end of its owner's queue, or where it stood before it left.
 
         Args:
             key: of the request; none like it waits.
             request: what waits.
             owner: whose it is.
+            weight: what its owner counts, above 0; asked at every decision. Of an owner with several requests, that of
+                the first of them holds.
             tokens: how many it holds, 1 or more.
             now: seconds.
+            name: by which it left.
 
         Returns:
             What it has displaced.
@@ -96,13 +121,17 @@ class Admission(Generic[KeyT, OwnerT, RequestT]):
             Overloaded: the queue is full, and nobody has more in it than this owner would.
         """
         assert key not in self._owners
-        displaced = self._displaced_by(owner, tokens)
+        place = self.absences.back(name)
+        displaced = self._displaced_by(owner, weight, tokens)
         if displaced is None:
             raise self.refusal(now)
-        gone = [(other, self._take(other)) for other in displaced]
+        gone = [(other, self._take(other).request) for other in displaced]
+        arrival = next(self._ticks) if place is None else place.arrival
+        queue = self._queues.get(owner, {}) | {key: _Waiting(key, request, arrival, tokens, weight)}
         self._owners[key] = owner
-        self._queues.setdefault(owner, {})[key] = _Waiting(key, request, next(self._ticks), tokens)
+        self._queues[owner] = dict(sorted(queue.items(), key=lambda item: item[1].arrival))
         self.tokens += tokens
+        self._make_room()
         return gone
 
     def order(self, rows: Mapping[OwnerT, int]) -> Iterator[KeyT]:
@@ -115,7 +144,8 @@ class Admission(Generic[KeyT, OwnerT, RequestT]):
         heap = []
         for owner, queue in self._queues.items():
             requests = iter(queue.values())
-            first, weight, held = next(requests), self._weight(owner), rows.get(owner, 0)
+            first, held = next(requests), rows.get(owner, 0)
+            weight = first.weight()
             until = self._served_until.get(owner, 0)
             heap.append((held / weight, max(first.arrival, until), first.arrival, held, weight, until, first, requests))
         heapq.heapify(heap)
@@ -134,15 +164,30 @@ class Admission(Generic[KeyT, OwnerT, RequestT]):
     def next(self, rows: Mapping[OwnerT, int]) -> tuple[KeyT, RequestT] | None:
         """Take the request whose turn it is; `rows` as in `order`."""
         key = next(self.order(rows), None)
-        return None if key is None else (key, self._take(key))
+        return None if key is None else (key, self._take(key).request)
+
+    def request(self, key: KeyT) -> RequestT:
+        """One that waits."""
+        return self._queues[self._owners[key]][key].request
 
     def withdraw(self, key: KeyT) -> RequestT | None:
         """Forget a request; None if there was none."""
-        return self._take(key) if key in self._owners else None
+        return self._take(key).request if key in self._owners else None
 
-    def withdraw_all(self, gone: Callable[[KeyT], bool]) -> list[RequestT]:
-        """Forget every request whose key `gone` says so of, and give them back."""
-        return [self._take(key) for key in [key for key in self._owners if gone(key)]]
+    def leave(self, key: KeyT, name: Hashable, now: float) -> RequestT:
+        """Forget a request, and keep its place for when it is back under this name."""
+        waiting = self._take(key)
+        self.absences.leave(name, Absent(waiting.arrival, waiting.tokens, now))
+        return waiting.request
+
+    def keep_place(self, name: Hashable, tokens: int, now: float) -> None:
+        """Keep the place at the end of the queue for a request that may come under this name."""
+        self.absences.leave(name, Absent(next(self._ticks), tokens, now))
+        self._make_room()
+
+    def those(self, which: Callable[[KeyT], bool]) -> list[KeyT]:
+        """The requests that wait of whose keys `which` says so."""
+        return [key for key in self._owners if which(key)]
 
     def row_fell_free(self, owner: OwnerT, held_s: float) -> None:
         """An owner's stream has had its row for so long, and has it no more: learn how soon rows fall free."""
@@ -155,7 +200,7 @@ class Admission(Generic[KeyT, OwnerT, RequestT]):
 
         Rows fall free one after another, and all who are told so at once are told to come back one after another.
         """
-        every_s = _FIRST_GUESS_S if self._held_s is None else self._held_s / self._rows
+        every_s = self._row_falls_free_every_s(now)
         self._last_slot = min(max(self._last_slot, now) + every_s, now + _LONGEST_RETRY_S)
         retry_after_s = max(_LEAST_RETRY_S, self._last_slot - now)
         waiting = f" and {len(self)} streams wait already" if len(self) else ""
@@ -165,7 +210,17 @@ class Admission(Generic[KeyT, OwnerT, RequestT]):
             retry_after_s=retry_after_s,
         )
 
-    def _take(self, key: KeyT) -> RequestT:
+    def _make_room(self) -> None:
+        self.absences.make_room(self._max_waiting - len(self), self._max_tokens - self.tokens)
+
+    def _row_falls_free_every_s(self, now: float) -> float:
+        # Rows that are held for longer than any was say so before the first of them falls free.
+        held_so_far_s = self._held_so_far_s(now)
+        if self._held_s is None:
+            return max(_FIRST_GUESS_S, held_so_far_s / self._rows)
+        return max(self._held_s, held_so_far_s) / self._rows
+
+    def _take(self, key: KeyT) -> _Waiting[KeyT, RequestT]:
         owner = self._owners.pop(key)
         queue = self._queues[owner]
         waiting = queue.pop(key)
@@ -173,12 +228,16 @@ class Admission(Generic[KeyT, OwnerT, RequestT]):
             del self._queues[owner]
             self._served_until.pop(owner, None)
         self.tokens -= waiting.tokens
-        return waiting.request
+        return waiting
 
-    def _displaced_by(self, owner: OwnerT, tokens: int) -> list[KeyT] | None:
+    def _weight(self, owner: OwnerT) -> float:
+        return next(iter(self._queues[owner].values())).weight()
+
+    def _displaced_by(self, owner: OwnerT, weight: Callable[[], float], tokens: int) -> list[KeyT] | None:
         """Who has to go for one more request of an owner; None if it has to go itself."""
         others = {other: list(queue.values()) for other, queue in self._queues.items() if other != owner}
         own = [waiting.tokens for waiting in self._queues.get(owner, {}).values()] + [tokens]
+        own_weight = self._weight(owner) if owner in self._queues else weight()
         streams, in_all = len(self) + 1, self.tokens + tokens
         displaced: list[KeyT] = []
         while streams > self._max_waiting or in_all > self._max_tokens:
@@ -188,7 +247,7 @@ class Admission(Generic[KeyT, OwnerT, RequestT]):
                 for other, queue in others.items()
             }
             most = max(shares, key=shares.__getitem__, default=None)
-            if most is None or shares[most] <= measure(own) / self._weight(owner):
+            if most is None or shares[most] <= measure(own) / own_weight:
                 return None
             last = others[most].pop()
             displaced.append(last.key)

@@ -193,7 +193,7 @@ class LiveControl:
         self._links_of(name, self._audits.distrusted_names())
         forgiven = self._audits.trust(name)
         for standing in forgiven:
-            self._rounds.think_anew(standing)
+            self._rounds.auditing.think_anew(standing)
         for account in self._accounts:
             if account.standing in forgiven:
                 account.prior_alpha = PRIOR_ALPHA

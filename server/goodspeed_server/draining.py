@@ -76,7 +76,7 @@ class Drain:
 
 
 def stop_on_signals(stop: asyncio.Event, drain_s: float) -> None:
-    """Set `stop` at SIGTERM, SIGINT or SIGHUP; a second SIGTERM or SIGINT ends the process at once.
+    """Set `stop` at SIGTERM, SIGINT or SIGHUP; after a SIGTERM or SIGINT another of them ends the process at once.
 
     Args:
         stop: of the running loop.
@@ -87,7 +87,9 @@ def stop_on_signals(stop: asyncio.Event, drain_s: float) -> None:
     def on_signal(number: int) -> None:
         name = signal.Signals(number).name
         logger.info("%s: closing when texts have ended, in %g s at the latest; once more to end at once", name, drain_s)
-        loop.remove_signal_handler(number)
+        for impatient in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(impatient)
+            signal.signal(impatient, signal.SIG_DFL)  # a KeyboardInterrupt would still wait for the pass that runs
         stop.set()
 
     def on_hangup() -> None:

@@ -31,6 +31,8 @@ __all__ = ["Fitting", "PassLimit", "Settled", "cut_up", "halved", "is_out_of_mem
 logger = logging.getLogger(__name__)
 
 _GROWTH = 1.125
+_RETURN = 2.0
+"""The same, where as much fitted before."""
 _FIRST_PATIENCE = 64
 _LONGEST_PATIENCE = 8192
 _ALLOCATORS = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "CUDA error: out of memory")
@@ -62,12 +64,15 @@ class PassLimit:
     """How many tokens a pass may carry, learned from those that found no memory.
 
     Where nothing ever failed there is no limit. One that failed brings it down to the largest that fitted; a step up is
-    tried now and then, the more rarely the more often that has failed.
+    tried now and then, the more rarely the more often that has failed. Where memory that was there is gone, somebody
+    else has it, and may give it back: then the way back is taken in large steps, until one fails.
     """
 
     def __init__(self) -> None:
         self._most: float | None = None
         self._fitted = 0
+        self._had = 0
+        """What once fitted, and may again."""
         self._patience = _FIRST_PATIENCE
         self._until_step = 0
 
@@ -83,16 +88,21 @@ class PassLimit:
             return  # which says nothing of larger ones
         self._until_step -= 1
         if self._until_step <= 0:
-            self._most = max(self._most * _GROWTH, self._most + 1)
+            growth = _RETURN if _RETURN * self._most <= self._had else _GROWTH
+            self._most = max(self._most * growth, self._most + 1)
             self._until_step = self._patience
 
     def too_large(self, tokens: int) -> None:
         """A pass of so many tokens found no memory."""
-        if tokens <= self._fitted:
-            self._fitted = tokens // 2  # there was more memory then
+        shrunk = tokens <= max(1, self._fitted)
+        if shrunk:
+            self._had = max(self._had, self._fitted)
+            self._fitted = tokens // 2
         self._most = float(max(1, self._fitted, tokens // 2))
         self._until_step = self._patience
-        self._patience = min(2 * self._patience, _LONGEST_PATIENCE)
+        if not shrunk:  # a step was too large
+            self._had //= 2
+            self._patience = min(2 * self._patience, _LONGEST_PATIENCE)
 
 
 class Fitting:

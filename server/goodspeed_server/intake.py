@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+from goodspeed.estimation import PRIOR_ALPHA
 from goodspeed.messages import Draft, DraftEnd
 from goodspeed.rounds import Rounds
+from goodspeed.timing import Pace
 from goodspeed.verification import Rule
-from goodspeed_server.live import LiveStream
+from goodspeed_server.live import AgentAccount, LiveStream
 from goodspeed_server.planner import Planner
 from goodspeed_server.telemetry import Telemetry
 
 __all__ = ["Intake"]
+
+_REDRAFT_S = 5.0
 
 
 class Intake:
@@ -66,3 +70,19 @@ class Intake:
         self._telemetry.came(live, draft, None if live.way is before else live.way)
         here, more = len(live.to_verify()[0]), draft.end is DraftEnd.FAR_ENOUGH
         return bool(here or not more) and rounds.arrive(live, now, here, more=more)
+
+    def redraft(self, account: AgentAccount, streams: Iterable[LiveStream], drafter: str) -> None:
+        """A link's drafts come of another drafter: what was learned of the one before is forgotten, now and then.
+
+        Who says so all the time has no use of it: estimates begin anew once in `_REDRAFT_S`.
+        """
+        account.drafter = drafter
+        now = self._clock()
+        if now - account.redrafted_at < _REDRAFT_S:
+            return
+        account.redrafted_at = now
+        account.prior_alpha, account.pace = PRIOR_ALPHA, Pace()
+        for live in streams:
+            # A draft that is here or in the pass is still the old one's; guesses behind it are worth nothing.
+            live.fresh = self._planner.estimator(PRIOR_ALPHA)
+            live.guesses.drop()

@@ -1,7 +1,6 @@
 """One WebSocket link: the handshake, then messages in and out until either side closes.
 
-Reading is a loop over frames; writing is a queue with a task behind it, so that nobody who sends to a slow reader
-ever waits for it. A reader slower than its queue is dropped: its agent resumes from its own transcript.
+A reader slower than the queue of what is on its way to it is dropped: its agent resumes from its own transcript.
 """
 
 from __future__ import annotations
@@ -10,19 +9,16 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.protocol import State
 
-from goodspeed.errors import GoodSpeedError, InvalidRequest, Overloaded, ProtocolError, TokenizerMismatch
+from goodspeed.errors import GoodSpeedError, InvalidRequest, Overloaded, ProtocolError
 from goodspeed.estimation import PRIOR_ALPHA
 from goodspeed.logs import about
 from goodspeed.messages import (
-    MAX_DRAFT_TOKENS,
-    PROTOCOL_VERSION,
     AgentMessage,
     Close,
     Control,
@@ -35,60 +31,29 @@ from goodspeed.messages import (
     Open,
     Redraft,
     ServerMessage,
-    Welcome,
     decode_agent,
     encode,
 )
-from goodspeed.verification import Rule
 from goodspeed_server.allowance import Allowance
 from goodspeed_server.control import LiveControl
 from goodspeed_server.draining import Drain
 from goodspeed_server.gate import LinkPace
+from goodspeed_server.greeting import ServedModel, check_role
 from goodspeed_server.live import AgentAccount
+from goodspeed_server.outgoing import Outgoing
 from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.sessions import Sessions
 from goodspeed_server.telemetry import Telemetry
-from goodspeed_server.tokens import Role, Token
+from goodspeed_server.tokens import Token
 
-__all__ = ["Link", "ServedModel"]
+__all__ = ["SNAPSHOT_INTERVAL_S", "Link"]
 
 logger = logging.getLogger(__name__)
 
 _HANDSHAKE_TIMEOUT_S = 10.0
 SNAPSHOT_INTERVAL_S = 0.25
 _FLUSH_TIMEOUT_S = 5.0
-_MAX_QUEUED = 4096
-_MAX_QUEUED_BYTES = 2**23
-"""With more than that waiting, beside its tokenizer, a peer does not read."""
 _LONGEST_SENTENCE = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """What a server tells its agents of its target."""
-
-    server: str
-    name: str
-    fingerprint: str
-    weights: str
-    """The digest of its configuration and weights."""
-    tokenizer_digest: str
-    tokenizer_frame: bytes
-    """A `Tokenizer` message, encoded once: it can be as large as all else a server ever says to an agent."""
-    rule: Rule
-    vocab_size: int
-    max_length: int
-    max_frame_bytes: int
-    """A larger frame is refused with a sentence; the listener cuts off what is many times larger."""
-    eos_tokens: frozenset[int]
-
-
-_ROLES: dict[str, tuple[Role, ...]] = {
-    "agent": ("agent", "admin"),
-    "monitor": ("monitor", "admin"),
-    "control": ("admin",),
-}
-"""Which tokens open a link of a kind."""
 
 
 class Link:
@@ -151,12 +116,10 @@ class Link:
         self._sessions = sessions
         self._trusts_everybody = trusts_everybody
         self._drafts = False
-        self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue(_MAX_QUEUED)
-        self._queued_bytes = 0
         self._dropped = False
         self._tokenizer_sent = False
-        self._writer: asyncio.Task[None] | None = None
         self._peer = f"{connection.remote_address[0]}:{connection.remote_address[1]}"
+        self._outgoing = Outgoing(connection, largest_bytes=len(model.tokenizer_frame))
 
     @property
     def busy(self) -> bool:
@@ -192,7 +155,6 @@ class Link:
             await self._run(ids)
 
     async def _run(self, ids: contextlib.ExitStack) -> None:
-        self._writer = asyncio.create_task(self._write())
         try:
             hello = await self._greet()
             if hello.role == "monitor":
@@ -214,7 +176,7 @@ class Link:
             logger.exception("link %s is closed for a defect in the server", self._peer)
             await self._close_with(GoodSpeedError("the server failed; its log says where"), CloseCode.INTERNAL_ERROR)
         finally:
-            self._writer.cancel()
+            self._outgoing.stop()
 
     def send_away(self, reason: str, retry_after_s: float) -> None:
         """Tell an agent to go elsewhere; until the link is closed it may stay, and end what it has begun."""
@@ -229,16 +191,12 @@ class Link:
         await self._flush_and_close(CloseCode.GOING_AWAY, reason)
 
     def _post_frame(self, frame: bytes) -> None:
-        if self._dropped:
+        if self._dropped or self._outgoing.put(frame):
             return
-        if self._outgoing.full() or self._queued_bytes > _MAX_QUEUED_BYTES + len(self._model.tokenizer_frame):
-            with about(agent=self.agent):  # whoever posts
-                logger.warning("link %s reads too slowly and is dropped", self._peer)
-            self._refused("slow_reader")
-            self.abort()
-            return
-        self._outgoing.put_nowait(frame)
-        self._queued_bytes += len(frame)
+        with about(agent=self.agent):  # whoever posts
+            logger.warning("link %s reads too slowly and is dropped", self._peer)
+        self._refused("slow_reader")
+        self.abort()
 
     async def _greet(self) -> Hello:
         try:
@@ -248,10 +206,10 @@ class Link:
             raise ProtocolError(f"no Hello came within {_HANDSHAKE_TIMEOUT_S:g} s") from None
         if not isinstance(hello, Hello):
             raise ProtocolError(f"the first message is a {type(hello).__name__}: it must be a Hello")
-        self._check_role(hello)
+        check_role(hello, self._token, trusts_everybody=self._trusts_everybody)
         if hello.role == "agent":  # whoever looks, or steers, may do so to the end
             self._drain.check()
-        self._check_fingerprint(hello)
+        self._model.check_fingerprint(hello)
         self.welcome()
         self._drafts = hello.role == "agent"
         return hello
@@ -263,47 +221,7 @@ class Link:
 
     def welcome(self) -> None:
         """Say what this server is."""
-        model = self._model
-        self.post(
-            Welcome(
-                protocol=PROTOCOL_VERSION,
-                server=model.server,
-                model=model.name,
-                fingerprint=model.fingerprint,
-                tokenizer=model.tokenizer_digest,
-                weights=model.weights,
-                rule=model.rule,
-                vocab_size=model.vocab_size,
-                max_length=model.max_length,
-                max_draft=MAX_DRAFT_TOKENS,
-                eos_tokens=sorted(model.eos_tokens),
-                waits=self._rounds.waits,
-            )
-        )
-
-    def _check_role(self, hello: Hello) -> None:
-        roles, token = _ROLES[hello.role], self._token
-        if token is not None and token.role not in roles:
-            kind = {"agent": "an agent", "monitor": "a monitor", "control": "who controls the server"}[hello.role]
-            raise InvalidRequest(
-                f"the token {token.name!r} is {token.role}'s, and does not open this door: {kind} needs one of role "
-                f"{' or '.join(roles)}",
-                code="forbidden",
-            )
-        if token is None and hello.role == "control" and not self._trusts_everybody:
-            raise InvalidRequest(
-                "others reach this server and it asks for no tokens, so it is not changed from afar: start it with "
-                "--tokens, and show an admin's",
-                code="forbidden",
-            )
-
-    def _check_fingerprint(self, drafting: Hello | Redraft) -> None:
-        model = self._model
-        if drafting.fingerprint is not None and drafting.fingerprint != model.fingerprint:
-            raise TokenizerMismatch(
-                f"the tokenizer of draft {drafting.drafter!r} differs from that of {model.name!r}, so its token "
-                "ids mean something else: take a draft of the target's own family, or --draft suffix, which needs none"
-            )
+        self.post(self._model.welcome(waits=self._rounds.waits))
 
     async def _serve_agent(self, hello: Hello) -> None:
         # Of who shows no token an address is known, and what it calls itself.
@@ -367,7 +285,7 @@ class Link:
             case Close():
                 self._rounds.close(self, message.stream)
             case Redraft():
-                self._check_fingerprint(message)
+                self._model.check_fingerprint(message)
                 self._rounds.redraft(self, account, message.drafter)
                 logger.info("agent %s drafts with %s from now on", account.name, message.drafter)
             case GetTokenizer():
@@ -388,7 +306,7 @@ class Link:
     async def _show(self) -> None:
         closed = asyncio.create_task(self.connection.wait_closed())
         while not closed.done():
-            if self._outgoing.empty():
+            if self._outgoing.empty:
                 self._post_frame(self._snapshot_frame())
             await asyncio.wait([closed], timeout=SNAPSHOT_INTERVAL_S)
 
@@ -411,22 +329,13 @@ class Link:
             self._throttled(wait_s)
             await asyncio.sleep(wait_s)
 
-    async def _write(self) -> None:
-        with contextlib.suppress(ConnectionClosed):
-            while (frame := await self._outgoing.get()) is not None:
-                await self.connection.send(frame)
-                self._queued_bytes -= len(frame)
-
     async def _close_with(self, error: GoodSpeedError, close_code: CloseCode) -> None:
         logger.warning("link %s is closed: %s", self._peer, error)
         self._refuse(error)
         await self._flush_and_close(close_code, error.code)
 
     async def _flush_and_close(self, close_code: CloseCode, reason: str) -> None:
-        assert self._writer is not None
-        with contextlib.suppress(asyncio.QueueFull):
-            self._outgoing.put_nowait(None)
-        await asyncio.wait([self._writer], timeout=_FLUSH_TIMEOUT_S)
+        await self._outgoing.flush(_FLUSH_TIMEOUT_S)
         await self.connection.close(close_code, reason)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -96,25 +96,30 @@ class AgentAccount:
     wait_s: float = 0.0
     """and waited here for a pass."""
 
-    def admit(self, now: float, *, begun: bool = False, parked: bool = False) -> None:
+    @property
+    def queues_as(self) -> Hashable:
+        """Whose turn it is in the queue: all links of a token wait as one, and where none is shown each for itself."""
+        return self if self.allowance is None else self.allowance
+
+    def admit(self, now: float, *, begun: bool = False, admitted: bool = False) -> None:
         """One more stream.
 
         Args:
             now: seconds.
             begun: whether some of its text is written, which an agent that is drained may finish.
-            parked: whether it goes on with a stream that was admitted on an earlier link, which is no beginning.
+            admitted: whether it was on an earlier link and goes on from there, which is no beginning.
 
         Raises:
             Overloaded: the token allows no more, or the agent is drained.
         """
-        if self.service != "served" and not (begun or parked):
+        if self.service != "served" and not (begun or admitted):
             raise Overloaded(
                 f"the server's operator drains the agent {self.name!r}, and it begins no new text here: "
                 f"try again in {_DRAINED_RETRY_S:g} s, or on another server",
                 retry_after_s=_DRAINED_RETRY_S,
             )
         if self.allowance is not None:
-            self.allowance.admit(now, begins=not parked)
+            self.allowance.admit(now, begins=not admitted)
 
     def spend(self, tokens: int, now: float) -> None:
         """Tokens were committed to it."""

@@ -4,11 +4,13 @@ An agent that comes back opens its streams anew from its own transcript. Where t
 the row does not hold has to go through the target again: no prompt does. Whatever the server had committed and the
 agent never heard of is rolled back with it; under the coupled rule it is drawn again as it was.
 
-A parked row is in nobody's way. It counts as free: whoever needs one is given the row that was parked first.
+A parked row is in nobody's way. It counts as free: whoever needs one is given the row that was parked first, and the
+stream has a place in the queue instead.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -16,7 +18,7 @@ from goodspeed.estimation import AcceptanceEstimator, HitOrMiss
 from goodspeed.timing import Pace
 from goodspeed_server.live import LiveStream, RowUse, Session
 
-__all__ = ["Parked", "ParkedKey", "Parking"]
+__all__ = ["Parked", "ParkedKey", "Parking", "text_name"]
 
 ParkedKey: TypeAlias = tuple[Session, int]
 """The session of a link, and the number of a stream there."""
@@ -66,6 +68,11 @@ class Parked:
             prior_alpha=live.account.prior_alpha,
             since=now,
         )
+
+    @property
+    def name(self) -> Hashable:
+        """By which the text is known when nothing is parked of it any more."""
+        return text_name(self.key, self.tokens[: self.prompt_tokens])
 
     def begins_as(self, tokens: list[int], prompt_tokens: int) -> bool:
         """Whether this is a text upon the same prompt."""
@@ -135,6 +142,11 @@ class Parking:
         for parked in over:
             self.take(parked)
         return over
+
+
+def text_name(key: ParkedKey, prompt: Sequence[int]) -> Hashable:
+    """Names a stream and its prompt: another text under the same number is another."""
+    return key, hash(tuple(prompt))
 
 
 def _common(ours: list[int], theirs: list[int]) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,18 +17,16 @@ from contextvars import copy_context
 from functools import partial
 
 from goodspeed.engine import Engine
-from goodspeed.errors import InvalidRequest, Overloaded, StreamFault
-from goodspeed.estimation import PRIOR_ALPHA
-from goodspeed.logprobs import entry_bytes
+from goodspeed.errors import InvalidRequest, Overloaded
 from goodspeed.logs import about
-from goodspeed.messages import Draft, Failure, Open, Opened, Verdict
+from goodspeed.messages import Draft, Open, Opened, Verdict
 from goodspeed.rounds import Barrier, Rolling, Rounds
 from goodspeed.scheduling import Scheduler
 from goodspeed.stream import Commit
-from goodspeed.timing import Pace, PassSample
-from goodspeed.verification import DraftDistribution, Judgement, Rule
+from goodspeed.timing import PassSample
+from goodspeed.verification import Rule
 from goodspeed_server.arrivals import Arrivals, look_back
-from goodspeed_server.audits import Standing
+from goodspeed_server.auditing import Auditing
 from goodspeed_server.boundary import Boundary
 from goodspeed_server.fitting import Fitting, Settled
 from goodspeed_server.intake import Intake
@@ -37,17 +34,16 @@ from goodspeed_server.live import AgentAccount, LiveStream, Outbox
 from goodspeed_server.observer import Phases, RoundRecord
 from goodspeed_server.passes import PlannedPass, plan_pass
 from goodspeed_server.planner import Planner
-from goodspeed_server.recording import Recorder, Verified
+from goodspeed_server.recording import Recorder
 from goodspeed_server.settings import OVERDUE, RoundSettings
+from goodspeed_server.settling import Settling
 from goodspeed_server.streams import Streams
 from goodspeed_server.telemetry import Telemetry
-from goodspeed_server.verifier import Turn, Verifier
+from goodspeed_server.verifier import Verifier
 
 __all__ = ["RoundLoop"]
 
 logger = logging.getLogger(__name__)
-
-_REDRAFT_S = 5.0
 
 
 class RoundLoop:
@@ -83,7 +79,6 @@ class RoundLoop:
         planner.on_overtaken = telemetry.overtaken
         self.settings = settings
         self._telemetry = telemetry
-        self._recorder = recorder
         self._clock = clock
         self._rounds = self._make_rounds()
         self._streams = Streams(
@@ -100,6 +95,8 @@ class RoundLoop:
             on_begin=self._begin,
             on_end=self._leave,
         )
+        self.auditing = Auditing(self._streams, planner, telemetry, self.ask_no_more)
+        self._settling = Settling(self._streams, planner, telemetry, recorder, self.auditing)
         self._changed = asyncio.Event()
         self.boundary = Boundary(self._changed.set)
         """Between two rounds."""
@@ -186,20 +183,8 @@ class RoundLoop:
             self._changed.set()
 
     def redraft(self, outbox: Outbox, account: AgentAccount, drafter: str) -> None:
-        """A link's drafts come of another drafter: what was learned of the one before is forgotten, now and then.
-
-        Who says so all the time has no use of it: estimates begin anew once in `_REDRAFT_S`.
-        """
-        account.drafter = drafter
-        now = self._clock()
-        if now - account.redrafted_at < _REDRAFT_S:
-            return
-        account.redrafted_at = now
-        account.prior_alpha, account.pace = PRIOR_ALPHA, Pace()
-        for live in self._streams.of_link(outbox):
-            # A draft that is here or in the pass is still the old one's; guesses behind it are worth nothing.
-            live.fresh = self.planner.estimator(PRIOR_ALPHA)
-            live.guesses.drop()
+        """A link's drafts come of another drafter: `Intake.redraft`."""
+        self._intake.redraft(account, self._streams.of_link(outbox), drafter)
 
     def close(self, outbox: Outbox, number: int) -> None:
         """End a stream its agent wants no more of; one that is not open is no error, since verdicts cross closes."""
@@ -227,6 +212,7 @@ class RoundLoop:
             self._streams.drop(outbox)
         else:
             self._streams.park(outbox)
+        self._changed.set()  # others may have moved up
 
     def adopt(self, scheduler: Scheduler, settings: RoundSettings, announce: Callable[[], None]) -> None:
         """Plan by another scheduler and other settings from now on; all streams go on. Only at the `boundary`.
@@ -292,6 +278,8 @@ class RoundLoop:
             while not self._stopping:
                 gathering = self._clock()
                 batch = await self._gather()
+                if batch is None:
+                    break
                 gathered = self._clock()
                 # Neighbouring rows in order are one block of the slab, which the padded layout reads without a copy.
                 batch.sort(key=lambda live: live.row)
@@ -309,8 +297,9 @@ class RoundLoop:
                     verified = self._clock()
                     planned, unfit = planned.as_run(settled)
                     if not settled.out_of_memory:  # how long it takes to fail says nothing of the next
-                        self._learn_from_pass(planned, verified - verifying)
-                    self._give_up(unfit)
+                        work = planned.work
+                        self.planner.meter.observe(PassSample(len(work.rows), work.tokens, verified - verifying))
+                    self._settling.give_up(unfit)
                     commits = self._commit(planned, settled)
                     phases = Phases(gathering, gathered, verifying, verified, self._clock())
                     price = self.planner.price
@@ -321,8 +310,8 @@ class RoundLoop:
             self.boundary.end()
             self._engine_thread.shutdown(wait=True)
 
-    async def _gather(self) -> list[LiveStream]:
-        """Wait until the round closes, or until there is a prompt to work on while drafts are on their way."""
+    async def _gather(self) -> list[LiveStream] | None:
+        """Wait until the round closes, or there is a prompt to work on meanwhile; None: there is no further round."""
         loop = asyncio.get_running_loop()
         while not self._stopping:
             self.boundary.here()
@@ -337,7 +326,7 @@ class RoundLoop:
             await self._changed.wait()
             if alarm is not None:
                 alarm.cancel()
-        return []
+        return None
 
     def _look_back(self, planned: PlannedPass, opened_at: float, closed_at: float) -> Arrivals:
         turns = zip(planned.verified, planned.work.turns, strict=True)
@@ -351,115 +340,15 @@ class RoundLoop:
     def _commit(self, planned: PlannedPass, settled: Settled) -> list[Commit]:
         """Extend transcripts, learn from what happened, choose the next budgets, and tell the agents."""
         now = self._clock()
-        commits = []
-        going_on: list[tuple[LiveStream, Commit]] = []
-        ended: list[LiveStream] = []
-        verified: list[Verified] = []  # for the recorder, if there is one
-        renewed: list[LiveStream] = []
-        found_out: list[AgentAccount] = []
-        first = 0
-        logprobs = settled.logprobs or [b""] * len(settled.judgements)
-        turns = zip(planned.verified, planned.work.turns, settled.judgements, logprobs, strict=True)
-        for live, turn, judgement, packed in turns:
-            begun, first = first, first + turn.size
-            if not self._streams.pass_over(live):
-                continue
-            if turn.row in settled.cut:
-                live.budget = len(turn.drafted)  # of what its agent drafted beyond nobody asked the target
-            commit = live.stream.commit(turn.drafted, judgement)
-            commits.append(commit)
-            live.logprobs = packed[: commit.size * entry_bytes(turn.logprobs)]
-            if self._recorder is not None:
-                verified.append(Verified(live, begun, len(turn.drafted), commit))
-            if self._found_out(live.account, turn, judgement):
-                found_out.append(live.account)
-            self.planner.committed(live, turn.drafted, judgement, commit, now)
-            live.draft, live.q = None, []
-            if live.fresh is not None:
-                live.start_afresh()
-                renewed.append(live)
-            self._telemetry.committed(live, len(turn.drafted), commit, now)
-            live.account.spend(commit.size, now)
-            if commit.finish:
-                live.tell(commit, now, spell_out=not self.waits)
-                ended.append(live)
-            else:
-                going_on.append((live, commit))
-        if self._recorder is not None and settled.logits is not None:
-            self._recorder.passed(settled.logits, verified)
-            for live in renewed:
-                # A text is recorded with what drafted it: what follows is another's.
-                self._recorder.ended(live)
-        for live in ended:
-            self._streams.end(live)
-        self._advance_prefill(planned.prefilled)
-        self._schedule([live for live, _ in going_on])
-        for live, commit in going_on:
+        done = self._settling.commit(planned, settled, now, spell_out=not self.waits)
+        for live in self._settling.prompts_advanced(planned.prefilled):
+            self._join(live)
+        self._schedule([live for live, _ in done.going_on])
+        for live, commit in done.going_on:
             live.tell(commit, now, spell_out=not self.waits)
-        for account in found_out:
-            self._do_without(account)
-        return commits
-
-    def _found_out(self, account: AgentAccount, turn: Turn, judgement: Judgement) -> bool:
-        """Audit what was claimed of a draft, whatever became of it; whether its account is distrusted from now on."""
-        standing = account.standing
-        q = [one for one in turn.q if isinstance(one, DraftDistribution)]
-        if (
-            standing.distrusted
-            or len(q) != len(turn.drafted)
-            or not standing.audit.observe(q, turn.drafted, judgement.odds)
-        ):
-            return False
-        standing.distrusted = True
-        return True
-
-    def _do_without(self, found_out: AgentAccount) -> None:
-        """Decode without the drafts of an account that was found out, and forget what they seemed to be worth."""
-        standing = found_out.standing
-        with about(agent=found_out.name):
-            logger.warning(
-                "the agent's drafts do not come of the distributions it claims (evidence 1e%.0f to 1 after %d tokens, "
-                "z = %.1f): its texts are decoded without them until `goodspeed-server ctl trust %s`",
-                standing.audit.log_evidence / math.log(10),
-                standing.audit.tokens,
-                standing.audit.z,
-                shlex.quote(found_out.name),
-            )
-        self._telemetry.found_out(found_out)
-        self.think_anew(standing)
-        for account in {live.account for live in self._streams if live.account.standing is standing}:
-            self.ask_no_more(account)
-
-    def think_anew(self, standing: Standing) -> None:
-        """Forget what the streams of an account have shown: it was not true, or is to be shown again."""
-        for live in self._streams:
-            if live.account.standing is standing:
-                live.account.prior_alpha = PRIOR_ALPHA
-                live.estimator = self.planner.estimator(PRIOR_ALPHA)
-
-    def _learn_from_pass(self, planned: PlannedPass, seconds: float) -> None:
-        work = planned.work
-        self.planner.meter.observe(PassSample(len(work.rows), work.tokens, seconds))
-
-    def _give_up(self, unfit: Sequence[tuple[LiveStream, StreamFault]]) -> None:
-        """End the streams that cannot go on, and tell their agents why."""
-        for live, fault in unfit:
-            if not self._streams.pass_over(live):
-                continue
-            with live.logged():
-                logger.warning("a text cannot go on: %s", fault)
-            live.outbox.post(Failure(fault.code, str(fault), live.number))
-            self._streams.end(live)
-
-    def _advance_prefill(self, pieces: Sequence[tuple[LiveStream, int]]) -> None:
-        """Note what stands in the slab now; streams whose prompt is complete join the rounds."""
-        for live, cached in pieces:
-            if not self._streams.pass_over(live):
-                continue
-            live.stream.cached = cached
-            if live.stream.prefilled:
-                del self._streams.prefilling[live]
-                self._join(live)
+        for account in done.found_out:
+            self.auditing.do_without(account)
+        return done.commits
 
     def _schedule(self, streams: Sequence[LiveStream]) -> None:
         """Choose the next budget of each of `streams` and wait for their drafts."""

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import platform
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -15,13 +14,12 @@ from typing import TYPE_CHECKING
 import torch
 from websockets.asyncio.server import Server
 
-import goodspeed
 from goodspeed.addresses import is_loopback_host
-from goodspeed.catalog import Files, digest, fingerprint, load_model, tokenizer_files, weights_digest
+from goodspeed.catalog import Files, load_model, tokenizer_files
 from goodspeed.engine import Engine, Layout
 from goodspeed.errors import InvalidRequest
 from goodspeed.logs import about, announce
-from goodspeed.messages import MAX_AGENT_FRAME_BYTES, Snapshot, Tokenizer, encode
+from goodspeed.messages import Snapshot, encode
 from goodspeed.rules import use_rule
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed.timing import EngineMeter, PassCost
@@ -31,7 +29,8 @@ from goodspeed_server.control import LiveControl
 from goodspeed_server.doorkeeper import Doorkeeper
 from goodspeed_server.draining import RESTART_S, Drain, stop_on_signals
 from goodspeed_server.gate import LinkPace
-from goodspeed_server.link import SNAPSHOT_INTERVAL_S, Link, ServedModel
+from goodspeed_server.greeting import ServedModel
+from goodspeed_server.link import SNAPSHOT_INTERVAL_S, Link
 from goodspeed_server.listener import Connection, Door
 from goodspeed_server.memory import free_bytes, kv_bytes_per_token, rows_that_fit
 from goodspeed_server.metrics import ServerMetrics
@@ -57,9 +56,6 @@ logger = logging.getLogger(__name__)
 _CLOSE_TIMEOUT_S = 4.0
 _TOKEN_CHECK_S = 2.0
 """How soon a token that is revoked opens nothing any more."""
-_TOKEN_BYTES = 5
-_FRAME_ROOM_BYTES = 2**16
-"""The largest frame taken holds twice the longest prompt and this much."""
 _GOING_AWAY = "the server is shutting down"
 _CUT_OFF = 4
 """A frame so many times larger than that gets a close code, before it has cost anybody the memory to read it."""
@@ -162,20 +158,7 @@ class VerificationServer:
             self._metrics,
             self._tracer,
         )
-        eos_tokens = _eos_tokens(model)
-        self._model = ServedModel(
-            server=f"goodspeed {goodspeed.__version__} on {platform.node() or 'a server'}",
-            name=settings.model,
-            fingerprint=fingerprint(tokenizer),
-            weights=weights_digest(model),
-            tokenizer_digest=digest(tokenizer),
-            tokenizer_frame=encode(Tokenizer(digest(tokenizer), tokenizer)),
-            rule=rule,
-            vocab_size=engine.vocab_size,
-            max_length=engine.max_length,
-            max_frame_bytes=min(MAX_AGENT_FRAME_BYTES, 2 * _TOKEN_BYTES * engine.max_length + _FRAME_ROOM_BYTES),
-            eos_tokens=eos_tokens,
-        )
+        self._model = ServedModel.of(settings.model, model, tokenizer, engine, rule)
         self._recorder = (
             Recorder(ShardFolder(settings.record, settings.record_max_bytes)) if settings.record is not None else None
         )
@@ -183,7 +166,7 @@ class VerificationServer:
             engine,
             rule=rule,
             planner=Planner(chosen.scheduler, rule, rounds, EngineMeter(PassCost(measured))),
-            eos_tokens=eos_tokens,
+            eos_tokens=self._model.eos_tokens,
             settings=rounds,
             telemetry=self._telemetry,
             recorder=self._recorder,
@@ -402,12 +385,3 @@ def _address(listener: Server, *, secure: bool) -> str:
     host, port = next(iter(listener.sockets)).getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     return f"{'wss' if secure else 'ws'}://{shown}:{port}"
-
-
-def _eos_tokens(model: PreTrainedModel) -> frozenset[int]:
-    """Every token that ends a text, by the model's generation config or, failing that, its config."""
-    eos = model.generation_config.eos_token_id if model.generation_config else None
-    eos = model.config.get_text_config().eos_token_id if eos is None else eos
-    if eos is None:
-        return frozenset()
-    return frozenset([eos] if isinstance(eos, int) else eos)

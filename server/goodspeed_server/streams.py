@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from statistics import fmean
 
 from goodspeed.engine import Engine
 from goodspeed.errors import InvalidRequest, Overloaded
@@ -15,7 +16,7 @@ from goodspeed.messages import Failure, Open, Queued
 from goodspeed.stream import ServedStream
 from goodspeed_server.admission import Admission, Places
 from goodspeed_server.live import AgentAccount, LiveStream, Outbox, RowUse
-from goodspeed_server.parking import Parked, Parking
+from goodspeed_server.parking import Parked, Parking, text_name
 from goodspeed_server.planner import Planner
 from goodspeed_server.recording import Recorder
 from goodspeed_server.telemetry import Telemetry
@@ -38,7 +39,7 @@ class Streams:
         max_waiting: how many may wait for a row.
         max_waiting_tokens: how many tokens those may hold together.
         max_streams_per_agent: how many a link may have at a time, those that wait included; None for no limit.
-        park_s: how long a parked stream is kept; 0 parks none.
+        park_s: how long a parked stream is kept, and the place of one that waited; 0 keeps none.
         eos_tokens: any of them ends a stream.
         clock: seconds, monotonic.
         on_begin: called with a stream that has just been given its row.
@@ -73,8 +74,12 @@ class Streams:
         self.prefilling: dict[LiveStream, None] = {}
         """Whose prompt is still on its way into the slab, in order of admission."""
         self._max_streams_per_agent = max_streams_per_agent
-        self._admission: Admission[StreamKey, AgentAccount, tuple[AgentAccount, ServedStream]] = Admission(
-            engine.rows, max_waiting=max_waiting, max_tokens=max_waiting_tokens, weight=lambda account: account.weight
+        self._admission: Admission[StreamKey, Hashable, tuple[AgentAccount, ServedStream]] = Admission(
+            engine.rows,
+            max_waiting=max_waiting,
+            max_tokens=max_waiting_tokens,
+            keep_s=park_s,
+            held_so_far_s=lambda now: fmean(now - live.admitted_at for live in self) if self._live else 0.0,
         )
         self._places: Places[StreamKey] = Places()
         self._moved = False
@@ -82,7 +87,7 @@ class Streams:
         self._parking = Parking(park_s)
         self._parks = park_s > 0
         self._alarm: asyncio.TimerHandle | None = None
-        """At which the first of the parked streams is given up."""
+        """At which the first of the parked streams, or of the places that are kept, is given up."""
 
     def __iter__(self) -> Iterator[LiveStream]:
         """Those that have a row."""
@@ -134,26 +139,15 @@ class Streams:
         )
         stream.opened_at = self._clock()
         self._check_count(account)
-        parked = self._taken_over(account, stream, message.stream)
+        name = _name_of(account, message.stream, stream)
+        parked = self._taken_over(account, stream, message.stream, name)
         if parked is None and not self._engine.free_rows:
             self._reclaim()
-        if parked is not None or self._engine.free_rows:
-            self._admit(key, account, stream, parked)
+        if parked is None and not self._engine.free_rows:
+            self._queue(key, account, stream, name)
             return
-        try:
-            displaced = self._admission.wait(
-                key, (account, stream), owner=account, tokens=stream.length, now=stream.opened_at
-            )
-        except Overloaded:
-            account.give_back()
-            raise
-        logger.info("a text waits for a row, and %d others do", len(self._admission) - 1)
-        for (its_outbox, number), (its_account, _) in displaced:
-            its_account.give_back()
-            refusal = self._admission.refusal(stream.opened_at)
-            its_outbox.post(Failure(refusal.code, str(refusal), number, refusal.retry_after_s))
-        self._moved = True
-        self.tell_places()
+        self._admission.absences.back(name)
+        self._admit(key, account, stream, parked)
 
     def tell_places(self) -> float | None:
         """Tell those who wait where they stand, if that has changed.
@@ -164,7 +158,7 @@ class Streams:
         now, due_at = self._clock(), self._places.next_at
         if self._moved or (due_at is not None and due_at <= now):
             self._moved = False
-            for (outbox, number), place in self._places.due(self._admission.order(self._rows_by_account()), now):
+            for (outbox, number), place in self._places.due(self._admission.order(self._rows_held()), now):
                 outbox.post(Queued(number, place))
         return self._places.next_at
 
@@ -180,25 +174,29 @@ class Streams:
 
     def drop(self, outbox: Outbox) -> None:
         """End every stream of a link that has gone."""
-        self._withdraw(outbox)
+        for key in self._waiting_of(outbox):
+            self.close(*key)
         for live in self.of_link(outbox):
             self.end(live)
 
     def turn_away(self, error: Overloaded) -> None:
-        """Refuse all who wait for a row."""
-        while (waiting := self._admission.next(self._rows_by_account())) is not None:
+        """Refuse all who wait for a row, and keep no place any more."""
+        self._admission.absences.expire()
+        while (waiting := self._admission.next(self._rows_held())) is not None:
             (outbox, number), (account, _) = waiting
             account.give_back()
             self._moved = True
             outbox.post(Failure(error.code, str(error), number, error.retry_after_s))
 
     def park(self, outbox: Outbox) -> None:
-        """Take the streams of a link that has gone out of the rounds, and keep those that have a row for a while.
+        """Take the streams of a link that has gone out of the rounds and out of the queue.
 
-        Those of a link without a session end, and so do all where none is parked.
+        Of those that have a row it is kept for a while, of those that wait their place. Those of a link without a
+        session end, and so do all where none is parked.
         """
-        self._withdraw(outbox)
         now = self._clock()
+        for key in self._waiting_of(outbox):
+            self._leave_queue(key, now)
         for live in self.of_link(outbox):
             session = live.account.session
             if session is None or not self._parks:
@@ -213,7 +211,8 @@ class Streams:
         self._wait_for_expiry()
 
     def give_up_parked(self, now: float) -> None:
-        """Forget what nobody has come back for in time."""
+        """Forget what nobody has come back for in time, and keep no place longer than that."""
+        self._admission.absences.expire(now)
         for parked in self._parking.expire(now):
             with about(agent=parked.agent, stream=parked.key[1]):
                 logger.info("a parked text is given up: its agent did not come back in time")
@@ -246,7 +245,7 @@ class Streams:
         now = self._clock()
         live.closed = True
         live.account.give_back()
-        self._admission.row_fell_free(live.account, now - live.admitted_at)
+        self._admission.row_fell_free(live.account.queues_as, now - live.admitted_at)
         self._telemetry.ended(live, now)
         if self._recorder is not None:
             self._recorder.ended(live)
@@ -254,11 +253,41 @@ class Streams:
         del self._live[(live.outbox, live.number)]
         self._on_end(live)
 
-    def _withdraw(self, outbox: Outbox) -> None:
-        """Take a link's streams out of the queue: a row that falls free must not go to one of them."""
-        for account, _ in self._admission.withdraw_all(lambda key: key[0] is outbox):
+    def _queue(self, key: StreamKey, account: AgentAccount, stream: ServedStream, name: Hashable) -> None:
+        try:
+            displaced = self._admission.wait(
+                key,
+                (account, stream),
+                owner=account.queues_as,
+                weight=lambda: account.weight,
+                tokens=stream.length,
+                now=stream.opened_at,
+                name=name,
+            )
+        except Overloaded:
             account.give_back()
-            self._moved = True
+            raise
+        logger.info("a text waits for a row, and %d others do", len(self._admission) - 1)
+        for (its_outbox, number), (its_account, _) in displaced:
+            its_account.give_back()
+            refusal = self._admission.refusal(stream.opened_at)
+            its_outbox.post(Failure(refusal.code, str(refusal), number, refusal.retry_after_s))
+        self._moved = True
+        self.tell_places()
+
+    def _waiting_of(self, outbox: Outbox) -> list[StreamKey]:
+        return self._admission.those(lambda key: key[0] is outbox)
+
+    def _leave_queue(self, key: StreamKey, now: float) -> None:
+        """A stream's link has gone: a row that falls free must not go to it."""
+        account, stream = self._admission.request(key)
+        name = _name_of(account, key[1], stream)
+        if name is None:
+            self._admission.withdraw(key)
+        else:
+            self._admission.leave(key, name, now)
+        account.give_back()
+        self._moved = True
 
     def _check_count(self, account: AgentAccount) -> None:
         most = self._max_streams_per_agent
@@ -269,21 +298,22 @@ class Streams:
                 retry_after_s=1.0,
             )
 
-    def _rows_by_account(self) -> Counter[AgentAccount]:
-        return Counter(live.account for live in self)
+    def _rows_held(self) -> Counter[Hashable]:
+        return Counter(live.account.queues_as for live in self)
 
-    def _taken_over(self, account: AgentAccount, stream: ServedStream, number: int) -> Parked | None:
+    def _taken_over(self, account: AgentAccount, stream: ServedStream, number: int, name: Hashable) -> Parked | None:
         """Count a stream that is opened, and take what is parked of it; None if there is nothing to take.
 
         Raises:
             Overloaded: as `AgentAccount.admit`; what is parked stays where it is.
         """
         parked = None
-        if account.session is not None and self.parked:
+        if account.session is not None:
             self.give_up_parked(stream.opened_at)  # an alarm may be a little late
             parked = self._parking.find((account.session, number))
         continues = parked is not None and parked.begins_as(stream.tokens, stream.prompt_tokens)
-        account.admit(stream.opened_at, begun=stream.generated > 0, parked=continues)
+        admitted = continues or name in self._admission.absences
+        account.admit(stream.opened_at, begun=stream.generated > 0, admitted=admitted)
         if parked is None:
             return None
         self._parking.take(parked)
@@ -328,16 +358,20 @@ class Streams:
             self._release(row)
 
     def _reclaim(self) -> bool:
-        """Free the row of a parked stream for whoever needs one; whether there is one that can be."""
+        """Free the row of a parked stream for whoever needs one; whether there is one that can be.
+
+        Who comes back for it stands in the queue from here on.
+        """
         parked = self._parking.reclaim()
         if parked is None:
             return False
+        self._admission.keep_place(parked.name, len(parked.tokens), self._clock())
         self._give_up(parked.row, parked.use)
         return True
 
     def _release(self, row: int) -> None:
         self._engine.release(row)
-        waiting = self._admission.next(self._rows_by_account())
+        waiting = self._admission.next(self._rows_held())
         if waiting is not None:
             key, (account, stream) = waiting
             self._moved = True
@@ -348,7 +382,15 @@ class Streams:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        expires_at = self._parking.expires_at
+        dates = (self._parking.expires_at, self._admission.absences.expires_at)
+        expires_at = min((at for at in dates if at is not None), default=None)
         if expires_at is not None:
             wait_s, expire = max(0.0, expires_at - self._clock()), lambda: self.give_up_parked(self._clock())
             self._alarm = asyncio.get_running_loop().call_later(wait_s, expire)
+
+
+def _name_of(account: AgentAccount, number: int, stream: ServedStream) -> Hashable:
+    """By which a stream is known when its agent is back; None if it is not."""
+    if account.session is None:
+        return None
+    return text_name((account.session, number), stream.tokens[: stream.prompt_tokens])

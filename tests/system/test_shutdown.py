@@ -112,16 +112,20 @@ async def test_a_drain_ends_when_it_is_over_after_the_round_that_runs(drain_s: s
     assert process.returncode == 0
 
 
-async def test_a_second_sigterm_ends_it_at_once() -> None:
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(signal.SIGTERM, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGINT)],
+)
+async def test_a_second_signal_ends_it_at_once(first: signal.Signals, second: signal.Signals) -> None:
     options = ("--max-streams", "2", "--scheduler", "goodspeed", "--round-timeout-ms", "1e6", "--drain-s", "3600")
     async with reaped(await start_server(*options)) as process:
         async with linked(await address_of(process)) as peer:
             await peer.open(0, PROMPT)
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(first)
             await peer.expect(Goodbye)
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(second)
             assert await closed_with(peer) is None
-        assert await process.wait() == -signal.SIGTERM
+        assert await process.wait() == -second
 
 
 async def test_an_agent_at_work_is_told_and_goes_on_with_the_next_server() -> None:

@@ -1,0 +1,137 @@
+"""What a pass has brought: transcripts grow, everybody learns from it, and who is at an end leaves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from goodspeed.errors import StreamFault
+from goodspeed.logprobs import entry_bytes
+from goodspeed.messages import Failure
+from goodspeed.stream import Commit
+from goodspeed.verification import Judgement
+from goodspeed_server.auditing import Auditing
+from goodspeed_server.fitting import Settled
+from goodspeed_server.live import AgentAccount, LiveStream
+from goodspeed_server.passes import PlannedPass
+from goodspeed_server.planner import Planner
+from goodspeed_server.recording import Recorder, Verified
+from goodspeed_server.streams import Streams
+from goodspeed_server.telemetry import Telemetry
+from goodspeed_server.verifier import Turn
+
+__all__ = ["Settlement", "Settling"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Settlement:
+    """What is to be said of a pass, and done after it."""
+
+    commits: list[Commit] = field(default_factory=list)
+    going_on: list[tuple[LiveStream, Commit]] = field(default_factory=list)
+    """Streams that want another budget, and what they are to be told with it."""
+    ended: list[LiveStream] = field(default_factory=list)
+    verified: list[Verified] = field(default_factory=list)
+    """For the recorder, if there is one."""
+    renewed: list[LiveStream] = field(default_factory=list)
+    """Streams whose next draft is another drafter's."""
+    found_out: list[AgentAccount] = field(default_factory=list)
+
+
+class Settling:
+    """Commits passes.
+
+    Args:
+        streams: whose rows they were at.
+        planner: learns from what happened.
+        telemetry: is told of every verdict.
+        recorder: keeps what tuning needs of them; None keeps nothing.
+        auditing: looks at what was claimed of drafts.
+    """
+
+    def __init__(
+        self, streams: Streams, planner: Planner, telemetry: Telemetry, recorder: Recorder | None, auditing: Auditing
+    ) -> None:
+        self._streams = streams
+        self._planner = planner
+        self._telemetry = telemetry
+        self._recorder = recorder
+        self._auditing = auditing
+
+    def commit(self, planned: PlannedPass, settled: Settled, now: float, *, spell_out: bool) -> Settlement:
+        """Extend transcripts, learn from what happened, and end what is at its end.
+
+        Args:
+            planned: the pass as it was run.
+            settled: what came of it.
+            now: seconds.
+            spell_out: as in `LiveStream.tell`.
+        """
+        done = Settlement()
+        first = 0
+        logprobs = settled.logprobs or [b""] * len(settled.judgements)
+        turns = zip(planned.verified, planned.work.turns, settled.judgements, logprobs, strict=True)
+        for live, turn, judgement, packed in turns:
+            begun, first = first, first + turn.size
+            if not self._streams.pass_over(live):
+                continue
+            if turn.row in settled.cut:
+                live.budget = len(turn.drafted)  # of what its agent drafted beyond nobody asked the target
+            commit = self._commit_turn(live, turn, judgement, packed, now, done)
+            done.commits.append(commit)
+            if self._recorder is not None:
+                done.verified.append(Verified(live, begun, len(turn.drafted), commit))
+            if commit.finish:
+                live.tell(commit, now, spell_out=spell_out)
+                done.ended.append(live)
+            else:
+                done.going_on.append((live, commit))
+        if self._recorder is not None and settled.logits is not None:
+            self._recorder.passed(settled.logits, done.verified)
+            for live in done.renewed:
+                # A text is recorded with what drafted it: what follows is another's.
+                self._recorder.ended(live)
+        for live in done.ended:
+            self._streams.end(live)
+        return done
+
+    def give_up(self, unfit: Sequence[tuple[LiveStream, StreamFault]]) -> None:
+        """End the streams that cannot go on, and tell their agents why."""
+        for live, fault in unfit:
+            if not self._streams.pass_over(live):
+                continue
+            with live.logged():
+                logger.warning("a text cannot go on: %s", fault)
+            live.outbox.post(Failure(fault.code, str(fault), live.number))
+            self._streams.end(live)
+
+    def prompts_advanced(self, pieces: Sequence[tuple[LiveStream, int]]) -> list[LiveStream]:
+        """Note what stands in the slab now, and say which prompts are complete with it."""
+        complete = []
+        for live, cached in pieces:
+            if not self._streams.pass_over(live):
+                continue
+            live.stream.cached = cached
+            if live.stream.prefilled:
+                del self._streams.prefilling[live]
+                complete.append(live)
+        return complete
+
+    def _commit_turn(
+        self, live: LiveStream, turn: Turn, judgement: Judgement, logprobs: bytes, now: float, done: Settlement
+    ) -> Commit:
+        commit = live.stream.commit(turn.drafted, judgement)
+        live.logprobs = logprobs[: commit.size * entry_bytes(turn.logprobs)]
+        if self._auditing.found_out(live.account, turn, judgement):
+            done.found_out.append(live.account)
+        self._planner.committed(live, turn.drafted, judgement, commit, now)
+        live.draft, live.q = None, []
+        if live.fresh is not None:
+            live.start_afresh()
+            done.renewed.append(live)
+        self._telemetry.committed(live, len(turn.drafted), commit, now)
+        live.account.spend(commit.size, now)
+        return commit
