@@ -21,12 +21,14 @@ class _Most(NamedTuple):
 
 _OF_STRANGERS, _OF_TEXTS = _Most(50, 20 / 60), _Most(1000, 10)
 _CAUSED_BY_PEERS = {
+    "goodspeed_server.auditing": _OF_STRANGERS,
     "goodspeed_server.doorkeeper": _OF_STRANGERS,
     "goodspeed_server.fitting": _OF_STRANGERS,
     "goodspeed_server.link": _OF_STRANGERS,
     "goodspeed_server.listener": _OF_STRANGERS,
     "goodspeed_server.live": _OF_STRANGERS,
     "goodspeed_server.round_loop": _OF_STRANGERS,
+    "goodspeed_server.settling": _OF_STRANGERS,
     "goodspeed_server.streams": _OF_TEXTS,
     "websockets.server": _OF_STRANGERS,
 }
