@@ -18,7 +18,7 @@ demo: $(INSTALLED)  ## a server, six agents, real prompts: under two minutes
 	$(BIN)/python -m bench.demo
 
 test: $(INSTALLED)  ## the whole suite, on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 check: $(INSTALLED)  ## lint, formatting, types
 	$(BIN)/ruff check .

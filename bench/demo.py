@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import re
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from bench.processes import ENVIRONMENT, serving
+from bench.processes import Start, serving, start
 from goodspeed.errors import GoodSpeedError
 from goodspeed.scenarios.prompts import Prompt, bundled_prompts
 from goodspeed.snapshot import ServerSnapshot
@@ -35,7 +34,7 @@ from goodspeed_bench.proxy import proxied
 from goodspeed_bench.toxics import Latency
 from goodspeed_server.monitor import fetch_snapshot, snapshots, top
 
-__all__ = ["main"]
+__all__ = ["main", "show"]
 
 DRAFTERS = ("pico-draft-l-tuned", "pico-draft-l", "pico-draft-m", "pico-draft-s", "suffix", "none")
 SLOW = "pico-draft-s"
@@ -79,7 +78,7 @@ def main(
     console = Console()
     failed = False
     try:
-        uvloop.run(_demo(console, max_new_tokens, timeout_s, slow_link_ms, record))
+        uvloop.run(show(console, max_new_tokens, timeout_s, slow_link_ms, record))
     except* TimeoutError:
         console.print(f"the demo failed: it took longer than {timeout_s:g} s", style="bold")
         failed = True
@@ -90,14 +89,29 @@ def main(
         raise typer.Exit(1)
 
 
-async def _demo(
-    console: Console, max_new_tokens: int, timeout_s: float, slow_link_ms: float, record: Path | None
+async def show(
+    console: Console,
+    max_new_tokens: int,
+    timeout_s: float,
+    slow_link_ms: float = 0.0,
+    record: Path | None = None,
+    start: Start = start,
 ) -> None:
-    async with asyncio.timeout(timeout_s), serving(*POLICY) as address, _slowed(address, slow_link_ms) as slow_address:
+    """Run it, as `main` is told to, with processes that are started in this way.
+
+    Raises:
+        GoodSpeedError: something did not start, failed, or wrote another text.
+        TimeoutError: it took longer than that.
+    """
+    async with (
+        asyncio.timeout(timeout_s),
+        serving(*POLICY, start=start) as address,
+        _slowed(address, slow_link_ms) as slow_address,
+    ):
         console.print(f"the server is {address}; {len(DRAFTERS)} agents link up: {', '.join(DRAFTERS)}")
         watching = top(address, once=False, as_json=False, console=console)
         async with _beside(watching), _beside(_recording(address, record)):
-            runs = await _run_agents(address, slow_address, max_new_tokens)
+            runs = await _run_agents(address, slow_address, max_new_tokens, start)
             snapshot = await fetch_snapshot(address)
     if snapshot.drafted == 0:
         raise GoodSpeedError("nobody has drafted anything")
@@ -134,7 +148,7 @@ async def _slowed(address: str, delay_ms: float) -> AsyncIterator[str]:
         yield f"ws://127.0.0.1:{port}"
 
 
-async def _run_agents(address: str, slow_address: str, max_new_tokens: int) -> list[AgentRun]:
+async def _run_agents(address: str, slow_address: str, max_new_tokens: int, start: Start) -> list[AgentRun]:
     """Start the agents, the light ones first, and wait for all their texts."""
     common, *others = bundled_prompts()
     own = PROMPTS_PER_AGENT - 1
@@ -149,7 +163,8 @@ async def _run_agents(address: str, slow_address: str, max_new_tokens: int) -> l
                     linked.cancel()
                 prompts = [common, *others[own * i : own * (i + 1)]]
                 where = slow_address if drafter == SLOW else address
-                agents.append(tasks.create_task(_agent(where, drafter, prompts, Path(folder), max_new_tokens)))
+                one = _agent(where, drafter, prompts, Path(folder), max_new_tokens, start)
+                agents.append(tasks.create_task(one))
     return [agent.result() for agent in agents]
 
 
@@ -177,17 +192,18 @@ async def _recording(address: str, file: Path | None) -> None:
                 most, unwritten = working, b""
 
 
-async def _agent(address: str, drafter: str, prompts: Sequence[Prompt], folder: Path, max_new_tokens: int) -> AgentRun:
+async def _agent(
+    address: str, drafter: str, prompts: Sequence[Prompt], folder: Path, max_new_tokens: int, start: Start
+) -> AgentRun:
     """Run `goodspeed-agent` over a file of prompts."""
     todo, done = folder / f"{drafter}.jsonl", folder / f"{drafter}.out.jsonl"
     todo.write_text("".join(json.dumps({"id": p.id, "prompt": p.text}) + "\n" for p in prompts))
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "goodspeed_agent", "run",
+    process = await start(
+        "goodspeed_agent", "run",
         "--server", address, "--name", f"edge-{drafter.removeprefix('pico-draft-')}", "--draft", drafter,
         "--prompts", str(todo), "--output", str(done), "--concurrency", str(STREAMS_PER_AGENT),
         "--max-new-tokens", str(max_new_tokens), "--temperature", str(TEMPERATURE), "--seed", "1",
-        stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
-        env=ENVIRONMENT,
+        stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:
         _, said = await process.communicate()

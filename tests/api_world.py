@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from openai import AsyncOpenAI
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from goodspeed.catalog import Files
 from goodspeed_agent.agent import Agent
@@ -20,11 +21,13 @@ from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.drafters.model import ModelDrafter
 from goodspeed_agent.tokenizer import TokenizerCache
 from goodspeed_server.server import VerificationServer
-from tests.serving import tiny_settings, tiny_tokenizer
+from tests.serving import tiny_server, tiny_settings, tiny_tokenizer
 from tests.tiny_models import tiny_llama
 
 MODEL = "tiny"
 PROMPT = "w5 w17 w3"
+_TLS = ssl.create_default_context()
+"""Nothing here is encrypted, but a client reads a machine's certificates all the same: once for all of them."""
 TEMPLATE = "{% for message in messages %}w1 {{ message['content'] }} {% endfor %}w2"
 MESSAGES: list[Any] = [
     {"role": "system", "content": "w9"},
@@ -64,7 +67,7 @@ class Api:
 @contextlib.asynccontextmanager
 async def api(tmp_path: Path, **settings: Any) -> AsyncIterator[Api]:
     files: Files = tiny_tokenizer() | {"tokenizer_config.json": json.dumps({"chat_template": TEMPLATE}).encode()}
-    server = VerificationServer(tiny_settings(model=MODEL, **settings), tiny_llama(), files)
+    server = tiny_server(tiny_settings(model=MODEL, **settings), files)
     drafter = ModelDrafter(tiny_llama(), "same", None)
     ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     backoff = Backoff(first_s=0.01, longest_s=0.01, give_up_after_s=0.05)
@@ -74,7 +77,8 @@ async def api(tmp_path: Path, **settings: Any) -> AsyncIterator[Api]:
     ):
         serving = asyncio.create_task(serve(agent, "127.0.0.1", 0, ready.set_result))
         url = await ready
-        async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        http = DefaultAsyncHttpxClient(verify=_TLS)
+        async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0, http_client=http) as client:
             yield Api(client, agent, server, int(url.split(":")[2].split("/")[0]), serving)
         serving.cancel()
         with contextlib.suppress(asyncio.CancelledError):

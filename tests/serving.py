@@ -33,9 +33,10 @@ from goodspeed.sampling import SamplingParams
 from goodspeed.stream import Transcript
 from goodspeed_server.server import VerificationServer
 from goodspeed_server.settings import RoundSettings, ServerSettings
+from tests.measured import measured_once
 from tests.tiny_models import CONTEXT, VOCAB, tiny_llama
 
-__all__ = ["GREEDY", "Peer", "linked", "serving", "tiny_settings", "tiny_tokenizer"]
+__all__ = ["GREEDY", "Peer", "linked", "serving", "tiny_server", "tiny_settings", "tiny_tokenizer"]
 
 GREEDY = SamplingParams()
 MessageT = TypeVar("MessageT", bound=ServerMessage)
@@ -55,10 +56,16 @@ def tiny_settings(*, rounds: Mapping[str, Any] | None = None, **changes: Any) ->
     return ServerSettings(**defaults | changes, rounds=RoundSettings(**how))
 
 
+def tiny_server(settings: ServerSettings | None = None, tokenizer: Files | None = None) -> VerificationServer:
+    """A server of the tiny Llama."""
+    with measured_once():
+        return VerificationServer(settings or tiny_settings(), tiny_llama(), tokenizer or tiny_tokenizer())
+
+
 @contextlib.asynccontextmanager
 async def serving(settings: ServerSettings | None = None) -> AsyncIterator[tuple[VerificationServer, str]]:
     """Serve the tiny Llama; yields the server and its address."""
-    server = VerificationServer(settings or tiny_settings(), tiny_llama(), tiny_tokenizer())
+    server = tiny_server(settings)
     async with server.listen() as address:
         yield server, address
 

@@ -12,7 +12,7 @@ from hypothesis.stateful import initialize, run_state_machine_as_test
 from goodspeed.errors import ProtocolError
 from goodspeed.messages import Verdict
 from goodspeed.stream import ServedStream, Transcript
-from tests.streams_machine import StreamsMachine
+from tests.streams.machine import StreamsMachine
 
 TestStreams = StreamsMachine.TestCase
 TestStreams.settings = settings(max_examples=50, stateful_step_count=40)

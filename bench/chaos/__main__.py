@@ -19,10 +19,10 @@ from typing import Annotated
 import typer
 
 from bench.chaos.faults import faults_of
-from bench.chaos.fleet import Chaos, Start, Storm
+from bench.chaos.fleet import Chaos, Storm
 from bench.chaos.report import sentences, summary
 from bench.chaos.texts import orders
-from bench.processes import ENVIRONMENT
+from bench.processes import ENVIRONMENT, Start
 
 __all__ = ["main"]
 

@@ -8,46 +8,24 @@ import json
 import random
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from bench.chaos.faults import Fault, Kind
 from bench.chaos.texts import Ledger, Written, assignments, read_results, written_of
 from bench.chaos.weather import Weather
+from bench.processes import Process, Start
 from goodspeed.errors import GoodSpeedError
 from goodspeed_bench.proxy import proxied
 
-__all__ = ["Chaos", "Process", "Start", "Storm"]
+__all__ = ["Chaos", "Storm"]
 
 _TAIL = 2000
 """Bytes of what a process said last."""
 _GO_ON = (4, 6)
 """Exit codes of an agent after which another gets what it has left: it found no server, or was refused some texts."""
-
-
-class Process(Protocol):
-    """As much as a supervisor needs of one."""
-
-    @property
-    def returncode(self) -> int | None: ...
-
-    @property
-    def stdout(self) -> asyncio.StreamReader | None: ...
-
-    @property
-    def stderr(self) -> asyncio.StreamReader | None: ...
-
-    def kill(self) -> None: ...
-
-    def terminate(self) -> None: ...
-
-    async def wait(self) -> int: ...
-
-
-Start = Callable[..., Awaitable[Process]]
-"""Starts a module as `python -m` does, with these arguments; its output is piped."""
 
 
 @dataclass(frozen=True, slots=True)

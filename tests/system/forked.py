@@ -15,11 +15,12 @@ import runpy
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from multiprocessing.context import ForkServerProcess
 from multiprocessing.reduction import DupFd
 from typing import Any, Self
 from unittest import mock
 
-__all__ = ["Forked"]
+__all__ = ["Forked", "start_with"]
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -48,13 +49,8 @@ class Forked:
     @classmethod
     async def start(cls, module: str, *arguments: str, environment: Mapping[str, str]) -> Self:
         """Run a module as `python -m` does; its output is ours to read."""
-        # What the first one finds in its environment when it imports torch holds for all.
-        with mock.patch.dict(os.environ, environment, clear=True):
-            multiprocessing.forkserver.ensure_running()
         pipes = [os.pipe(), os.pipe()]
-        ends = [_Sent(write) for _, write in pipes]
-        process = _CONTEXT.Process(target=_run, args=(module, arguments, dict(environment), ends), daemon=True)
-        process.start()
+        process = start_with({1: pipes[0][1], 2: pipes[1][1]}, module, *arguments, environment=environment)
         for _, write in pipes:
             os.close(write)
         readers = [asyncio.StreamReader(), asyncio.StreamReader()]
@@ -109,6 +105,26 @@ class Forked:
             transport.close()
 
 
+def start_with(
+    descriptors: Mapping[int, int], module: str, *arguments: str, environment: Mapping[str, str]
+) -> ForkServerProcess:
+    """Run a module as `python -m` does.
+
+    Args:
+        descriptors: of ours, by what the process is to have them as: 0 for its standard input, and so on.
+        module: what to run.
+        arguments: of its command line.
+        environment: all of it.
+    """
+    # What the first one finds in its environment when it imports torch holds for all.
+    with mock.patch.dict(os.environ, environment, clear=True):
+        multiprocessing.forkserver.ensure_running()
+    sent = {number: _Sent(descriptor) for number, descriptor in descriptors.items()}
+    process = _CONTEXT.Process(target=_run, args=(module, arguments, dict(environment), sent), daemon=True)
+    process.start()
+    return process
+
+
 class _Sent:
     """A descriptor on its way to another process."""
 
@@ -124,10 +140,12 @@ def _received(descriptor: Any) -> int:
     return number
 
 
-def _run(module: str, arguments: Sequence[str], environment: Mapping[str, str], outputs: Sequence[int]) -> None:
-    for number, received in enumerate(outputs, 1):
+def _run(module: str, arguments: Sequence[str], environment: Mapping[str, str], given: Mapping[int, int]) -> None:
+    for number, received in given.items():
         os.dup2(received, number)
         os.close(received)
+    if 0 in given:
+        sys.stdin = os.fdopen(0, closefd=False)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
     os.environ.clear()
     os.environ.update(environment)

@@ -21,6 +21,7 @@ from goodspeed.engine import Engine
 from goodspeed_bench.target import EmulatedEngine, PassTime
 from goodspeed_server.server import VerificationServer
 from goodspeed_server.settings import LayoutName, RoundSettings, RoundsName, ServerSettings
+from tests.measured import measured_once
 
 __all__ = ["Policy"]
 
@@ -76,7 +77,8 @@ async def _main() -> None:
             make_engine = functools.partial(
                 EmulatedEngine, pass_time=policy.pass_time, clock=emulated.clock, sleep=emulated.sleep
             )
-        server = VerificationServer(policy.settings(), target, files, make_engine=make_engine)
+        with measured_once():
+            server = VerificationServer(policy.settings(), target, files, make_engine=make_engine)
         emulated.calibrated = True
         async with server.listen() as address:
             print(address, flush=True)

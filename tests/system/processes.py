@@ -7,8 +7,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,7 +15,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from tests.system.forked import Forked
+from bench.processes import Start
+from tests.system.forked import Forked, start_with
 from tests.system.one_target import Policy
 
 __all__ = [
@@ -27,6 +26,7 @@ __all__ = [
     "agent",
     "complete",
     "ctl",
+    "forking",
     "get",
     "one_target",
     "reaped",
@@ -43,8 +43,11 @@ P = TypeVar("P", asyncio.subprocess.Process, Forked)
 
 
 async def start_server(*options: str, port: int = 0) -> Forked:
-    """Start `goodspeed-server run`; its output is ours to read."""
-    arguments = ("run", "--port", str(port), "--threads", "1", *options)
+    """Start `goodspeed-server run`; its output is ours to read.
+
+    With few rows, unless told otherwise: it measures passes of so many streams before it listens.
+    """
+    arguments = ("run", "--port", str(port), "--threads", "1", "--max-streams", "4", *options)
     return await Forked.start("goodspeed_server", *arguments, environment=ENVIRONMENT)
 
 
@@ -92,6 +95,20 @@ async def agent(*options: str) -> tuple[int, str, str]:
     return process.returncode, output.decode(), complaints.decode()
 
 
+@contextlib.asynccontextmanager
+async def forking(**environment: str) -> AsyncIterator[tuple[Start, list[Forked]]]:
+    """What starts processes that do not outlive the block, and those it has started."""
+    started: list[Forked] = []
+    async with contextlib.AsyncExitStack() as stack:
+
+        async def start(module: str, *arguments: str, **_: object) -> Forked:
+            process = await Forked.start(module, *arguments, environment=ENVIRONMENT | environment)
+            started.append(await stack.enter_async_context(reaped(process)))
+            return process
+
+        yield start, started
+
+
 async def ctl(address: str, *arguments: str) -> tuple[int, str, str]:
     """Run `goodspeed-server ctl` to its end: exit code, standard output, standard error."""
     start = Forked.start("goodspeed_server", "ctl", "--url", address, *arguments, environment=ENVIRONMENT)
@@ -123,13 +140,11 @@ def get(url: str) -> tuple[int, str]:
 @contextlib.contextmanager
 def one_target() -> Iterator[Callable[[Policy], str]]:
     """A process that serves the bundled target; what is yielded has it serve under a policy, and gives the address."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "tests.system.one_target"],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=ENVIRONMENT, cwd=REPOSITORY,
-    ) as process:  # fmt: skip
-        assert process.stdin is not None
-        assert process.stdout is not None
-        policies, addresses = process.stdin, process.stdout
+    (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
+    process = start_with({0: theirs_in, 1: theirs_out}, "tests.system.one_target", environment=ENVIRONMENT)
+    os.close(theirs_in)
+    os.close(theirs_out)
+    with os.fdopen(ours_in, "rb") as addresses, os.fdopen(ours_out, "wb") as policies:
 
         def serve(policy: Policy) -> str:
             policies.write(msgspec.json.encode(policy) + b"\n")
@@ -139,4 +154,5 @@ def one_target() -> Iterator[Callable[[Policy], str]]:
             return address
 
         yield serve
-    assert process.returncode == 0
+    process.join()
+    assert process.exitcode == 0

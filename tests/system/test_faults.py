@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from bench.bare import linked
 from bench.chaos.faults import Fault, faults_of
-from bench.chaos.fleet import Chaos, Start, Storm
+from bench.chaos.fleet import Chaos, Storm
 from bench.chaos.report import summary
 from bench.chaos.texts import orders
 from bench.chaos.weather import Ear
 from bench.overload import ROWS, WAITING, measure
 from bench.soak import HELD, held_by, slope_of, soak
 from goodspeed.messages import Opened, Verdict, encode
-from tests.system.forked import Forked
-from tests.system.processes import ENVIRONMENT, server
+from tests.system.processes import forking, server
 
 FAULTS = (
     Fault(0.2, "slice", 2, lasts_s=1.0, slice_bytes=5),
@@ -34,33 +31,12 @@ FAULTS = (
 )
 
 
-@contextlib.asynccontextmanager
-async def forking(folder: Path) -> AsyncIterator[Start]:
-    """Starts processes with a cache of their own."""
-    started: list[Forked] = []
-
-    async def start(module: str, *arguments: str) -> Forked:
-        started.append(
-            await Forked.start(module, *arguments, environment=ENVIRONMENT | {"GOODSPEED_CACHE": str(folder)})
-        )
-        return started[-1]
-
-    try:
-        yield start
-    finally:
-        for process in started:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-            process.close()
-
-
 async def test_whatever_is_killed_cut_and_sliced_every_text_is_whole(tmp_path: Path) -> None:
     storm = Storm(
         FAULTS, 2.0, agents=3, streams=2, texts_per_run=6, orders=orders(6, 0), drafts=("suffix", "none"),
         server_options=("--scheduler", "goodspeed", "--round-timeout-ms", "50"), seed=0,
     )  # fmt: skip
-    async with forking(tmp_path) as start:
+    async with forking(GOODSPEED_CACHE=str(tmp_path)) as (start, _):
         chaos = Chaos(storm, tmp_path, start)
         await chaos.run()
     figures = summary(chaos)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import re
 import signal
 import sys
 from asyncio.subprocess import PIPE
+from collections.abc import Awaitable
+from typing import Any
 
+import pytest
+import typer
+from rich.console import Console
+
+from bench import demo, processes
+from bench.processes import Process
+from goodspeed.errors import GoodSpeedError
 from tests.system.forked import Forked
-from tests.system.processes import ENVIRONMENT, REPOSITORY, complete, reaped, start_server
+from tests.system.processes import ENVIRONMENT, complete, forking, reaped, start_server
 
 PLAIN_LINE = re.compile(r"up .+ \| .+ rounds/s \| agents \d+, streams \d+, waiting \d+ \| .+ \| \d+ tokens\n")
 
@@ -56,17 +66,37 @@ async def test_monitors_write_plain_lines_into_a_pipe() -> None:
 
 
 async def test_the_demo_shows_agents_texts_and_a_summary() -> None:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.demo", "--max-new-tokens", "8", "--timeout-s", "300",
-        stdout=PIPE, stderr=PIPE, env=ENVIRONMENT, cwd=REPOSITORY,
-    )  # fmt: skip
-    async with reaped(process):
-        output, complaints = await process.communicate()
-    assert (process.returncode, complaints) == (0, b"")
-    shown = output.decode()
+    output = io.StringIO()
+    async with forking() as (fork, started):
+
+        def start(module: str, *arguments: str, **how: Any) -> Awaitable[Process]:
+            """One of the agents that load a model finds all that it needs by itself, as in a shell."""
+            as_in_a_shell = "pico-draft-s" in arguments
+            return (processes.start if as_in_a_shell else fork)(module, *arguments, **how)
+
+        await demo.show(Console(file=output, width=200), max_new_tokens=8, timeout_s=300.0, start=start)
+        assert await started[0].stderr.read() == b"", "the server has nothing to complain of"
+    shown = output.getvalue()
     assert "\x1b" not in shown
     agents = re.findall(r"^│ (\S+) +│ +3 │ +\d+ │ +[\d.]+ │ +(?:\d+%|-) │ +[\d.]+ │$", shown, re.MULTILINE)
     assert len(agents) >= 5
     assert re.findall(r"^╭─ \S+, drafted by (\S+) ─", shown, re.MULTILINE) == agents
     assert re.search(r"^server: \d+ tokens in \d+ rounds", shown, re.MULTILINE)
     assert re.search(rf"^lossless: {len(agents)} drafters, .* token for token one text$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [(TimeoutError(), "it took longer than 9 s"), (GoodSpeedError("the server did not start"), "the server did not")],
+)
+def test_a_demo_that_fails_says_why(
+    error: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def show(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(demo, "show", show)
+    with pytest.raises(typer.Exit) as ended:
+        demo.main(timeout_s=9.0)
+    assert ended.value.exit_code == 1
+    assert f"the demo failed: {sentence}" in capsys.readouterr().out

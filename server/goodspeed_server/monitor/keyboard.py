@@ -6,9 +6,10 @@ import asyncio
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from prompt_toolkit.input import Input, create_input
+if TYPE_CHECKING:
+    from prompt_toolkit.input import Input
 
 __all__ = ["Keyboard"]
 
@@ -36,6 +37,9 @@ class Keyboard:
         if self._name is None:
             yield
             return
+        # Imported here: a sixth of what the start of any command would take, and only a monitor reads keys.
+        from prompt_toolkit.input import create_input
+
         # Opened anew: an event loop reads without blocking, which it would take from whoever shares the descriptor, the
         # output first of all, and pictures would be cut off wherever the terminal is a little late.
         with open(self._name, encoding="utf-8", opener=_open) as terminal:

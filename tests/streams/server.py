@@ -1,0 +1,151 @@
+"""The server's own `RoundLoop`, whose passes begin, compute and end when the machine says so; and the wires to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from goodspeed.errors import InvalidRequest, Overloaded
+from goodspeed.estimation import PRIOR_ALPHA
+from goodspeed.messages import AgentMessage, Close, Draft, Failure, Open, Redraft, ServerMessage, Welcome
+from goodspeed.scheduling import Demand, Plan
+from goodspeed.timing import EngineMeter, PassCost, PassSample
+from goodspeed.utility import AlphaFair
+from goodspeed_server.fitting import Settled
+from goodspeed_server.live import AgentAccount, Session
+from goodspeed_server.passes import PlannedPass, plan_pass
+from goodspeed_server.planner import Planner
+from goodspeed_server.round_loop import RoundLoop
+from goodspeed_server.settings import RoundSettings, RoundsName
+from goodspeed_server.telemetry import ServerFacts, Telemetry
+from tests.streams.target import EOS, MAX_LENGTH, ROWS, VOCAB, RememberingEngine
+
+__all__ = ["Served", "Whim", "Wire"]
+
+MAX_WAITING = 2
+_SLOW_PASS = PassSample(1, 1, 60.0)
+"""So that whatever an agent guesses is in time for the next pass but one."""
+
+
+@dataclass
+class Whim:
+    """A scheduler that grants what the machine says, stream after stream."""
+
+    budgets: list[int]
+
+    def plan(self, demand: Demand, capacity: int) -> Plan:
+        wanted = np.resize(np.array(self.budgets, dtype=np.int64), len(demand))
+        left = np.maximum(0, capacity - np.cumsum(wanted) + wanted)
+        return Plan(np.minimum(np.minimum(wanted, demand.limit), left))
+
+
+@dataclass(eq=False)
+class Wire:
+    """One connection: what is under way on it, and the server's outbox for it."""
+
+    account: AgentAccount
+    up: list[AgentMessage] = field(default_factory=list)
+    down: list[ServerMessage] = field(default_factory=list)
+    disturbed: bool = False
+    """Whether anything was lost, came again or was overtaken: only then may there be a gap."""
+
+    def post(self, message: ServerMessage) -> None:
+        self.down.append(message)
+
+
+class Served:
+    """A server, whose passes begin, compute and end when the machine says so."""
+
+    def __init__(self, now: Callable[[], float], rounds: RoundsName, whim: Whim) -> None:
+        settings = RoundSettings(
+            rounds=rounds, capacity=1000, round_timeout_s=1.0, prefill_chunk=2, max_waiting=MAX_WAITING
+        )
+        self.engine = RememberingEngine()
+        self.telemetry = Telemetry(
+            ServerFacts("m", "s", "coupled", "packed", ROWS, MAX_LENGTH, AlphaFair(), [_SLOW_PASS]), now=now()
+        )
+        self.whim = whim
+        self.loop = RoundLoop(
+            self.engine,
+            rule="coupled",
+            planner=Planner(whim, "coupled", settings, EngineMeter(PassCost([_SLOW_PASS]))),
+            eos_tokens=frozenset({EOS}),
+            settings=settings,
+            telemetry=self.telemetry,
+            clock=now,
+        )
+        # There is no event loop here to be woken by: `give_up_parked` is what it would do.
+        self.loop._streams._wait_for_expiry = lambda: None  # type: ignore[method-assign]
+        self.wires: list[Wire] = []
+        """Whose end is not known here; an agent may have left some of them."""
+        self.planned: PlannedPass | None = None
+        self.outcome: Settled | None = None
+
+    def accept(self, name: str, session: Session | None = None) -> Wire:
+        """Take a new connection; one of the same session that only seems to stand is over by that."""
+        for old in [wire for wire in self.wires if session is not None and wire.account.session == session]:
+            self.lose(old)
+        wire = Wire(AgentAccount(name, "guesser", PRIOR_ALPHA, session=session))
+        self.telemetry.joined(wire.account, self.loop.now())
+        self.wires.append(wire)
+        return wire
+
+    def lose(self, wire: Wire) -> None:
+        """Hear that a connection is gone."""
+        self.wires.remove(wire)
+        self.loop.park(wire)
+        self.telemetry.left(wire.account)
+
+    def take(self, wire: Wire, message: AgentMessage) -> None:
+        """As `Link` does; a `ProtocolError` is a defect here, since nobody breaks the protocol."""
+        try:
+            match message:
+                case Open():
+                    self.loop.open(wire, wire.account, message)
+                case Draft():
+                    self.loop.draft(wire, message)
+                case Close():
+                    self.loop.close(wire, message.stream)
+                case Redraft():
+                    self.loop.redraft(wire, wire.account, message.drafter)
+        except (Overloaded, InvalidRequest) as error:
+            stream = message.stream if isinstance(message, Open | Draft | Close) else None
+            wire.post(Failure(error.code, str(error), stream, getattr(error, "retry_after_s", None)))
+
+    def begin_pass(self) -> None:
+        loop = self.loop
+        batch = loop._rounds.close(loop.now(), prompts=bool(loop._streams.prefilling))
+        planned = plan_pass(batch, loop._streams.prefilling, loop.settings.prefill_chunk)
+        if planned.work.turns or planned.work.chunks:
+            self.planned = planned
+
+    def compute(self) -> None:
+        assert self.planned is not None
+        self.outcome = self.loop._fitting.run(self.planned.work)
+
+    def end_pass(self) -> None:
+        assert self.planned is not None
+        if self.outcome is None:
+            self.compute()
+        assert self.outcome is not None
+        planned, unfit = self.planned.as_run(self.outcome)
+        assert not unfit
+        self.loop._commit(planned, self.outcome)
+        self.planned = self.outcome = None
+
+    def give_up_parked(self) -> None:
+        """As the alarm does: what nobody came back for in time is forgotten."""
+        self.loop._streams.give_up_parked(self.loop.now())
+
+    def change_rounds(self, rounds: RoundsName) -> None:
+        """As an operator does; only between passes."""
+        settings = RoundSettings(
+            rounds=rounds, capacity=1000, round_timeout_s=1.0, prefill_chunk=2, max_waiting=MAX_WAITING
+        )
+        self.loop.adopt(self.whim, settings, self._announce)
+
+    def _announce(self) -> None:
+        for wire in self.wires:
+            wire.post(Welcome(1, "s", "m", "f", "t", "w", "coupled", VOCAB, MAX_LENGTH, 64, [EOS], self.loop.waits))
