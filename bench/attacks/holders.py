@@ -75,7 +75,7 @@ async def bombs(target: Target, tally: Tally) -> None:
     await again_and_again(4, tally, once)
 
 
-@flood("pings", "too_many_control_frames")
+@flood("pings", "too_many_frames")
 async def pings(target: Target, tally: Tally) -> None:
     """Pings, each of which wants an answer, as fast as they are taken."""
     many = frame(b"", opcode=PING) * 10_000

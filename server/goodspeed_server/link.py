@@ -61,6 +61,8 @@ _MAX_QUEUED = 4096
 _MAX_QUEUED_BYTES = 2**23
 """With more than that waiting, beside its tokenizer, a peer does not read."""
 _LONGEST_SENTENCE = 1000
+_BAD_FRAMES = (CloseCode.PROTOCOL_ERROR, CloseCode.MESSAGE_TOO_BIG)
+"""What a link is closed with before anything of a frame has come here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +207,8 @@ class Link:
                 await self._serve_agent(hello)
         except ConnectionClosed as closed:
             logger.info("link %s is gone: %s", self._peer, closed)
+            if closed.sent is not None and closed.sent.code in _BAD_FRAMES and not closed.rcvd_then_sent:
+                self._refused(CloseCode(closed.sent.code).name.lower())
         except ProtocolError as error:
             await self._close_with(error, CloseCode.PROTOCOL_ERROR)
         except GoodSpeedError as error:
