@@ -31,7 +31,7 @@ async def silence(target: Target, tally: Tally) -> None:
     await half_open(target, tally, b"", drip=b"")
 
 
-async def half_open(target: Target, tally: Tally, said: bytes, *, drip: bytes, workers: int = HALF_OPEN) -> None:
+async def half_open(target: Target, tally: Tally, said: bytes, *, drip: bytes) -> None:
     """Connections that never come to the point.
 
     Args:
@@ -39,7 +39,6 @@ async def half_open(target: Target, tally: Tally, said: bytes, *, drip: bytes, w
         tally: what came of it.
         said: at once.
         drip: every second from then on.
-        workers: how many connections are wanted.
     """
 
     async def once(_: int) -> None:
@@ -53,7 +52,7 @@ async def half_open(target: Target, tally: Tally, said: bytes, *, drip: bytes, w
                                 raise EOFError
                     writer.write(drip)
 
-    await again_and_again(workers, tally, once, pause_s=_DRIP_S)
+    await again_and_again(HALF_OPEN, tally, once, pause_s=_DRIP_S)
 
 
 @flood("connection flood", "too_many_handshakes", "too_many_links_of_address")
@@ -90,7 +89,7 @@ async def guesses(target: Target, tally: Tally) -> None:
     await _ask(target, tally, lambda: "gst_" + secrets.token_urlsafe(32))
 
 
-async def _ask(target: Target, tally: Tally, token: Callable[[], str | None], *, workers: int = KNOCKING) -> None:
+async def _ask(target: Target, tally: Tally, token: Callable[[], str | None]) -> None:
     async def once(_: int) -> None:
         async with target.connected() as (reader, writer):
             with tally.standing():
@@ -98,4 +97,4 @@ async def _ask(target: Target, tally: Tally, token: Callable[[], str | None], *,
                 head = await reader.readuntil(b"\r\n\r\n")
                 tally.counts["answered " + head.split(maxsplit=2)[1].decode()] += 1
 
-    await again_and_again(workers, tally, once)
+    await again_and_again(KNOCKING, tally, once)

@@ -53,21 +53,21 @@ class Acceptor:
         for listening in self._listening:
             listening.setblocking(False)
             listening.listen(_BACKLOG)
+        self._open = True
         self._tasks = [asyncio.create_task(self._accept(listening), name="accept") for listening in self._listening]
         self.sockets = bound.sockets
 
     def close(self) -> None:
         """Accept nothing any more."""
+        self._open = False
+        # A connection that was accepted in this very step is handed to its task before that is cancelled.
         for task in self._tasks:
-            task.cancel()
-        for listening in self._listening:
-            listening.close()
-        self._listening = []
+            self.get_loop().call_soon(task.cancel)
         self._bound.close()
 
     def is_serving(self) -> bool:
         """Whether it is open."""
-        return bool(self._listening)
+        return self._open
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         """Which it runs on."""
@@ -79,27 +79,34 @@ class Acceptor:
         Raises:
             Exception: whatever ended that before.
         """
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.wait(self._tasks)
+        for task, listening in zip(self._tasks, self._listening, strict=True):
+            listening.close()
+            if not task.cancelled():
+                task.result()
         await self._bound.wait_closed()
 
     async def _accept(self, listening: socket.socket) -> None:
+        with contextlib.closing(listening):
+            while self._open:
+                await self._accept_one(listening)
+
+    async def _accept_one(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            try:
-                made, peer = await loop.sock_accept(listening)
-            except OSError as error:
-                if error.errno not in _NO_ROOM:
-                    continue  # it has gone before it was accepted
+        try:
+            made, peer = await loop.sock_accept(listening)
+        except OSError as error:
+            if error.errno in _NO_ROOM:  # else it has gone before it was accepted
                 logger.warning("connections cannot be accepted now: %s", error.strerror)
                 await asyncio.sleep(_NO_ROOM_REST_S)
-                continue
-            if self._sheds(str(peer[0])):
-                made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-                made.close()
-                await asyncio.sleep(self._shed.take(loop.time()))
-                continue
+            return
+        if not self._open:
+            made.close()
+        elif self._sheds(str(peer[0])):
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            made.close()
+            await asyncio.sleep(self._shed.take(loop.time()))
+        else:
             try:
                 await loop.connect_accepted_socket(self._make, made)
             except OSError:
