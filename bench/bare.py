@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 from websockets.asyncio.client import ClientConnection, connect
 
+from goodspeed.credentials import NOBODY, Credentials
 from goodspeed.errors import ProtocolError
 from goodspeed.messages import (
     MAX_SERVER_FRAME_BYTES,
@@ -38,13 +39,15 @@ class BareLink:
 
 
 @contextlib.asynccontextmanager
-async def linked(address: str, name: str) -> AsyncIterator[BareLink]:
+async def linked(address: str, name: str, credentials: Credentials = NOBODY) -> AsyncIterator[BareLink]:
     """Link up as an agent of that name.
 
     Raises:
         ProtocolError: the server answers something else than a welcome.
     """
-    async with connect(address, compression=None, max_size=MAX_SERVER_FRAME_BYTES) as connection:
+    async with connect(
+        address, compression=None, max_size=MAX_SERVER_FRAME_BYTES, additional_headers=credentials.headers(address)
+    ) as connection:
         link = BareLink(connection)
         await link.send(Hello(PROTOCOL_VERSION, "agent", name))
         answer = await link.receive()

@@ -20,6 +20,7 @@ from websockets.frames import CloseCode
 
 from goodspeed.messages import Close, Goodbye, Open, Opened
 from goodspeed_server import listener
+from goodspeed_server.listener import Connection
 from goodspeed_server.server import VerificationServer
 from goodspeed_server.settings import DoorSettings, TlsSettings
 from goodspeed_server.tokens import TokenStore
@@ -300,8 +301,9 @@ async def test_a_link_begins_so_many_texts_a_second() -> None:
         assert throttled(server) > 0
 
 
-async def test_who_asks_and_never_listens_is_cut_off() -> None:
-    """Pings are answered without waiting for anybody to read."""
+async def test_who_asks_and_never_listens_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pings are answered without waiting for anybody to read, and in the long run even a few are many."""
+    monkeypatch.setattr(listener, "_BESIDE_AT_ONCE", 10**9)
     async with guarded(DoorSettings()) as (server, address), linked(address) as other:
         server._door.most_unsent_bytes = 2**16
         with socket.create_connection(("127.0.0.1", port_of(address))) as plain:
@@ -320,6 +322,52 @@ async def test_who_asks_and_never_listens_is_cut_off() -> None:
         await until(server, links=1)
         assert await counted(server, "slow_reader") == 1
         assert await other.generate(0, PROMPT) == target_text(PROMPT, 8)
+
+
+async def test_pings_and_torn_messages_are_not_answered_without_end() -> None:
+    async with guarded(DoorSettings()) as (server, address), linked(address) as other:
+        for torn in (b"\x89\x80" + bytes(4), b"\x00\x80" + bytes(4)):
+            async with linked(address) as flooding:
+                transport = flooding.connection.transport
+                if torn[0] == 0:
+                    transport.write(b"\x02\x80" + bytes(4))
+                transport.write(torn * 20_000)
+                with pytest.raises(ConnectionClosed):
+                    await flooding.receive()
+            await until(server, links=1)
+        assert await counted(server, "too_many_frames") == 2
+        assert await other.generate(0, PROMPT) == target_text(PROMPT, 8)
+
+
+async def test_what_is_no_frame_of_this_protocol_is_counted() -> None:
+    async with guarded(DoorSettings()) as (server, address):
+        for head in (b"\xc2\x81" + bytes(5), b"\x82\xff" + (2**40).to_bytes(8)):
+            async with linked(address) as peer:
+                peer.connection.transport.write(head)
+                with pytest.raises(ConnectionClosed):
+                    await peer.receive()
+        for code in ("protocol_error", "message_too_big"):
+            while not await counted(server, code):
+                await asyncio.sleep(0)
+
+
+async def test_who_floods_is_closed_before_a_connection_is_made_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Connection] = []
+    arrive = listener.Door.arrive
+
+    def counting(door: listener.Door, connection: Connection) -> Any:
+        made.append(connection)
+        return arrive(door, connection)
+
+    monkeypatch.setattr(listener.Door, "arrive", counting)
+    async with guarded(DoorSettings(handshakes_per_minute=3)) as (server, address):
+        for _ in range(100):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port_of(address))
+            writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            await end_of(reader)
+            writer.close()
+        assert await counted(server, "too_many_handshakes") == 97
+        assert len(made) < 50
 
 
 async def test_a_server_ends_in_order_while_somebody_says_nothing(

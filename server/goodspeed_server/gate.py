@@ -31,6 +31,8 @@ _PENDING_SHARE = 8
 """One in so many of the links, on top of them, may be connections that have not become links yet."""
 _TOLD_AT_ONCE = 4
 """Of one address; whom else it sends meanwhile is cut off without a word."""
+_TOLD_BURST, _TOLD_PER_S = 32, 2.0
+"""Nor is an address told more often."""
 _BURST = 256
 _LONG_BYTES = 1024
 """What a frame holds beyond these costs as much to read as another message."""
@@ -121,6 +123,7 @@ class _Address:
     """That are still to be told so."""
     limited_at: float = -math.inf
     """When it last met one of its limits."""
+    told: Bucket = field(default_factory=lambda: Bucket(_TOLD_BURST, _TOLD_PER_S))
 
     @property
     def there(self) -> bool:
@@ -196,6 +199,22 @@ class Gate(Generic[WhoT]):
         """Whose connections are no links yet."""
         return [visitor.who for visitor in self._pending]
 
+    def sheds(self, host: str, now: float) -> Refusal | None:
+        """Why a connection of this host, were it made, would be cut off without a word; None if it would not.
+
+        Args:
+            host: as in `arrive`.
+            now: seconds.
+        """
+        key, _ = key_of(host)
+        address = self._here.get(key) or self._limited.get(key)
+        if address is None or _is_told(address, now):
+            return None
+        refusal = self._limit_met(address, now)
+        if refusal is not None and key in self._limited:
+            self._limited.move_to_end(key)
+        return refusal
+
     def arrive(self, who: WhoT, host: str, now: float) -> Visitor[WhoT]:
         """A connection was accepted.
 
@@ -208,11 +227,12 @@ class Gate(Generic[WhoT]):
         visitor = Visitor(who, address, self._too_many(address, now))
         if visitor.refusal is None:
             address.links += 1
-        elif address.turned_away < _TOLD_AT_ONCE:
+        elif _is_told(address, now):
+            address.told.take(now)
             address.turned_away += 1
         else:
-            assert address.there, "so that it stays remembered"
             visitor.cut = visitor.gone = True
+            self._rest(address, now)
             return visitor
         self._pending[visitor] = None
         if address.key is not None:
@@ -280,8 +300,12 @@ class Gate(Generic[WhoT]):
             address.links -= 1
         else:
             address.turned_away -= 1
+        self._rest(address, now)
+
+    def _rest(self, address: _Address, now: float) -> None:
+        """Remember an address that may have no connection any more among those that have none."""
         if address.key is not None and not address.there:
-            del self._here[address.key]
+            self._here.pop(address.key, None)
             resting = self._limited if now - address.limited_at < _MINUTE_S else self._calm
             resting[address.key] = address
 
@@ -294,6 +318,12 @@ class Gate(Generic[WhoT]):
         return None
 
     def _too_many(self, address: _Address, now: float) -> Refusal | None:
+        refusal = self._limit_met(address, now)
+        if refusal is None and address.handshakes is not None:
+            address.handshakes.take(now)
+        return refusal
+
+    def _limit_met(self, address: _Address, now: float) -> Refusal | None:
         if address.most_links is not None and address.links >= address.most_links:
             address.limited_at = now
             return Refusal(
@@ -308,7 +338,6 @@ class Gate(Generic[WhoT]):
             if lacking_s > 0.0:
                 address.limited_at = now
                 return Refusal("too_many_handshakes", 429, "too many connections come from this address", lacking_s)
-            address.handshakes.take(now)
         return None
 
     def _find(self, host: str, now: float) -> _Address:
@@ -346,6 +375,11 @@ class Gate(Generic[WhoT]):
             failures=bucket(limit(settings.failed_tokens_per_minute, FAILED_TOKENS_PER_MINUTE)),
             most_links=limit(settings.max_links_per_address, LINKS_PER_ADDRESS),
         )
+
+
+def _is_told(address: _Address, now: float) -> bool:
+    """Whether one more of an address that is turned away is told so."""
+    return address.turned_away < _TOLD_AT_ONCE and address.told.lacking_s(now) == 0.0
 
 
 def key_of(host: str) -> tuple[str, bool]:

@@ -54,6 +54,8 @@ _HANDSHAKE_TIMEOUT_S = 10.0
 SNAPSHOT_INTERVAL_S = 0.25
 _FLUSH_TIMEOUT_S = 5.0
 _LONGEST_SENTENCE = 1000
+_BAD_FRAMES = (CloseCode.PROTOCOL_ERROR, CloseCode.MESSAGE_TOO_BIG)
+"""What a link is closed with before anything of a frame has come here."""
 
 
 class Link:
@@ -167,6 +169,8 @@ class Link:
                 await self._serve_agent(hello)
         except ConnectionClosed as closed:
             logger.info("link %s is gone: %s", self._peer, closed)
+            if closed.sent is not None and closed.sent.code in _BAD_FRAMES and not closed.rcvd_then_sent:
+                self._refused(CloseCode(closed.sent.code).name.lower())
         except ProtocolError as error:
             await self._close_with(error, CloseCode.PROTOCOL_ERROR)
         except GoodSpeedError as error:

@@ -17,11 +17,15 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, cast
 
 from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
+from websockets.protocol import Event
+from websockets.server import ServerProtocol
 
 import goodspeed
 from goodspeed.errors import GoodSpeedError
-from goodspeed_server.gate import Gate, Refusal, Visitor
+from goodspeed_server.accepting import Acceptor
+from goodspeed_server.gate import Bucket, Gate, Refusal, Visitor
 from goodspeed_server.settings import DoorSettings
 
 __all__ = ["Connection", "Door", "later"]
@@ -34,6 +38,11 @@ _PING_TIMEOUT_S = 120.0
 _CLOSE_TIMEOUT_S = 10.0
 _UNSENT_BYTES = 2**20
 """A peer that has so much more unread than the largest frame only asks and does not listen: pongs wait for nobody."""
+_SLICE_BYTES = 4096
+_MESSAGES = (Opcode.TEXT, Opcode.BINARY)
+_BESIDE_AT_ONCE = 1024
+_BESIDE_PER_S = 20.0
+"""Nobody needs more: either side pings three times a minute, and messages come in one piece."""
 _OTHER_FILES = 1024
 """Connections that are no links yet among them."""
 _TLS_HANDSHAKE = b"\x16"
@@ -71,6 +80,9 @@ class Connection(ServerConnection):
         self._encrypting: asyncio.Task[None] | None = None
         self._begun = False
         """Whether anything has come."""
+        self._beside = Bucket(_BESIDE_AT_ONCE, _BESIDE_PER_S)
+        """Frames that are no message: pings, pongs, and what a message is torn into."""
+        self._owed_s = 0.0
         self.visitor: Visitor[Connection]
         self.served: Served | None = None
 
@@ -99,10 +111,26 @@ class Connection(ServerConnection):
             self.cut_off()
             return
         self._begun = True
-        super().data_received(data)
-        if self.transport.get_write_buffer_size() > self._door.most_unsent_bytes:
-            self._door.refused("slow_reader")
-            self.cut_off()
+        # In slices, since thousands of pings fit into what is read at once.
+        for begin in range(0, len(data), _SLICE_BYTES):
+            super().data_received(data[begin : begin + _SLICE_BYTES])
+            excess = self._excess()
+            if excess is not None:
+                self._door.refused(excess)
+                self.cut_off()
+                return
+
+    def process_event(self, event: Event) -> None:
+        """The request came, or a frame."""
+        super().process_event(event)
+        if isinstance(event, Frame) and event.opcode not in _MESSAGES:
+            self._owed_s = self._beside.take(self.loop.time())
+
+    def _excess(self) -> str | None:
+        """What there is too much of."""
+        if self._owed_s > 0.0:
+            return "too_many_frames"
+        return "slow_reader" if self.transport.get_write_buffer_size() > self._door.most_unsent_bytes else None
 
     def eof_received(self) -> None:
         """Nothing more will come."""
@@ -204,25 +232,19 @@ class Door:
         """
         _allow_files(self._max_links)
         try:
-            return await serve(
-                # What is told of a connection is told of one that `create_connection` made, and those are all ours.
+            server = await serve(
+                # What is told of a connection is told of one that `_connection` made, and those are all ours.
                 handler,  # type: ignore[arg-type]
                 host,
                 port,
                 process_request=answer,  # type: ignore[arg-type]  # likewise
                 process_response=self._let_in,  # type: ignore[arg-type]  # likewise
-                compression=None,
                 open_timeout=OPEN_TIMEOUT_S,
-                close_timeout=_CLOSE_TIMEOUT_S,
-                # A ping waits behind whatever is being sent, and a tokenizer takes its time on a slow link.
-                ping_timeout=_PING_TIMEOUT_S,
-                max_size=max_bytes,
-                # No agent is a web page: one that a user happens to look at is not to use this machine's server.
-                origins=[None],
                 server_header=f"goodspeed/{goodspeed.__version__}",
-                # It is called as the class is, and typed as nothing but a class can be.
-                create_connection=functools.partial(Connection, door=self),  # type: ignore[arg-type]
+                start_serving=False,
             )
+            made = functools.partial(self._connection, server, max_bytes)
+            server.server = Acceptor(server.server, made, self._sheds)  # type: ignore[assignment]
         except OSError as error:
             where = f"{host}:{port}"
             if error.errno == errno.EADDRINUSE:
@@ -230,6 +252,7 @@ class Door:
                     f"{where} is in use by another program: choose another --port, or 0 for any free one"
                 ) from None
             raise GoodSpeedError(f"cannot listen on {where}: {error.strerror or error}") from None
+        return server
 
     def arrive(self, connection: Connection) -> Visitor[Connection]:
         """A connection was accepted."""
@@ -264,6 +287,23 @@ class Door:
         """Cut off whoever has not become a link."""
         for connection in self.gate.waiting():
             connection.cut_off()
+
+    def _sheds(self, host: str) -> bool:
+        refusal = self.gate.sheds(host, self._clock())
+        if refusal is not None:
+            self.refused(refusal.code)
+        return refusal is not None
+
+    def _connection(self, server: Server, max_bytes: int) -> Connection:
+        # No agent is a web page: one that a user happens to look at is not to use this machine's server.
+        return Connection(
+            ServerProtocol(origins=[None], max_size=max_bytes, logger=server.logger),
+            server,
+            door=self,
+            # A ping waits behind whatever is being sent, and a tokenizer takes its time on a slow link.
+            ping_timeout=_PING_TIMEOUT_S,
+            close_timeout=_CLOSE_TIMEOUT_S,
+        )
 
     def _let_in(self, connection: Connection, _: Request, response: Response) -> Response | None:
         if response.status_code != http.HTTPStatus.SWITCHING_PROTOCOLS or connection.visitor.gone:
