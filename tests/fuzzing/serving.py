@@ -76,12 +76,12 @@ class ServerStorm:
 
 
 _ANSWERS = frozenset({
-    "Welcome", "Tokenizer", "Queued", "Opened", "Verdict", "Snapshot", "Controlled",
+    "Welcome", "Tokenizer", "Queued", "Opened", "Verdict", "Controlled",
     "invalid_request", "malformed_message", "protocol_error", "version_mismatch", "tokenizer_mismatch",
     "duplicate_stream", "unknown_stream", "draft_too_long", "draft_out_of_range", "token_out_of_range", "empty_prompt",
     "overloaded",
 })  # fmt: skip
-"""What every server answers at times: messages, and the codes of failures."""
+"""What every server answers at times: messages, and the codes of failures. Not what the clock sends, as snapshots."""
 
 
 def answers_of(settings: ServerSettings) -> frozenset[str]:

@@ -7,6 +7,7 @@ and what the interpreter reads of its environment at its own start is the first 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import multiprocessing
 import multiprocessing.forkserver
@@ -69,8 +70,9 @@ class Forked:
         return code
 
     def send_signal(self, number: int) -> None:
-        """Send it."""
-        os.kill(self._process.pid, number)
+        """Send it; who has just ended is sent nothing."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._process.pid, number)
 
     def terminate(self) -> None:
         """Send SIGTERM."""
