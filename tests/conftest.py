@@ -40,6 +40,12 @@ def cache(tmp_path: Path) -> TokenizerCache:
 
 
 @pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same of a command."""
+    monkeypatch.setenv("GOODSPEED_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
 def records(monkeypatch: pytest.MonkeyPatch) -> list[RoundRecord]:
     """Every round the server runs."""
     seen: list[RoundRecord] = []

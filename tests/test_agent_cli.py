@@ -13,50 +13,28 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 from websockets.asyncio.server import ServerConnection
 
 from goodspeed import catalog
 from goodspeed.messages import AgentMessage, Close, Draft, Failure, Hello, Open
 from goodspeed_agent import cli
-from goodspeed_agent.__main__ import app
 from goodspeed_agent.agent import Piece
 from goodspeed_agent.drafters import load_drafter
+from tests.agent_commands import aside, invoke
 from tests.fake_server import FakeServer, byte_tokenizer, counting, queueing, saying
 
 PROMPT = "once upon a time"
 STORY = " there was a naïve 😀 and there was a naïve 😀."
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GOODSPEED_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
 def server() -> Iterator[FakeServer]:
-    """A server in a thread of its own, since the command brings its own event loop."""
-    fake = FakeServer(target=saying(STORY, len(PROMPT)), files=byte_tokenizer(TEMPLATE))
-    ready, stop = threading.Event(), asyncio.Event()
-
-    async def serve() -> None:
-        async with fake.listening():
-            ready.set()
-            await stop.wait()
-
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    ready.wait()
-    yield fake
-    loop.call_soon_threadsafe(stop.set)
-    thread.join()
-    loop.close()
-
-
-def invoke(*args: str, stdin: str | bytes | None = None) -> Result:
-    return CliRunner().invoke(app, args, input=stdin)
+    with aside(FakeServer(target=saying(STORY, len(PROMPT)), files=byte_tokenizer(TEMPLATE))) as fake:
+        yield fake
 
 
 def complete(server: FakeServer, *args: str, stdin: str | bytes | None = None) -> Result:

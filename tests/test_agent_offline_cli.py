@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
-import threading
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from itertools import repeat
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from goodspeed.messages import Hello
 from goodspeed.sampling import SamplingParams
 from goodspeed.verification import Rule
-from goodspeed_agent.__main__ import app
 from goodspeed_agent.drafters import DraftSession, Guess
+from tests.agent_commands import aside, invoke
 from tests.fake_server import FakeServer, saying
 
 PROMPT = "once upon a time"
@@ -26,6 +23,8 @@ BANG = 0
 """The first letter of the byte tokenizer's alphabet: an exclamation mark."""
 BABBLER = "tests.test_agent_offline_cli:Babbler"
 OFFLINE = ("--offline-fallback", "--offline-after-s", "0.05", "--draft", BABBLER)
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 class Babbler:
@@ -43,32 +42,8 @@ class Babbler:
         return repeat(Guess(BANG, 1.0))
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GOODSPEED_CACHE", str(tmp_path / "cache"))
-
-
-@contextlib.contextmanager
-def running() -> Iterator[FakeServer]:
-    """A server in a thread of its own, since the command brings its own event loop."""
-    fake = FakeServer(target=saying(STORY, len(PROMPT)))
-    ready, stop = threading.Event(), asyncio.Event()
-
-    async def serve() -> None:
-        async with fake.listening():
-            ready.set()
-            await stop.wait()
-
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
-    thread.start()
-    ready.wait()
-    try:
-        yield fake
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join()
-        loop.close()
+def running() -> AbstractContextManager[FakeServer]:
+    return aside(FakeServer(target=saying(STORY, len(PROMPT))))
 
 
 @pytest.fixture
@@ -79,10 +54,6 @@ def gone() -> str:
         assert result.exit_code == 0, result.stderr
         assert len(server.got(Hello)) == 1
     return server.url
-
-
-def invoke(*args: str) -> Result:
-    return CliRunner().invoke(app, args)
 
 
 @pytest.mark.parametrize("how", ["twice", "comma", "environment"])

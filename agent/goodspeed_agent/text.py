@@ -89,9 +89,10 @@ class StopFinder:
         if not self._stops:
             return piece
         text = self._held + piece
-        matches = [(start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
+        matches = [(start + len(stop), start, stop) for stop in self._stops if (start := text.find(stop)) >= 0]
         if matches:
-            start, self.found = min(matches)
+            # The one that is complete first, however the text was cut into pieces.
+            _, start, self.found = min(matches)
             self._held = ""
             return text[:start]
         keep = max(_overlap(text, stop) for stop in self._stops)

@@ -192,7 +192,9 @@ async def _chunks(
             chunks += [reply.begin(index, what.draft)] if reply.kind == "chat" else []
         if isinstance(what, Completion):
             completions[index] = what
-            return [*chunks, reply.end(index, what)]
+            # Usage comes with these figures, and behind this chunk.
+            over = len(completions) == len(asked.choices) and not asked.include_usage
+            return [*chunks, reply.end(index, what, list(completions.values()) if over else ())]
         return [*chunks, reply.piece(index, what)]
 
     async with aclosing(written):

@@ -70,10 +70,11 @@ class Reply:
         self._lengths[index] = offset + len(piece.text)
         return self._chunk(index, said, piece.draft, logprobs=self._logprobs(piece, offset))
 
-    def end(self, index: int, completion: Completion) -> dict[str, Any]:
-        """The last chunk of a choice."""
+    def end(self, index: int, completion: Completion, written: Sequence[Completion] = ()) -> dict[str, Any]:
+        """The last chunk of a choice; `written` are all of them, where it is the last of the answer."""
         said: Any = {} if self.kind == "chat" else ""
-        return self._chunk(index, said, completion.draft, finish_reason=completion.finish_reason)
+        chunk = self._chunk(index, said, completion.draft, finish_reason=completion.finish_reason)
+        return chunk | {"metrics": _metrics(written)} if written else chunk
 
     def usage(self, completions: Sequence[Completion], prompts: int) -> dict[str, Any]:
         """The chunk behind all choices."""
@@ -145,6 +146,11 @@ def _metrics(completions: Sequence[Completion]) -> dict[str, Any]:
     for completion in completions:
         total.add(completion.speculation)
     figures = total.to_json()
-    # vLLM's own name for it.
+    # vLLM's own name for it, its histogram, which has a place for every length that was possible, and its numbers where
+    # nothing was drafted.
     figures["num_accepted_draft_tokens"] = figures.pop("num_accepted_tokens")
+    histogram = total.acceptance_histogram
+    figures["acceptance_histogram"] = histogram + [0] * (total.num_spec_tokens + 1 - len(histogram))
+    if not total.num_spec_steps:
+        figures |= {"mean_acceptance_length": 1.0, "draft_acceptance_rate": 0.0}
     return {"speculative_decoding": figures}
