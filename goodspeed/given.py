@@ -13,7 +13,7 @@ __all__ = ["CommandGroup", "variable"]
 class CommandGroup(TyperGroup):
     """Commands whose users are told of a wrong value where it stands."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run a command.
 
         Raises:
