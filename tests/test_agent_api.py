@@ -66,6 +66,7 @@ async def test_chunks_add_up_to_the_whole(tmp_path: Path) -> None:
     assert ends == {0: "length", 1: "length"}
     assert chunks[0].choices[0].delta.role == "assistant"
     assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
+    assert all("usage" in chunk.model_fields_set and chunk.usage is None for chunk in chunks[:-1])
     assert chunks[-1].model_dump()["metrics"]["speculative_decoding"]["num_spec_steps"] > 0
     assert {chunk.id for chunk in chunks} == {chunks[0].id}
 
@@ -77,6 +78,7 @@ async def test_a_stream_whose_usage_nobody_asked_for_tells_of_its_drafts_in_its_
     async with api(tmp_path) as here:
         whole = await here.client.completions.create(**asked)
         chunks = [chunk async for chunk in await here.client.completions.create(**asked, stream=True)]
+    assert not any("usage" in chunk.model_fields_set for chunk in chunks)
     *others, last = [chunk.model_dump() for chunk in chunks]
     assert last["metrics"] == whole.model_dump()["metrics"]
     assert last["choices"][0]["finish_reason"] == "length"

@@ -84,8 +84,11 @@ def test_answers_are_taken_back_and_forgotten() -> None:
     conversation = Conversation()
     for text in "abc":
         conversation.answered(text, completion(text.upper()), 1.0)
-    assert conversation.command("/undo") == "2 questions and answers are left"
+    assert conversation.command("/undo") == "2 questions and their answers are left"
     assert [message["content"] for message in conversation.messages] == ["a", "A", "b", "B"]
+    assert conversation.command("/undo") == "one question and its answer are left"
+    assert conversation.command("/undo") == "nothing is left of the conversation"
+    conversation.answered("a", completion("A"), 1.0)
     conversation.command("/reset")
     assert conversation.messages == []
 

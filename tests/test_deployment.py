@@ -22,9 +22,9 @@ import trustme
 import typer
 from typer.core import TyperGroup
 
+from goodspeed.environment import ENVIRONMENT
 from goodspeed_agent.cli import app as agent_app
 from goodspeed_server.cli import app as server_app
-from goodspeed_server.configuration import ENVIRONMENT
 from goodspeed_server.settings import TlsSettings
 from tests.serving import serving, tiny_settings
 

@@ -11,9 +11,9 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from goodspeed.environment import OF_AGENTS, OF_BOTH, OF_SERVERS
 from goodspeed_agent.cli import app as agent_app
 from goodspeed_server.cli import app
-from goodspeed_server.configuration import OF_AGENTS, OF_OTHERS
 from goodspeed_server.settings import ServerSettings
 
 
@@ -115,12 +115,38 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     assert "cannot be read" in result.stderr
 
 
-def test_a_value_in_the_environment_that_cannot_be_is_refused() -> None:
-    result = CliRunner().invoke(app, ["config"], env={"GOODSPEED_PORT": "x", "COLUMNS": "400"})
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("GOODSPEED_PORT", "x", "Invalid value for GOODSPEED_PORT=x: "),
+        ("GOODSPEED_MAX_STREAMS", "0", "Invalid value for GOODSPEED_MAX_STREAMS=0: "),
+        ("GOODSPEED_MONITOR", "perhaps", "Invalid value for GOODSPEED_MONITOR=perhaps: "),
+        ("GOODSPEED_CONFIG", "gone.toml", "Invalid value for GOODSPEED_CONFIG=gone.toml: gone.toml cannot be read"),
+        ("GOODSPEED_FAIRNESS", "-1", "GOODSPEED_FAIRNESS=-1: fairness is -1"),
+        ("GOODSPEED_SCHEDULER", "goodsped", "GOODSPEED_SCHEDULER=goodsped: scheduler 'goodsped' does not exist"),
+        ("GOODSPEED_HOST", "0.0.0.0", "GOODSPEED_HOST=0.0.0.0: on 0.0.0.0 others can reach this server"),
+    ],
+)
+def test_a_wrong_value_in_the_environment_is_told_by_its_variable(name: str, value: str, sentence: str) -> None:
+    for command in ("config", "run"):
+        result = CliRunner().invoke(app, [command], env={name: value, "COLUMNS": "400"})
+        assert result.exit_code == 2
+        assert sentence in " ".join(result.stderr.split())
+
+
+def test_values_of_a_file_that_cannot_be_together_are_told_by_file_and_key(tmp_path: Path) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text('fairness = -1\nscheduler = "plain"\n')
+    result = CliRunner().invoke(app, ["config", "--config", str(file)], env={"COLUMNS": "400"})
     assert result.exit_code == 2
-    assert "'--port'" in result.stderr
-    result = CliRunner().invoke(app, ["config", "--fairness", "-1"])
-    assert (result.exit_code, "fairness is -1" in result.stderr) == (2, True)
+    assert f"{file}: fairness = -1.0: fairness is -1" in " ".join(result.stderr.split())
+
+
+def test_a_wrong_value_of_a_flag_is_told_by_the_flag() -> None:
+    result = CliRunner().invoke(app, ["config", "--port", "x"], env={"GOODSPEED_PORT": "1", "COLUMNS": "400"})
+    assert (result.exit_code, "Invalid value for '--port': " in result.stderr) == (2, True)
+    result = CliRunner().invoke(app, ["config", "--fairness", "-1"], env={"GOODSPEED_PORT": "1"})
+    assert (result.exit_code, result.stderr.startswith("goodspeed-server: fairness is -1")) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -155,10 +181,11 @@ def test_all_that_other_commands_read_in_the_environment_is_known() -> None:
         own = {option.envvar for option in command.params if isinstance(option.envvar, str)}
         return own.union(*map(read_by, getattr(command, "commands", {}).values()))
 
-    options = {f"GOODSPEED_{line.lstrip('# ').split()[0].upper()}" for line in config().splitlines()}
-    agents = read_by(get_command(agent_app))
-    assert agents - options == OF_AGENTS | {"GOODSPEED_TOKEN", "GOODSPEED_CA"}
-    assert read_by(get_command(app)) - options <= OF_OTHERS
+    commands: Any = get_command(app)
+    run = {f"GOODSPEED_{option.name.upper()}" for option in commands.commands["run"].params if option.name != "help"}
+    assert (run | read_by(commands)) - OF_BOTH == OF_SERVERS
+    assert read_by(get_command(agent_app)) - OF_BOTH == OF_AGENTS
+    assert not OF_SERVERS & OF_AGENTS
 
 
 def test_a_home_stands_in_for_its_mark_wherever_a_path_is_given(

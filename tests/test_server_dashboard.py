@@ -21,11 +21,15 @@ METRIC = re.compile(r"goodspeed_\w+")
 
 
 def told(text: bytes) -> set[str]:
-    """Names as they stand in expressions: of a histogram its buckets, its sum and its count."""
+    """Names as they stand in expressions: of a histogram its buckets, its sum and its count.
+
+    When a counter began, which prometheus-client tells of each, is no figure of the server.
+    """
     endings = {"histogram": ("_bucket", "_sum", "_count"), "counter": ("_total",), "gauge": ("",)}
     return {
         family.name + ending
         for family in text_string_to_metric_families(text.decode())
+        if not family.name.endswith("_created")
         for ending in endings[family.type]
     }
 

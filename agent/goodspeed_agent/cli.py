@@ -15,7 +15,9 @@ from typing import Annotated, Any, TypeVar
 import typer
 from rich.console import Console
 
+from goodspeed.environment import check_environment
 from goodspeed.errors import GoodSpeedError
+from goodspeed.given import CommandGroup
 from goodspeed.logs import JsonLines, Readable, announce, log_to
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import Agent, Piece, TextRequest
@@ -65,11 +67,19 @@ T = TypeVar("T")
 _OUTPUT = "Where the results go, standard output by default; a file that an earlier run has left is gone on with."
 
 app = typer.Typer(
+    cls=CommandGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Drafts tokens here, has them verified by a goodspeed-server, and prints what the server's model says.",
 )
+
+
+@app.callback()
+def main() -> None:
+    """Before a command reads its options, which may be missing since a variable is misspelt."""
+    with exit_codes():
+        check_environment("goodspeed-agent")
 
 
 @app.command()

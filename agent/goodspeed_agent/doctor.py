@@ -13,7 +13,7 @@ from typing import Literal
 from rich.console import Console
 from rich.text import Text
 
-from goodspeed.errors import GoodSpeedError, LinkLost, ModelError, Refused
+from goodspeed.errors import GoodSpeedError, ModelError, Refused
 from goodspeed.messages import PROTOCOL_VERSION
 from goodspeed.sampling import SamplingParams
 from goodspeed_agent.agent import Agent, TextRequest
@@ -30,6 +30,8 @@ _GUESSES = 48
 _TEXT_TOKENS = 64
 _JUDGED_TOKENS = 8
 """With fewer drafted tokens nothing can be said of them."""
+_ACCEPTED_SHARE = 0.4
+"""Of drafted tokens; with fewer the draft is not much of a help, however fast texts came this once."""
 _SAMPLE = "def read_json(path):\n    with open(path) as file:\n        return json.load(file)\n\n\ndef read"
 """Something to go on from; any text would do."""
 
@@ -140,10 +142,13 @@ def judge_drafting(completion: Completion, rate: float, plain_rate: float) -> Fi
     budget = speculation.num_draft_tokens / speculation.num_spec_steps
     share = speculation.draft_acceptance_rate or 0.0
     value = f"{budget:.1f} drafted tokens a verdict, {share:.0%} of them accepted: {speed}"
-    if share >= 0.4:
-        return Finding("budget", value)
-    advice = "a draft of the target's family agrees more, and so does one that is tuned to it: goodspeed tune"
-    return Finding("budget", value, "fair", advice)
+    if share < _ACCEPTED_SHARE:
+        advice = "a draft of the target's family agrees more, and so does one that is tuned to it: goodspeed tune"
+        return Finding("budget", value, "fair", advice)
+    if rate < plain_rate:
+        advice = "guesses are right but cost more than they save: a smaller draft, more --threads, or --draft suffix"
+        return Finding("budget", value, "fair", advice)
+    return Finding("budget", value)
 
 
 async def examination(
@@ -180,8 +185,8 @@ def _advice(error: GoodSpeedError) -> str:
     match error:
         case Refused(code="unauthorized" | "forbidden"):
             return "give a token of role agent as GOODSPEED_TOKEN: the server's operator makes one"
-        case LinkLost() | Refused(code="not_a_server"):
-            return "see that the address is right, and that the server can be reached"
+        case Refused(code="not_a_server"):
+            return "see that the address is right"
         case _:
             return ""  # its sentence says so
 

@@ -16,14 +16,16 @@ import typer
 
 from goodspeed.catalog import DEFAULT_TARGET
 from goodspeed.credentials import Credentials
+from goodspeed.environment import ENVIRONMENT, check_environment
 from goodspeed.errors import InvalidRequest, ModelError
 from goodspeed.event_loop import loop_factory
+from goodspeed.given import CommandGroup
 from goodspeed.logs import JsonLines, Readable, log_to
 from goodspeed.paths import expanded
 from goodspeed.rules import RULES
 from goodspeed.scheduling import SCHEDULERS
 from goodspeed_server import ctl_commands, token_commands
-from goodspeed_server.configuration import ENVIRONMENT, check_environment, lines_in_force, use_file
+from goodspeed_server.configuration import checked, lines_in_force, use_file
 from goodspeed_server.dashboard import dashboard
 from goodspeed_server.errands import errors_named
 from goodspeed_server.log_limits import FloodLimit
@@ -50,6 +52,7 @@ from goodspeed_server.settings import (
 __all__ = ["app"]
 
 app = typer.Typer(
+    cls=CommandGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -178,10 +181,10 @@ def run(
 ) -> None:
     """Load the target, listen, and verify everybody's drafts."""
     with errors_named():
-        check_environment(ctx)
+        check_environment("goodspeed-server")
         _log_to(log_file, log_json=log_json, verbose=verbose)
         # From the context, where `config` finds them too.
-        settings = _settings(ctx.params)
+        settings = checked(ctx, _settings)
         _run(_serve(settings, monitor=monitor), starts_tls=settings.tls.certificate is not None)
 
 
@@ -190,8 +193,8 @@ def run(
 def show_config(ctx: typer.Context, **_: Any) -> None:
     """Takes what `run` takes, and starts nothing."""
     with errors_named():
-        check_environment(ctx)
-        _settings(ctx.params)
+        check_environment("goodspeed-server")
+        checked(ctx, _settings)
         for line in lines_in_force(ctx):
             print(line)
 

@@ -6,31 +6,22 @@ import difflib
 import inspect
 import json
 import os
-import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
+from goodspeed.environment import ENVIRONMENT, OF_AGENTS
 from goodspeed.errors import InvalidRequest
+from goodspeed.given import variable
 from goodspeed.paths import expanded
 
-__all__ = ["ENVIRONMENT", "OF_AGENTS", "OF_OTHERS", "check_environment", "lines_in_force", "use_file"]
+__all__ = ["checked", "lines_in_force", "use_file"]
 
-ENVIRONMENT = "GOODSPEED"
-"""`--max-streams` is `GOODSPEED_MAX_STREAMS` there, and `max_streams` or `max-streams` in a file."""
-
-OF_AGENTS = frozenset({"GOODSPEED_SERVER", "GOODSPEED_DRAFT", "GOODSPEED_NAME", "GOODSPEED_OFFLINE_FALLBACK"})
-"""What `goodspeed-agent` alone reads in the environment; it is no mistake where both run."""
-OF_OTHERS = frozenset({"GOODSPEED_TOKEN", "GOODSPEED_CA", "GOODSPEED_CACHE"})
-"""What `top`, `ctl`, agents and the core read there besides."""
-_OF_KUBERNETES = re.compile(
-    r"\w+_(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)=.*|\w+_PORT=\w+://.*"
-)
-"""What it puts into every container about a service whose name begins with ours."""
+T = TypeVar("T")
 
 _NOT_IN_FILES = frozenset({"config", "help"})
 _CHOSEN = frozenset(
@@ -43,28 +34,6 @@ _CHOSEN = frozenset(
 _MADE = frozenset({"record", "trace", "log_file"})
 """Paths that a server makes; all others have to be there."""
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text, in quotes"}
-
-
-def check_environment(ctx: typer.Context, environment: Mapping[str, str] = os.environ) -> None:
-    """Refuse a variable with our prefix that nothing reads: its value would not be in force, and nobody would know.
-
-    Raises:
-        InvalidRequest: naming it, and the nearest that exists.
-    """
-    known = _variables(ctx) | OF_AGENTS | OF_OTHERS
-    for name, value in sorted(environment.items()):
-        if not name.startswith(f"{ENVIRONMENT}_") or name in known or _OF_KUBERNETES.fullmatch(f"{name}={value}"):
-            continue
-        # Without what all of them begin with, which would make any two alike.
-        endings = {each.removeprefix(ENVIRONMENT): each for each in sorted(known)}
-        near = [endings[end] for end in difflib.get_close_matches(name.removeprefix(ENVIRONMENT).upper(), endings, 1)]
-        whose = ", which is goodspeed-agent's" if near and near[0] in OF_AGENTS else ""
-        hint = f"did you mean {near[0]}{whose}?" if near else f"there are {', '.join(endings.values())}"
-        raise InvalidRequest(f"{name} is in the environment, and nothing reads it: {hint}")
-
-
-def _variables(ctx: typer.Context) -> set[str]:
-    return {f"{ENVIRONMENT}_{str(option.name).upper()}" for option in ctx.command.params if option.name != "help"}
 
 
 def use_file(ctx: typer.Context, path: Path | None) -> Path | None:
@@ -113,6 +82,43 @@ def use_file(ctx: typer.Context, path: Path | None) -> Path | None:
             raise typer.BadParameter(f"{path}: {key} = {_as_toml(value)}: {error}") from None
     ctx.default_map = values
     return path
+
+
+def checked(ctx: typer.Context, check: Callable[[Mapping[str, Any]], T]) -> T:
+    """Read all values together.
+
+    Args:
+        ctx: holds them.
+        check: reads them.
+
+    Raises:
+        InvalidRequest: `check` refuses them. Where without one of them, from the environment or the file, it would not
+            say the same, its sentence begins with that one and where it stands.
+    """
+    try:
+        return check(ctx.params)
+    except InvalidRequest as error:
+        for option in ctx.command.params:
+            place = _place(ctx, option)
+            if place is not None and _complaint(check, {**ctx.params, str(option.name): option.default}) != str(error):
+                raise InvalidRequest(f"{place}: {error}") from None
+        raise
+
+
+def _place(ctx: typer.Context, option: Any) -> str | None:
+    """Where a value stands, and what it is; None if it is a flag's, or built in."""
+    source = ctx.get_parameter_source(option.name)
+    if source is not None and source.name == "DEFAULT_MAP":
+        return f"{ctx.params['config']}: {option.name} = {_as_toml(ctx.params[option.name])}"
+    return variable(ctx, option)
+
+
+def _complaint(check: Callable[[Mapping[str, Any]], Any], values: Mapping[str, Any]) -> str | None:
+    try:
+        check(values)
+    except InvalidRequest as error:
+        return str(error)
+    return None
 
 
 def _kinds(ctx: typer.Context) -> dict[str, type]:

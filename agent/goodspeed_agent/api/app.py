@@ -197,12 +197,14 @@ async def _chunks(
             return [*chunks, reply.end(index, what, list(completions.values()) if over else ())]
         return [*chunks, reply.piece(index, what)]
 
+    # OpenAI's: each of them has the field where it is asked for, and the last alone has figures in it.
+    no_usage: dict[str, Any] = {"usage": None} if asked.include_usage else {}
     async with aclosing(written):
         for chunk in of(*first):
-            yield chunk
+            yield chunk | no_usage
         async for event in written:
             for chunk in of(*event):
-                yield chunk
+                yield chunk | no_usage
     if asked.include_usage:
         yield reply.usage([completions[index] for index in sorted(completions)], asked.prompts)
 

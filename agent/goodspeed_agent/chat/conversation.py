@@ -143,7 +143,13 @@ def _undo(conversation: Conversation, _: str) -> str:
     if not conversation.messages:
         raise InvalidRequest("there is nothing to take back")
     del conversation.messages[-2:]
-    return f"{len(conversation.messages) // 2} questions and answers are left"
+    match len(conversation.messages) // 2:
+        case 0:
+            return "nothing is left of the conversation"
+        case 1:
+            return "one question and its answer are left"
+        case left:
+            return f"{left} questions and their answers are left"
 
 
 def _reset(conversation: Conversation, _: str) -> str:
