@@ -40,7 +40,8 @@ async def test_an_attacker_meets_its_defence(name: str, tmp_path: Path, monkeypa
         monkeypatch.setattr("goodspeed_server.outgoing._MAX_QUEUED", 64)
     store = TokenStore(tmp_path / "tokens.json")
     honest, attacking = (store.create(who, "agent") for who in ("edge", "attacker"))
-    settings = tiny_settings(door=DOOR, tokens=tmp_path / "tokens.json", rounds={"rounds": flood.rounds, "round_timeout_s": 0.05})
+    rounds = {"rounds": flood.rounds, "round_timeout_s": 0.05}
+    settings = tiny_settings(door=DOOR, tokens=tmp_path / "tokens.json", rounds=rounds)
     async with asyncio.timeout(60), serving(settings) as (server, address):
         headers = {"Authorization": f"Bearer {honest}"}
         async with connect(address, compression=None, additional_headers=headers) as connection:

@@ -16,7 +16,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 from websockets.exceptions import ConnectionClosed
@@ -87,6 +87,9 @@ _ANSWERS = frozenset({
 def answers_of(settings: ServerSettings) -> frozenset[str]:
     """What a storm can meet at such a server."""
     return _ANSWERS | ({"invalid_q"} if settings.rule == "ratio" else set())
+
+
+_ROLES: tuple[Literal["agent", "monitor", "control"], ...] = (*("agent",) * 12, "monitor", "control")
 
 
 @cache
@@ -200,7 +203,7 @@ class _Stranger:
     async def _talk(self) -> None:
         noise = self._noise
         if noise.random() < 0.97:
-            role = noise.choice(("agent",) * 12 + ("monitor", "control"))
+            role = noise.choice(_ROLES)
             await self._peer.send(Hello(noise.choice((1,) * 40 + (2,)), role, "stranger"))
             if role == "control":
                 await self._peer.send(Control())
