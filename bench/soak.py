@@ -2,9 +2,15 @@
 
 The server is a process of its own, as an operator starts it. Visitors come at random, with a link of their own each:
 they ask for a text or a few, and go in order, in the middle of a text, or without a word. What the server holds is read
-off its `/metrics`. A slope is Theil and Sen's, of medians over half a minute, with its 95% interval; what is
-held counts as flat where the interval includes no growth, or what the slope amounts to over the whole run is less
-than 1% of what was held.
+off its `/metrics`.
+
+What it holds for those who are there says nothing of a leak: a machine that is slower serves more of them at a time.
+So once a minute nobody is let in until all have gone, and what is held then is what is judged. A slope is Theil and
+Sen's over these quiet moments, with its 95% interval; what is held counts as flat where the interval includes no
+growth, or what the slope amounts to over the whole run is less than 1% of what was held.
+
+The allocator keeps what the largest pass so far took for its activations, and the largest of random passes comes late:
+memory would grow by ever rarer steps, to that bound. So the server is filled to its last row at the beginning.
 `python -m bench.soak [--minutes 30] [--seed 0] [--json FILE] [--plot FILE]`
 """
 
@@ -31,7 +37,7 @@ from scipy.stats import theilslopes
 from bench.bare import linked
 from bench.processes import serving
 from goodspeed.errors import GoodSpeedError
-from goodspeed.messages import Open
+from goodspeed.messages import Failure, Open, Verdict
 from goodspeed.sampling import SamplingParams
 from goodspeed.scenarios.prompts import bundled_prompts
 from goodspeed_agent.agent import Agent, TextRequest
@@ -39,7 +45,7 @@ from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.drafters import Drafter, NoDrafter, SuffixDrafter
 from goodspeed_agent.tokenizer import TokenizerCache
 
-__all__ = ["HELD", "Visits", "held_by", "main", "slope_of", "soak"]
+__all__ = ["HELD", "Soaked", "Visits", "fill", "held_at_rest", "main", "slope_of", "soak"]
 
 HELD = {
     "rss_bytes": "process_resident_memory_bytes",
@@ -57,10 +63,17 @@ _ARRIVALS_PER_S = 2.0
 _MOST_VISITORS = 24
 """At once; with so many there, who comes goes away again, so that a slow machine is loaded and no more."""
 _SAMPLE_S = 2.0
-_BLOCK_S = 30.0
+_BUSY_S = 60.0
+"""From one quiet moment to the next, and as long as those who are there need to end."""
+_LEAVE_S = 60.0
+"""Within which a server has nobody any more, once everybody has gone."""
+_TASKS_COUNTED_S = 1.0
+"""Within which a server has counted its tasks anew."""
 _WARM = 0.1
-"""So much of the run at its beginning says nothing: caches and allocators fill."""
+"""So much of the run at its beginning says nothing: caches fill."""
 _LEAST = 0.01
+_ROWS = 16
+_LENGTH = 512
 
 
 @dataclass
@@ -72,6 +85,16 @@ class Visits:
     """By how they ended: complete, left, or the name of an error."""
 
 
+@dataclass
+class Soaked:
+    """What came of it; all samples hold seconds since the beginning, all of `HELD`, and the load."""
+
+    visits: Visits = field(default_factory=Visits)
+    busy: list[dict[str, float]] = field(default_factory=list)
+    quiet: list[dict[str, float]] = field(default_factory=list)
+    """What is held when nobody is there."""
+
+
 async def soak(
     address: str,
     seconds: float,
@@ -80,39 +103,48 @@ async def soak(
     *,
     arrivals_per_s: float = _ARRIVALS_PER_S,
     sample_s: float = _SAMPLE_S,
-) -> tuple[Visits, list[dict[str, float]]]:
+    busy_s: float = _BUSY_S,
+) -> Soaked:
     """Have visitors come and go for so long.
 
     Args:
         address: of the server.
-        seconds: how long.
+        seconds: how long; what has begun then ends.
         seed: of who comes when, and what they want.
         folder: for their cache.
         arrivals_per_s: how many come.
         sample_s: how often the server is asked what it holds.
+        busy_s: how long they come, before nobody does until all have gone.
 
-    Returns:
-        Who came, and the samples: seconds since the beginning, all of `HELD`, and the load.
+    Raises:
+        GoodSpeedError: the server still has somebody when everybody has gone.
     """
-    visits, noise, samples = Visits(), random.Random(seed), []
-    began_s = time.monotonic()
-    async with asyncio.TaskGroup() as group:
+    soaked, noise, began_s = Soaked(), random.Random(seed), time.monotonic()
 
-        async def arrive() -> None:
-            there: set[asyncio.Task[None]] = set()
-            while time.monotonic() - began_s < seconds:
+    def now_s() -> float:
+        return time.monotonic() - began_s
+
+    async def watch(until_s: float, there: set[asyncio.Task[None]]) -> None:
+        while now_s() < until_s or there:
+            soaked.busy.append({"at_s": now_s(), **await asyncio.to_thread(_held_by, address)})
+            await asyncio.sleep(sample_s)
+
+    async def have_visitors(until_s: float) -> None:
+        there: set[asyncio.Task[None]] = set()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(watch(until_s, there))
+            while now_s() < until_s:
                 if len(there) < _MOST_VISITORS:
-                    task = group.create_task(_visit(address, random.Random(noise.random()), folder, visits))
+                    task = group.create_task(_visit(address, random.Random(noise.random()), folder, soaked.visits))
                     there.add(task)
                     task.add_done_callback(there.discard)
                 await asyncio.sleep(noise.expovariate(arrivals_per_s))
 
-        group.create_task(arrive())
-        while time.monotonic() - began_s < seconds:
-            await asyncio.sleep(sample_s)
-            held = await asyncio.to_thread(held_by, address)
-            samples.append({"at_s": time.monotonic() - began_s, **held})
-    return visits, samples
+    while now_s() < seconds:
+        await have_visitors(now_s() + busy_s)
+        held = await held_at_rest(address)
+        soaked.quiet.append({"at_s": now_s(), **held})
+    return soaked
 
 
 async def _visit(address: str, noise: random.Random, folder: Path, visits: Visits) -> None:
@@ -164,76 +196,111 @@ async def _text(agent: Agent, noise: random.Random, visits: Visits) -> None:
         visits.texts[outcome] += 1
 
 
-def held_by(address: str) -> dict[str, float]:
-    """What a server holds, and its load, by our own names."""
+async def fill(address: str, rows: int, length: int) -> None:
+    """Have the largest passes there are: prompts as long as a row, in every row at once.
+
+    Raises:
+        GoodSpeedError: the server refuses one of them.
+    """
+    prompt = [token % 256 for token in range(length - 8)]
+    async with linked(address, "filler") as link:
+        for stream in range(rows):
+            await link.send(Open(stream, prompt, len(prompt), SamplingParams(), 8, 0, True))
+        written = 0
+        while written < rows:
+            match await link.receive():
+                case Failure() as failure:
+                    raise GoodSpeedError(f"a prompt of {len(prompt)} tokens was refused: {failure.message}")
+                case Verdict(finish=finish):
+                    written += finish is not None
+
+
+async def held_at_rest(address: str) -> dict[str, float]:
+    """What a server holds, and its load, by our own names, once everybody has gone.
+
+    Raises:
+        GoodSpeedError: it still has somebody.
+    """
+    until_s = time.monotonic() + _LEAVE_S
+    while left := {name: count for name in _LOAD if (count := (await asyncio.to_thread(_held_by, address))[name])}:
+        if time.monotonic() > until_s:
+            raise GoodSpeedError(f"everybody has gone, and the server still has {left}")
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(_TASKS_COUNTED_S)
+    return await asyncio.to_thread(_held_by, address)
+
+
+def _held_by(address: str) -> dict[str, float]:
     with urllib.request.urlopen(address.replace("ws://", "http://") + "/metrics") as answer:
         families = text_string_to_metric_families(answer.read().decode())
     values = {sample.name: sample.value for family in families for sample in family.samples if not sample.labels}
     return {name: values[metric] for name, metric in (HELD | _LOAD).items()}
 
 
-def slope_of(at_s: Sequence[float], held: Sequence[float], *, block_s: float = _BLOCK_S) -> dict[str, Any]:
+def slope_of(at_s: Sequence[float], held: Sequence[float]) -> dict[str, Any]:
     """Whether what is held grows.
 
     Args:
-        at_s: when it was looked at, seconds, ascending; two blocks or more.
+        at_s: when it was looked at, seconds, ascending; twice or more.
         held: how much there was.
-        block_s: samples within so long are one, their median: neighbours are alike, and each would count as news.
 
     Returns:
         The median, the slope an hour with its 95% interval, and whether that is flat.
     """
-    blocks: dict[int, list[tuple[float, float]]] = {}
-    for at, value in zip(at_s, held, strict=True):
-        blocks.setdefault(int((at - at_s[0]) / block_s), []).append((at, value))
-    middles = [
-        (statistics.fmean(at for at, _ in block), statistics.median(v for _, v in block)) for block in blocks.values()
-    ]
-    slope, _, low, high = theilslopes([value for _, value in middles], [at for at, _ in middles], alpha=0.95)
-    median, run_s = statistics.median(held), at_s[-1] - at_s[0]
-    flat = low <= 0.0 or slope * run_s <= _LEAST * median
+    slope, _, low, high = theilslopes(held, at_s, alpha=0.95)
+    median, over_the_run = statistics.median(held), slope * (at_s[-1] - at_s[0])
+    flat = low <= 0.0 or over_the_run <= _LEAST * median
     return {
         "median": median, "slope_per_hour": 3600 * slope, "interval_per_hour": [3600 * low, 3600 * high],
-        "over_the_run": slope * run_s, "flat": bool(flat),
+        "over_the_run": over_the_run, "flat": bool(flat),
     }  # fmt: skip
 
 
-def _plot(samples: Sequence[dict[str, float]], slopes: dict[str, dict[str, Any]], file: Path) -> None:
+def _judged(soaked: Soaked, seconds: float) -> dict[str, dict[str, Any]]:
+    """Of everything that is held, its slope over the quiet moments."""
+    warm = [sample for sample in soaked.quiet if sample["at_s"] >= _WARM * seconds]
+    return {name: slope_of([s["at_s"] for s in warm], [s[name] for s in warm]) for name in HELD}
+
+
+def _plot(soaked: Soaked, slopes: dict[str, dict[str, Any]], file: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(len(HELD) + 1, 1, sharex=True, figsize=(8, 9), layout="constrained")
-    minutes = [sample["at_s"] / 60 for sample in samples]
+    minutes, quiet_minutes = ([sample["at_s"] / 60 for sample in samples] for samples in (soaked.busy, soaked.quiet))
     for axis, name in zip(axes, HELD, strict=False):
         scale = 2**20 if name == "rss_bytes" else 1
-        axis.plot(minutes, [sample[name] / scale for sample in samples], linewidth=0.8)
+        axis.plot(minutes, [sample[name] / scale for sample in soaked.busy], linewidth=0.8, color="silver")
+        axis.plot(quiet_minutes, [sample[name] / scale for sample in soaked.quiet], ".", label="nobody there")
         axis.set_ylabel("RSS, MiB" if name == "rss_bytes" else name)
         axis.set_title("flat" if slopes[name]["flat"] else "grows", fontsize=8, loc="right")
-    axes[-1].plot(minutes, [sample["streams"] for sample in samples], linewidth=0.8)
+    axes[0].legend(fontsize=8)
+    axes[-1].plot(minutes, [sample["streams"] for sample in soaked.busy], linewidth=0.8, color="silver")
     axes[-1].set_ylabel("streams")
     axes[-1].set_xlabel("minutes")
     figure.savefig(file, dpi=100)
     pyplot.close(figure)
 
 
-async def _soaked(seconds: float, seed: int) -> tuple[Visits, list[dict[str, float]]]:
+async def _soaked(seconds: float, seed: int) -> Soaked:
+    options = ("--dtype", "float32", "--max-streams", str(_ROWS), "--max-length", str(_LENGTH), "--max-waiting", "32")
     with tempfile.TemporaryDirectory() as folder:
-        async with serving("--dtype", "float32", "--max-streams", "16", "--max-waiting", "32") as address:
+        async with serving(*options) as address:
+            await fill(address, _ROWS, _LENGTH)
             return await soak(address, seconds, seed, Path(folder))
 
 
 def main(
-    minutes: Annotated[float, typer.Option(help="How long; below 10 a slope says little.", min=1.0)] = 30.0,
+    minutes: Annotated[float, typer.Option(help="How long; below 10 a slope says little.", min=5.0)] = 30.0,
     seed: Annotated[int, typer.Option(help="Of who comes when.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw them here.")] = None,
 ) -> None:
     """Soak, and exit with 1 if anything grows."""
-    visits, samples = asyncio.run(_soaked(60 * minutes, seed))
-    warm = [sample for sample in samples if sample["at_s"] >= _WARM * 60 * minutes]
-    slopes = {name: slope_of([s["at_s"] for s in warm], [s[name] for s in warm]) for name in HELD}
+    soaked = asyncio.run(_soaked(60 * minutes, seed))
+    visits, slopes = soaked.visits, _judged(soaked, 60 * minutes)
     texts = dict(visits.texts.most_common())
     typer.echo(f"{minutes:g} min, {visits.came} visitors, {visits.texts.total()} texts: {texts}")
     for name, slope in slopes.items():
@@ -244,9 +311,10 @@ def main(
         )
     if json_file is not None:
         figures = {"minutes": minutes, "seed": seed, "visitors": visits.came, "texts": texts, "slopes": slopes}
-        json_file.write_text(json.dumps(figures | {"samples": samples}, indent=1) + "\n", encoding="utf-8")
+        samples = {"busy": soaked.busy, "quiet": soaked.quiet}
+        json_file.write_text(json.dumps(figures | samples, indent=1) + "\n", encoding="utf-8")
     if plot is not None:
-        _plot(samples, slopes, plot)
+        _plot(soaked, slopes, plot)
     raise typer.Exit(0 if all(slope["flat"] for slope in slopes.values()) else 1)
 
 

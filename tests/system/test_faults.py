@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from bench.chaos.report import summary
 from bench.chaos.texts import orders
 from bench.chaos.weather import Ear
 from bench.overload import ROWS, WAITING, measure
-from bench.soak import HELD, held_by, slope_of, soak
+from bench.soak import HELD, fill, slope_of, soak
 from goodspeed.messages import Opened, Verdict, encode
 from tests.system.processes import forking, server
 
@@ -47,15 +46,16 @@ async def test_whatever_is_killed_cut_and_sliced_every_text_is_whole(tmp_path: P
 
 
 async def test_visitors_leave_nothing_behind(tmp_path: Path) -> None:
-    async with server("--dtype", "float32", "--max-streams", "8") as address:
-        visits, samples = await soak(address, 3.0, 0, tmp_path, arrivals_per_s=4.0, sample_s=0.5)
-        async with asyncio.timeout(60):
-            while (held := await asyncio.to_thread(held_by, address))["streams"] or held["waiting"] or held["agents"]:
-                await asyncio.sleep(0.1)
+    async with server("--dtype", "float32", "--max-streams", "8", "--max-length", "128") as address:
+        await fill(address, 8, 128)
+        soaked = await soak(address, 3.0, 0, tmp_path, arrivals_per_s=4.0, sample_s=0.5, busy_s=2.0)
+    visits, quiet = soaked.visits, soaked.quiet
     assert visits.texts["complete"] > 0
     assert visits.texts["left without a word"] > 0
     assert visits.texts.keys() <= {"complete", "left", "left without a word"}
-    assert all(sample[name] > 0 for sample in samples for name in HELD)
+    assert quiet
+    assert all(sample[name] > 0 for sample in soaked.busy + quiet for name in HELD)
+    assert all(sample[name] == 0 for sample in quiet for name in ("streams", "waiting", "agents"))
 
 
 async def test_ten_times_the_load_is_refused_and_does_not_keep_the_admitted_from_their_texts() -> None:
@@ -72,12 +72,13 @@ async def test_ten_times_the_load_is_refused_and_does_not_keep_the_admitted_from
 
 
 def test_a_slope_is_flat_whatever_comes_and_goes_and_steep_where_something_is_kept() -> None:
-    at_s = [float(second) for second in range(0, 1800, 2)]
-    busy = [100.0 + (7 * number) % 13 for number in range(len(at_s))]
-    kept = [value + at / 60 for value, at in zip(busy, at_s, strict=True)]
-    outlier = [*busy[:100], 1e6, *busy[101:]]
-    assert slope_of(at_s, busy)["flat"]
+    at_s = [float(second) for second in range(0, 1800, 60)]
+    held = [100.0 + (7 * number) % 13 for number in range(len(at_s))]
+    kept = [value + at / 60 for value, at in zip(held, at_s, strict=True)]
+    outlier = [*held[:10], 1e6, *held[11:]]
+    assert slope_of(at_s, held)["flat"]
     assert slope_of(at_s, outlier)["flat"]
+    assert slope_of(at_s, [5.0] * len(at_s))["flat"]
     grown = slope_of(at_s, kept)
     assert not grown["flat"]
     assert grown["over_the_run"] == pytest.approx(30.0, rel=0.1)
