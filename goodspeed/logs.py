@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType, TracebackType
@@ -22,8 +21,7 @@ _NOTHING: Mapping[str, Id] = MappingProxyType({})
 _ids: ContextVar[Mapping[str, Id]] = ContextVar("ids", default=_NOTHING)
 
 
-@contextmanager
-def about(*, agent: str | None = None, stream: int | None = None, round: int | None = None) -> Iterator[None]:  # noqa: A002 - the word for it
+def about(*, agent: str | None = None, stream: int | None = None, round: int | None = None) -> _About:  # noqa: A002 - the word for it
     """Within the block, log lines of this task, and of those it starts, are about these.
 
     Args:
@@ -31,14 +29,28 @@ def about(*, agent: str | None = None, stream: int | None = None, round: int | N
         stream: its number on its agent's link.
         round: of the server.
     """
-    more = {
-        name: value for name, value in (("agent", agent), ("stream", stream), ("round", round)) if value is not None
-    }
-    before = _ids.set({**_ids.get(), **more})
-    try:
-        yield
-    finally:
-        _ids.reset(before)
+    return _About(agent, stream, round)
+
+
+class _About:
+    """A context manager that may be entered once; by hand, since every message of every link is in one."""
+
+    __slots__ = ("_before", "_more")
+
+    def __init__(self, agent: str | None, stream: int | None, round: int | None) -> None:  # noqa: A002
+        self._more: dict[str, Id] = {}
+        if agent is not None:
+            self._more["agent"] = agent
+        if stream is not None:
+            self._more["stream"] = stream
+        if round is not None:
+            self._more["round"] = round
+
+    def __enter__(self) -> None:
+        self._before = _ids.set({**_ids.get(), **self._more})
+
+    def __exit__(self, *_: object) -> None:
+        _ids.reset(self._before)
 
 
 class JsonLines(logging.Formatter):
