@@ -158,6 +158,15 @@ def test_prompts_that_wait_are_bounded_by_their_tokens() -> None:
     assert (waiting.tokens, sorted(waiting)) == (80, [1, 4, 5])
 
 
+def test_a_kept_place_is_no_better_than_the_one_that_was_left() -> None:
+    waiting = queue("a1", "b1", keep_s=9.0)
+    waiting.row_fell_free("a", 1.0)
+    assert list(waiting.order(NOBODY)) == ["b1", "a1"]
+    waiting.leave("a1", "a one", now=1.0)
+    assert join(waiting, "a1", now=2.0, name="a one") == []
+    assert list(waiting.order(NOBODY)) == ["b1", "a1"]
+
+
 def test_whoever_is_refused_at_once_is_told_to_come_back_one_after_another() -> None:
     waiting = queue(rows=4)
     for _ in range(50):

@@ -20,7 +20,6 @@ from websockets.frames import CloseCode
 
 from goodspeed.messages import Close, Goodbye, Open, Opened
 from goodspeed_server import listener
-from goodspeed_server.listener import Connection
 from goodspeed_server.server import VerificationServer
 from goodspeed_server.settings import DoorSettings, TlsSettings
 from goodspeed_server.tokens import TokenStore
@@ -349,25 +348,6 @@ async def test_what_is_no_frame_of_this_protocol_is_counted() -> None:
         for code in ("protocol_error", "message_too_big"):
             while not await counted(server, code):
                 await asyncio.sleep(0)
-
-
-async def test_who_floods_is_closed_before_a_connection_is_made_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[Connection] = []
-    arrive = listener.Door.arrive
-
-    def counting(door: listener.Door, connection: Connection) -> Any:
-        made.append(connection)
-        return arrive(door, connection)
-
-    monkeypatch.setattr(listener.Door, "arrive", counting)
-    async with guarded(DoorSettings(handshakes_per_minute=3)) as (server, address):
-        for _ in range(100):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port_of(address))
-            writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
-            await end_of(reader)
-            writer.close()
-        assert await counted(server, "too_many_handshakes") == 97
-        assert len(made) < 50
 
 
 async def test_a_server_ends_in_order_while_somebody_says_nothing(

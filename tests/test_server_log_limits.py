@@ -55,7 +55,7 @@ def test_what_nobody_else_causes_is_always_said() -> None:
     assert "another kind" in lines.said
 
 
-@pytest.mark.parametrize("name", ["live", "round_loop", "fitting"])
+@pytest.mark.parametrize("name", ["live", "auditing", "fitting", "settling"])
 def test_what_a_draft_may_cause_is_limited(name: str) -> None:
     lines = limited([0.0])
     for n in range(200):

@@ -176,8 +176,10 @@ class Admission(Generic[KeyT, OwnerT, RequestT]):
 
     def leave(self, key: KeyT, name: Hashable, now: float) -> RequestT:
         """Forget a request, and keep its place for when it is back under this name."""
+        # Its owner may be another when it is back, of whom nobody knows when a row of theirs fell free last.
+        served_until = self._served_until.get(self._owners[key], 0)
         waiting = self._take(key)
-        self.absences.leave(name, Absent(waiting.arrival, waiting.tokens, now))
+        self.absences.leave(name, Absent(max(waiting.arrival, served_until), waiting.tokens, now))
         return waiting.request
 
     def keep_place(self, name: Hashable, tokens: int, now: float) -> None:

@@ -199,22 +199,6 @@ class Gate(Generic[WhoT]):
         """Whose connections are no links yet."""
         return [visitor.who for visitor in self._pending]
 
-    def sheds(self, host: str, now: float) -> Refusal | None:
-        """Why a connection of this host, were it made, would be cut off without a word; None if it would not.
-
-        Args:
-            host: as in `arrive`.
-            now: seconds.
-        """
-        key, _ = key_of(host)
-        address = self._here.get(key) or self._limited.get(key)
-        if address is None or _is_told(address, now):
-            return None
-        refusal = self._limit_met(address, now)
-        if refusal is not None and key in self._limited:
-            self._limited.move_to_end(key)
-        return refusal
-
     def arrive(self, who: WhoT, host: str, now: float) -> Visitor[WhoT]:
         """A connection was accepted.
 
@@ -318,12 +302,6 @@ class Gate(Generic[WhoT]):
         return None
 
     def _too_many(self, address: _Address, now: float) -> Refusal | None:
-        refusal = self._limit_met(address, now)
-        if refusal is None and address.handshakes is not None:
-            address.handshakes.take(now)
-        return refusal
-
-    def _limit_met(self, address: _Address, now: float) -> Refusal | None:
         if address.most_links is not None and address.links >= address.most_links:
             address.limited_at = now
             return Refusal(
@@ -338,6 +316,7 @@ class Gate(Generic[WhoT]):
             if lacking_s > 0.0:
                 address.limited_at = now
                 return Refusal("too_many_handshakes", 429, "too many connections come from this address", lacking_s)
+            address.handshakes.take(now)
         return None
 
     def _find(self, host: str, now: float) -> _Address:

@@ -20,11 +20,9 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import Event
-from websockets.server import ServerProtocol
 
 import goodspeed
 from goodspeed.errors import GoodSpeedError
-from goodspeed_server.accepting import Acceptor
 from goodspeed_server.gate import Bucket, Gate, Refusal, Visitor
 from goodspeed_server.settings import DoorSettings
 
@@ -232,19 +230,25 @@ class Door:
         """
         _allow_files(self._max_links)
         try:
-            server = await serve(
-                # What is told of a connection is told of one that `_connection` made, and those are all ours.
+            return await serve(
+                # What is told of a connection is told of one that `create_connection` made, and those are all ours.
                 handler,  # type: ignore[arg-type]
                 host,
                 port,
                 process_request=answer,  # type: ignore[arg-type]  # likewise
                 process_response=self._let_in,  # type: ignore[arg-type]  # likewise
+                compression=None,
                 open_timeout=OPEN_TIMEOUT_S,
+                close_timeout=_CLOSE_TIMEOUT_S,
+                # A ping waits behind whatever is being sent, and a tokenizer takes its time on a slow link.
+                ping_timeout=_PING_TIMEOUT_S,
+                max_size=max_bytes,
+                # No agent is a web page: one that a user happens to look at is not to use this machine's server.
+                origins=[None],
                 server_header=f"goodspeed/{goodspeed.__version__}",
-                start_serving=False,
+                # It is called as the class is, and typed as nothing but a class can be.
+                create_connection=functools.partial(Connection, door=self),  # type: ignore[arg-type]
             )
-            made = functools.partial(self._connection, server, max_bytes)
-            server.server = Acceptor(server.server, made, self._sheds)  # type: ignore[assignment]
         except OSError as error:
             where = f"{host}:{port}"
             if error.errno == errno.EADDRINUSE:
@@ -252,7 +256,6 @@ class Door:
                     f"{where} is in use by another program: choose another --port, or 0 for any free one"
                 ) from None
             raise GoodSpeedError(f"cannot listen on {where}: {error.strerror or error}") from None
-        return server
 
     def arrive(self, connection: Connection) -> Visitor[Connection]:
         """A connection was accepted."""
@@ -287,23 +290,6 @@ class Door:
         """Cut off whoever has not become a link."""
         for connection in self.gate.waiting():
             connection.cut_off()
-
-    def _sheds(self, host: str) -> bool:
-        refusal = self.gate.sheds(host, self._clock())
-        if refusal is not None:
-            self.refused(refusal.code)
-        return refusal is not None
-
-    def _connection(self, server: Server, max_bytes: int) -> Connection:
-        # No agent is a web page: one that a user happens to look at is not to use this machine's server.
-        return Connection(
-            ServerProtocol(origins=[None], max_size=max_bytes, logger=server.logger),
-            server,
-            door=self,
-            # A ping waits behind whatever is being sent, and a tokenizer takes its time on a slow link.
-            ping_timeout=_PING_TIMEOUT_S,
-            close_timeout=_CLOSE_TIMEOUT_S,
-        )
 
     def _let_in(self, connection: Connection, _: Request, response: Response) -> Response | None:
         if response.status_code != http.HTTPStatus.SWITCHING_PROTOCOLS or connection.visitor.gone:

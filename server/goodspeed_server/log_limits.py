@@ -27,7 +27,6 @@ _CAUSED_BY_PEERS = {
     "goodspeed_server.link": _OF_STRANGERS,
     "goodspeed_server.listener": _OF_STRANGERS,
     "goodspeed_server.live": _OF_STRANGERS,
-    "goodspeed_server.round_loop": _OF_STRANGERS,
     "goodspeed_server.settling": _OF_STRANGERS,
     "goodspeed_server.streams": _OF_TEXTS,
     "websockets.server": _OF_STRANGERS,

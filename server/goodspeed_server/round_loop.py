@@ -8,7 +8,6 @@ a round closes, `ServedStream` what a judgement commits, the scheduler what ever
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -42,8 +41,6 @@ from goodspeed_server.telemetry import Telemetry
 from goodspeed_server.verifier import Verifier
 
 __all__ = ["RoundLoop"]
-
-logger = logging.getLogger(__name__)
 
 
 class RoundLoop:
