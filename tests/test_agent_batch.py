@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from websockets.asyncio.server import ServerConnection
 
-from goodspeed.errors import Refused
+from goodspeed.errors import ModelError, Refused
 from goodspeed.messages import AgentMessage, Draft, Failure, Open, Verdict
 from goodspeed_agent.agent import Agent, TextRequest
 from goodspeed_agent.batch import work_through
@@ -120,3 +120,21 @@ async def test_what_ends_the_link_ends_the_batch_and_keeps_what_was_done(tmp_pat
     with pytest.raises(Refused, match="because"):
         await work(server, tmp_path, prompts(20, 2, 2, 20), written, concurrency=2)
     assert [result["line"] for result in written] == [2, 3]
+
+
+async def test_a_draft_that_cannot_go_on_ends_the_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    complete, asked = Agent.complete, 0
+
+    async def breaking(self: Agent, request: TextRequest, *more: Any) -> Completion:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            raise ModelError("broken")
+        return await complete(self, request, *more)
+
+    monkeypatch.setattr(Agent, "complete", breaking)
+    written: list[dict[str, Any]] = []
+    with pytest.raises(ModelError, match="broken"):
+        await work(FakeServer(), tmp_path, prompts(3, 3, 3), written, concurrency=1)
+    assert asked == 2
+    assert [(result["line"], len(result["tokens"])) for result in written] == [(1, 3)]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from goodspeed.errors import GoodSpeedError
+from goodspeed.errors import GoodSpeedError, ModelError
 from goodspeed_agent.agent import Agent, Piece
 from goodspeed_agent.prompts import PromptLine
 from goodspeed_agent.report import Completion
@@ -37,8 +37,8 @@ async def work_through(
 ) -> int:
     """Complete all prompts.
 
-    A prompt that comes to nothing gets an `error` in its result and the others go on; what ends the link ends it all,
-    after the results that are complete so far were written.
+    A prompt that comes to nothing gets an `error` in its result and the others go on; what ends the link, or a draft
+    that cannot go on, ends it all, after the results that are complete so far were written.
 
     Args:
         agent: connected.
@@ -53,6 +53,7 @@ async def work_through(
     Raises:
         LinkLost: the link could not be made again.
         Refused: the server does not want this agent any more.
+        ModelError: the draft that was to answer alone cannot go on, or the target is another now.
         ProtocolError: the server does not keep to the protocol.
     """
     results = _InOrder(write)
@@ -72,7 +73,7 @@ async def work_through(
             try:
                 completion = await agent.complete(prompt.request, on_text, on_queued)
             except GoodSpeedError as error:
-                if agent.link.ended:
+                if agent.link.ended or isinstance(error, ModelError):
                     raise  # Every other prompt would be told the same.
                 failed += 1
                 results.put(index, about | {"error": {"code": error.code, "message": str(error)}})

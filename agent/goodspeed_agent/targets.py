@@ -5,7 +5,15 @@ from __future__ import annotations
 from goodspeed.errors import ProtocolError, TargetChanged
 from goodspeed.messages import Verdict, Welcome
 
-__all__ = ["check_same", "check_tokens"]
+__all__ = ["check_same", "check_tokens", "identity"]
+
+
+def identity(welcome: Welcome) -> tuple[object, ...]:
+    """All that has to stay the same for a text to go on as it began; a name may change, and so may limits."""
+    return (
+        welcome.weights, welcome.fingerprint, welcome.tokenizer, welcome.rule, welcome.vocab_size,
+        welcome.eos_tokens,
+    )  # fmt: skip
 
 
 def check_same(welcome: Welcome, before: Welcome, url: str) -> None:
@@ -19,7 +27,7 @@ def check_same(welcome: Welcome, before: Welcome, url: str) -> None:
     Raises:
         TargetChanged: they cannot.
     """
-    if _target(welcome) != _target(before):
+    if identity(welcome) != identity(before):
         raise TargetChanged(
             f"the server at {url} came back with another target or rule ({welcome.model}, {welcome.rule}): "
             "what was generated so far cannot be continued there; start anew"
@@ -38,11 +46,3 @@ def check_tokens(verdict: Verdict, vocab_size: int) -> None:
             f"a verdict commits token {highest} to stream {verdict.stream}, and the target's vocabulary has "
             f"{vocab_size} tokens"
         )
-
-
-def _target(welcome: Welcome) -> tuple[object, ...]:
-    """All that has to stay the same for a text to go on as it began; a name may change, and so may limits."""
-    return (
-        welcome.weights, welcome.fingerprint, welcome.tokenizer, welcome.rule, welcome.vocab_size,
-        welcome.eos_tokens,
-    )  # fmt: skip
