@@ -337,7 +337,7 @@ async def test_a_server_that_does_not_answer_a_close_is_not_waited_for(
     monkeypatch.setattr(ClientConnection, "close", never)
     monkeypatch.setattr("goodspeed_agent.connecting._PARTING_S", 0.0)
     with pytest.raises(ProtocolError):
-        async with asyncio.timeout(10), linked(FakeServer(hook=hook), cache) as link:
+        async with asyncio.timeout(3), linked(FakeServer(hook=hook), cache) as link:
             channel = link.channel()
             await channel.send(opening(channel))
             await channel.receive()

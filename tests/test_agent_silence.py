@@ -324,6 +324,7 @@ async def test_streams_that_wait_together_leave_a_server_once(
             assert not world.broken_off()
             await world.pass_time(0.1 * patience_s)
             assert world.broken_off() == 1
+            assert not world.hearing.stands(world.connection)
             world.link_up_again()
             assert await asyncio.gather(*waiting) == [Relinked(silent=True)] * 2
     assert caplog.messages == ["ws://there is there, and says nothing"] * 2
