@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import Result
@@ -19,8 +20,9 @@ from websockets.asyncio.server import ServerConnection
 from goodspeed import catalog
 from goodspeed.messages import AgentMessage, Close, Draft, Failure, Hello, Open
 from goodspeed_agent import cli
-from goodspeed_agent.agent import Piece
-from goodspeed_agent.drafters import load_drafter
+from goodspeed_agent.agent import Agent, Piece
+from goodspeed_agent.drafters import Drafter, load_drafter
+from goodspeed_agent.working import agent_maker
 from tests.agent_commands import aside, invoke
 from tests.fake_server import FakeServer, byte_tokenizer, counting, queueing, saying
 
@@ -367,3 +369,24 @@ def test_on_a_terminal_what_is_written_steers_nothing(monkeypatch: pytest.Monkey
         monkeypatch.setattr("sys.stdout", out)
         cli._write(Piece("a\x1b[2Jb\x07\n\tc", [1]))
         assert out.getvalue() == shown
+
+
+@pytest.mark.parametrize(("given", "patience_s"), [("1.5", 1.5), ("0", 1.0)])
+def test_the_doctor_waits_for_a_silent_server_no_longer_than_for_a_link(
+    given: str, patience_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def maker(options: Mapping[str, Any]) -> Callable[[Drafter], Agent]:
+        asked.append(options["patience_s"])
+        return agent_maker(options)
+
+    monkeypatch.setattr("goodspeed_agent.cli.agent_maker", maker)
+    invoke("doctor", "--server", "ws://127.0.0.1:9", "--draft", "none", "--connect-timeout", given)
+    assert asked == [patience_s]
+
+
+def test_no_patience_at_all_is_refused() -> None:
+    result = invoke("complete", "--server", "ws://127.0.0.1:9", "--prompt", "a", "--patience-s", "0")
+    assert result.exit_code == 2
+    assert "--patience-s" in result.stderr

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
+from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.frames import CloseCode
 from websockets.http11 import Request, Response
@@ -316,4 +319,25 @@ async def test_a_token_that_the_target_has_not_got_is_never_committed(cache: Tok
         await channel.send(opening(channel))
         assert await channel.receive() == Verdict(channel.stream, 3, 0, [256], 0)
         with pytest.raises(ProtocolError, match="commits token 257 to stream"):
+            await channel.receive()
+
+
+@pytest.mark.parametrize("moment", [Hello, Open])
+async def test_a_server_that_does_not_answer_a_close_is_not_waited_for(
+    moment: type[AgentMessage], cache: TokenizerCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(connection: ClientConnection, code: int = 1000, reason: str = "") -> None:
+        await asyncio.Event().wait()
+
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, moment):
+            await server.send(connection, Tokenizer("", {}))
+        return isinstance(message, moment)
+
+    monkeypatch.setattr(ClientConnection, "close", never)
+    monkeypatch.setattr("goodspeed_agent.connecting._PARTING_S", 0.0)
+    with pytest.raises(ProtocolError):
+        async with asyncio.timeout(3), linked(FakeServer(hook=hook), cache) as link:
+            channel = link.channel()
+            await channel.send(opening(channel))
             await channel.receive()

@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed
 
 from goodspeed.errors import InvalidRequest
 from goodspeed.messages import MAX_AGENT_FRAME_BYTES, AgentMessage, Failure, Opened, Queued, Verdict, Welcome, encode
+from goodspeed_agent.hearing import Hearing
 
 __all__ = ["Alone", "Channel", "Event", "Relinked"]
 
@@ -20,6 +21,9 @@ __all__ = ["Alone", "Channel", "Event", "Relinked"]
 @dataclass(frozen=True, slots=True)
 class Relinked:
     """The link was lost and is there again; what was under way on the old one is void."""
+
+    silent: bool = False
+    """Whether the old one was left, since the server said nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Channel:
         stream: its number there.
         connection: the link's at this time.
         leave: takes the stream off the link.
-        silent: has the link leave the server on a connection, which says nothing; whether it is linked up to there.
+        hearing: of the link's server.
     """
 
     def __init__(
@@ -45,11 +49,11 @@ class Channel:
         stream: int,
         connection: ClientConnection,
         leave: Callable[[int], object],
-        silent: Callable[[ClientConnection], bool],
+        hearing: Hearing,
     ) -> None:
         self.stream = stream
+        self.hearing = hearing
         self._leave = leave
-        self._silent = silent
         self._connection = connection
         self._events: asyncio.Queue[tuple[Event, ClientConnection] | Exception] = asyncio.Queue()
         self._elsewhere = asyncio.Event()
@@ -89,9 +93,15 @@ class Channel:
         """Wait until `Relinked`, `Alone` or the end of the link is to be received."""
         await self._elsewhere.wait()
 
-    def leave_server(self) -> bool:
-        """Have the link leave the server that was heard last, since it says nothing; false if that is done already."""
-        return self._silent(self._connection)
+    @property
+    def linked(self) -> bool:
+        """Whether the connection that was heard last is there still."""
+        return self.hearing.stands(self._connection)
+
+    def leave_server(self) -> None:
+        """Have the link leave the server that was heard last, since it says nothing, if it is `linked` there."""
+        if self.linked:
+            self.hearing.leave(self._connection)
 
     def close(self) -> None:
         """Take the stream off the link; what still comes for it is dropped."""
@@ -101,11 +111,11 @@ class Channel:
         """Something has come for the stream on a connection."""
         self._events.put_nowait((event, connection))
 
-    def relinked(self, connection: ClientConnection) -> None:
-        """The link is there again: what has come on the connection before is void."""
+    def relinked(self, connection: ClientConnection, *, silent: bool = False) -> None:
+        """The link is there again: what has come on the connection before, `silent` at last, is void."""
         while not self._events.empty():
             self._events.get_nowait()
-        self.put(Relinked(), connection)
+        self.put(Relinked(silent), connection)
         self._elsewhere.set()
 
     def alone(self) -> None:

@@ -55,7 +55,7 @@ from goodspeed_agent.options import (
 from goodspeed_agent.progress import ProgressDisplay
 from goodspeed_agent.report import Completion
 from goodspeed_agent.results import results_in
-from goodspeed_agent.silence import PATIENCE_S
+from goodspeed_agent.silence import LEAST_PATIENCE_S, PATIENCE_S
 from goodspeed_agent.text import printable
 from goodspeed_agent.waiting import WaitingLine
 from goodspeed_agent.working import agent_maker, drafter_loader, note, with_agent
@@ -321,7 +321,8 @@ def examine_agent(
         from goodspeed_agent.doctor import Finding, examination, show
 
         # Each server by itself: the agent would stay with the first that works.
-        makers = [agent_maker({**ctx.params, "server": url}) for url in addresses(server)]
+        patience_s = max(connect_timeout, LEAST_PATIENCE_S)
+        makers = [agent_maker({**ctx.params, "server": url, "patience_s": patience_s}) for url in addresses(server)]
 
         async def examine() -> list[Finding]:
             load, tell = drafter_loader(ctx.params), show(as_json=as_json)

@@ -123,7 +123,7 @@ class Door:
                 welcome, files = await self._with_tokenizer(connection, welcome, limit)
                 return Connected(self.url, hello, connection, welcome, files)
             except BaseException:
-                await connection.close()
+                await part(connection)
                 raise
 
     async def _with_tokenizer(
@@ -154,11 +154,11 @@ async def receive(connection: ClientConnection) -> ServerMessage:
     return decode_server(await connection.recv())
 
 
-async def part(connection: ClientConnection) -> None:
+async def part(connection: ClientConnection, code: CloseCode = CloseCode.NORMAL_CLOSURE) -> None:
     """Close a connection in order, if that can be done in time: to a peer that does not read nothing can be said."""
     try:
         async with asyncio.timeout(_PARTING_S):
-            await connection.close()
+            await connection.close(code)
     except TimeoutError:
         connection.transport.abort()
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from goodspeed.errors import GoodSpeedError, LinkLost, ModelError, Overloaded, TargetChanged, TokenizerMismatch
 from goodspeed.messages import Hello
 from goodspeed_agent.backoff import Backoff
-from goodspeed_agent.connecting import Connected, Door
+from goodspeed_agent.connecting import Connected, Door, part
 from goodspeed_agent.itinerary import Itinerary
 
 __all__ = ["Journey"]
@@ -118,7 +118,7 @@ class Journey:
         try:
             await self._check(connected)
         except BaseException:
-            await connected.connection.close()
+            await part(connected.connection)
             raise
         return connected
 

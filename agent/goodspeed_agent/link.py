@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
 import math
 import secrets
@@ -21,7 +20,7 @@ from typing import Self
 import msgspec
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
-from websockets.protocol import State
+from websockets.frames import CloseCode
 
 from goodspeed.catalog import Files
 from goodspeed.credentials import NOBODY, Credentials
@@ -29,7 +28,9 @@ from goodspeed.errors import GoodSpeedError, LinkLost, ProtocolError
 from goodspeed.messages import Failure, Goodbye, Hello, Opened, Queued, Redraft, ServerMessage, Verdict, Welcome, encode
 from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.channel import Channel
+from goodspeed_agent.channels import Channels
 from goodspeed_agent.connecting import Connected, Door, lost_for_good, part, receive, refusal
+from goodspeed_agent.hearing import Hearing
 from goodspeed_agent.itinerary import Itinerary, addresses
 from goodspeed_agent.journey import Journey
 from goodspeed_agent.outage import Outage
@@ -97,8 +98,8 @@ class Link:
             self._outage = Outage(alone_after_s, backoff.give_up_after_s, self._go_alone, self._give_up)
         self.alone = False
         """Whether no server can be reached, and texts are to be begun without one."""
-        self._channels: dict[int, Channel] = {}
-        self._ids = itertools.count(1)
+        self._hearing = Hearing()
+        self._channels = Channels(self._hearing)
         self._connection: ClientConnection | None = None
         self._parting: set[asyncio.Task[None]] = set()
         """Connections that are being closed, since there is another."""
@@ -151,7 +152,7 @@ class Link:
     @property
     def up(self) -> bool:
         """Whether there is a connection now."""
-        return self._over is None and self._connection is not None and self._connection.state is State.OPEN
+        return self._over is None and self._connection is not None and self._hearing.stands(self._connection)
 
     @property
     def ended(self) -> bool:
@@ -189,23 +190,7 @@ class Link:
         if self._over is not None:
             raise self._over
         assert self._connection is not None
-        channel = Channel(next(self._ids), self._connection, self._forget, self._silent)
-        self._channels[channel.stream] = channel
-        return channel
-
-    def _forget(self, stream: int) -> None:
-        self._channels.pop(stream, None)
-
-    def _silent(self, connection: ClientConnection) -> bool:
-        """A stream is owed an answer on a connection, for too long; whether that is the link's, which is made anew."""
-        if connection is not self._connection or not self.up:
-            return False
-        _log.warning("%s is there, and says nothing", self.url)
-        # It does not rest: where there is no other, it is asked again.
-        self._rest_s = self._rest_s or 0.0
-        # Not closed in order: what the server holds of the streams is of use if it is met again.
-        connection.transport.abort()
-        return True
+        return self._channels.open(self._connection)
 
     async def redraft(self, drafter: str, fingerprint: str | None) -> None:
         """Tell the server, and every server from now on, that another drafter drafts here; see `messages.Redraft`."""
@@ -233,8 +218,7 @@ class Link:
         if self._outage is not None:
             self._outage.end()
         self._settled.set()
-        for channel in self._channels.values():
-            channel.end(error)
+        self._channels.end(error)
 
     def _fell(self) -> None:
         """There is no link now."""
@@ -264,8 +248,7 @@ class Link:
         self.alone = True
         _log.warning("no server can be reached: the draft answers new texts alone, and nobody verifies them")
         self._settled.set()
-        for channel in self._channels.values():
-            channel.alone()
+        self._channels.alone()
 
     def _give_up(self) -> None:
         """There has been no link for so long that nothing waits for one any more."""
@@ -274,8 +257,7 @@ class Link:
             self._end(error)
             self._keeper.cancel()
             return
-        for channel in self._channels.values():
-            channel.end(error)
+        self._channels.end(error)
         self._channels.clear()
 
     async def _take_up(self, connected: Connected) -> None:
@@ -283,6 +265,8 @@ class Link:
         if self._outage is not None:
             self._outage.end()
         self._part()
+        silent = self._hearing.left
+        self._hearing.begin(connected.connection, connected.url)
         self._connection, self.url = connected.connection, connected.url
         self.welcome, self.files = connected.welcome, connected.files
         if self._hello is not connected.hello:
@@ -297,8 +281,7 @@ class Link:
             _log.warning("new texts are verified again")
         self.alone = False
         self._cache.remember(connected.url, connected.welcome)
-        for channel in self._channels.values():
-            channel.relinked(connected.connection)
+        self._channels.relinked(connected.connection, silent=silent)
         self._settled.set()
 
     def _part(self) -> None:
@@ -326,7 +309,8 @@ class Link:
         finally:
             sound.cancel()
         self._fell()
-        await self._journey.lost(self._rest_s)
+        # A server that was left does not rest: where there is no other, it is asked again.
+        await self._journey.lost(0.0 if self._hearing.left and self._rest_s is None else self._rest_s)
         return None
 
     async def _read(self) -> bool:
@@ -344,7 +328,7 @@ class Link:
                 raise hopeless from None
             return False
         except ProtocolError:
-            await connection.close(1002)
+            await part(connection, CloseCode.PROTOCOL_ERROR)
             raise
 
     async def _move(self) -> Connected:
@@ -364,7 +348,7 @@ class Link:
             return await moving
         except asyncio.CancelledError:
             if moving.done() and not moving.cancelled() and moving.exception() is None:
-                await moving.result().connection.close()
+                await part(moving.result().connection)
             raise
         finally:
             for task in (moving, reading):
@@ -378,14 +362,14 @@ class Link:
     def _take(self, message: ServerMessage, connection: ClientConnection) -> None:
         match message:
             case Queued() | Opened():
-                self._dispatch(message, message.stream, connection)
+                self._channels.put(message, message.stream, connection)
             case Verdict():
                 check_tokens(message, self.welcome.vocab_size)
                 if not self._leaving:
                     self._journey.itinerary.succeeded()
-                self._dispatch(message, message.stream, connection)
+                self._channels.put(message, message.stream, connection)
             case Failure(stream=int(stream)):
-                self._dispatch(message, stream, connection)
+                self._channels.put(message, stream, connection)
             case Failure(code="overloaded"):
                 self._rest_s = message.retry_after_s or 1.0
             case Failure():
@@ -394,20 +378,12 @@ class Link:
                 # Its rounds are of the other kind from here on, which each stream has to know in the same place.
                 check_same(message, self.welcome, self.url)
                 self.welcome = message
-                for channel in self._channels.values():
-                    channel.put(message, connection)
+                self._channels.put_all(message, connection)
             case Goodbye():
                 self._rest_s = message.retry_after_s or 0.0
                 _log.warning("the server is going away: %s", message.reason)
             case _:
                 raise ProtocolError(f"the server sent a {type(message).__name__} that nobody asked for")
-
-    def _dispatch(
-        self, message: Queued | Opened | Verdict | Failure, stream: int, connection: ClientConnection
-    ) -> None:
-        channel = self._channels.get(stream)
-        if channel is not None:  # else the last words to a stream that was closed here meanwhile
-            channel.put(message, connection)
 
     async def _check(self, connected: Connected) -> None:
         """See whether the streams can go on there, or, where there are none yet, whether the draft fits."""

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from goodspeed_agent.ahead import AheadMode
+from goodspeed_agent.silence import LEAST_PATIENCE_S
 
 __all__ = [
     "Ca",
@@ -65,10 +66,10 @@ Patience = Annotated[
     float,
     typer.Option(
         "--patience-s",
-        min=0.0,
+        min=LEAST_PATIENCE_S,
         max=86_400.0,
-        help="Leave a server that is there and says nothing to a text for so many seconds, and ask again, there or "
-        "elsewhere.",
+        help="Leave a server that is there, owes texts an answer and says nothing to any for so many seconds, and ask "
+        "again, there or elsewhere.",
     ),
 ]
 OfflineFallback = Annotated[

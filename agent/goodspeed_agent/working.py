@@ -18,7 +18,6 @@ from goodspeed_agent.drafters import Drafter, SuffixDrafter, default_draft, load
 from goodspeed_agent.exits import run
 from goodspeed_agent.itinerary import addresses
 from goodspeed_agent.reloading import Reloading
-from goodspeed_agent.silence import PATIENCE_S
 
 __all__ = ["agent_maker", "drafter_loader", "note", "with_agent"]
 
@@ -68,7 +67,7 @@ def agent_maker(given: Mapping[str, Any]) -> Callable[[Drafter], Agent]:
         name=given.get("name"),
         backoff=Backoff(give_up_after_s=given["connect_timeout"]),
         draft_ahead=given.get("draft_ahead", "auto"),
-        patience_s=given.get("patience_s", PATIENCE_S),
+        patience_s=given["patience_s"],
         alone_after_s=given["offline_after_s"] if given.get("offline_fallback") else None,
         credentials=Credentials(given["token"], *(_path(given[name]) for name in ("ca", "client_cert", "client_key"))),
     )

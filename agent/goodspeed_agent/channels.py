@@ -1,0 +1,69 @@
+"""The streams on a link: who is told what."""
+
+from __future__ import annotations
+
+import itertools
+
+from websockets.asyncio.client import ClientConnection
+
+from goodspeed.messages import Failure, Opened, Queued, Verdict, Welcome
+from goodspeed_agent.channel import Channel
+from goodspeed_agent.hearing import Hearing
+
+__all__ = ["Channels"]
+
+
+class Channels:
+    """The channels of a link's streams.
+
+    Args:
+        hearing: of the link's server; hears whatever the streams are told.
+    """
+
+    def __init__(self, hearing: Hearing) -> None:
+        self._hearing = hearing
+        self._ids = itertools.count(1)
+        self._channels: dict[int, Channel] = {}
+
+    def __len__(self) -> int:
+        return len(self._channels)
+
+    def open(self, connection: ClientConnection) -> Channel:
+        """Put one more stream on the link, which has that connection."""
+        channel = Channel(next(self._ids), connection, self._forget, self._hearing)
+        self._channels[channel.stream] = channel
+        return channel
+
+    def put(self, message: Queued | Opened | Verdict | Failure, stream: int, connection: ClientConnection) -> None:
+        """Something has come for a stream on a connection."""
+        self._hearing.heard(message)
+        channel = self._channels.get(stream)
+        if channel is not None:  # else the last words to a stream that was closed here meanwhile
+            channel.put(message, connection)
+
+    def put_all(self, welcome: Welcome, connection: ClientConnection) -> None:
+        """Something has come for every stream."""
+        for channel in self._channels.values():
+            channel.put(welcome, connection)
+
+    def relinked(self, connection: ClientConnection, *, silent: bool) -> None:
+        """The link is there again; whether it was left, since the server was `silent`."""
+        for channel in self._channels.values():
+            channel.relinked(connection, silent=silent)
+
+    def alone(self) -> None:
+        """There is no link, and for now none is to be waited for."""
+        for channel in self._channels.values():
+            channel.alone()
+
+    def end(self, error: Exception) -> None:
+        """Nothing is said to these streams any more."""
+        for channel in self._channels.values():
+            channel.end(error)
+
+    def clear(self) -> None:
+        """Take all streams off the link."""
+        self._channels.clear()
+
+    def _forget(self, stream: int) -> None:
+        self._channels.pop(stream, None)
