@@ -85,6 +85,8 @@ async def test_top_shows_a_real_server() -> None:
 async def in_a_terminal(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, bytearray]]:
     """A `goodspeed-server` on a terminal, once its monitor is drawn, and what the terminal is told; all, at the end."""
     controller, terminal = pty.openpty()
+    # Who ignores it, as beneath nohup, has children that do.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "goodspeed_server", *arguments, stdin=terminal, stdout=terminal, stderr=terminal,
         env=os.environ | {"TERM": "xterm-256color", "LINES": "30", "COLUMNS": "110"},
