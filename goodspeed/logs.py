@@ -37,7 +37,7 @@ class _About:
 
     __slots__ = ("_before", "_more")
 
-    def __init__(self, agent: str | None, stream: int | None, round: int | None) -> None:  # noqa: A002
+    def __init__(self, agent: str | None, stream: int | None, round: int | None) -> None:  # noqa: A002 - likewise
         self._more: dict[str, Id] = {}
         if agent is not None:
             self._more["agent"] = agent

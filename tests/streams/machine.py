@@ -20,7 +20,7 @@ __all__ = ["StreamsMachine"]
 T = TypeVar("T")
 
 
-def _movable(queue: Sequence[AgentMessage | ServerMessage]) -> int:
+def _movable(queue: Sequence[object]) -> int:
     """How many messages at the head of a queue may be lost, or change places; 0 if the first keeps its own."""
     for number, message in enumerate(queue):
         if not (isinstance(message, Draft) or (isinstance(message, Verdict) and message.finish is None)):
@@ -99,7 +99,7 @@ class StreamsMachine(RuleBasedStateMachine):
             agent.hear(self._pick(data, wire, wire.down, again=again), too_many)
 
     def _pick(self, data: st.DataObject, wire: Wire, queue: list[T], *, again: bool) -> T:
-        movable = _movable(queue)  # type: ignore[arg-type]
+        movable = _movable(queue)
         index = data.draw(st.integers(0, max(0, movable - 1)))
         again = again and movable > 0
         wire.disturbed |= again or index > 0
