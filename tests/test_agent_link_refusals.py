@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 from websockets.asyncio.client import ClientConnection
@@ -227,18 +228,26 @@ async def test_another_model_behind_the_same_address_is_noticed(
             await channel.receive()
 
 
-async def test_an_address_where_something_else_answers(cache: TokenizerCache) -> None:
-    def answer(connection: ServerConnection, request: Request) -> Response:
-        return connection.respond(404, "no such page")
+async def refused_with(
+    status: int, answer: Callable[[ServerConnection, Request], Response], cache: TokenizerCache
+) -> None:
+    """See that nobody links up with what answers so over HTTP."""
 
     async def never(connection: ServerConnection) -> None:
         raise AssertionError
 
     async with serve(never, "127.0.0.1", 0, process_request=answer) as server:
         port = next(iter(server.sockets)).getsockname()[1]
-        with pytest.raises(Refused, match="HTTP 404: that is not a goodspeed-server"):
+        with pytest.raises(Refused, match=f"HTTP {status}: that is not a goodspeed-server"):
             async with Link(f"ws://127.0.0.1:{port}", HELLO, cache, QUICK):
                 pass
+
+
+async def test_an_address_where_something_else_answers(cache: TokenizerCache) -> None:
+    def answer(connection: ServerConnection, request: Request) -> Response:
+        return connection.respond(404, "no such page")
+
+    await refused_with(404, answer, cache)
 
 
 @pytest.mark.parametrize("where", ["https://example.com/", "wss://127.0.0.1:9/", "/elsewhere"])
@@ -248,14 +257,7 @@ async def test_nobody_is_sent_elsewhere(where: str, cache: TokenizerCache) -> No
         response.headers["Location"] = where
         return response
 
-    async def never(connection: ServerConnection) -> None:
-        raise AssertionError
-
-    async with serve(never, "127.0.0.1", 0, process_request=answer) as server:
-        port = next(iter(server.sockets)).getsockname()[1]
-        with pytest.raises(Refused, match="HTTP 301: that is not a goodspeed-server"):
-            async with Link(f"ws://127.0.0.1:{port}", HELLO, cache, QUICK):
-                pass
+    await refused_with(301, answer, cache)
 
 
 @pytest.mark.parametrize("moment", [Hello, Open])
