@@ -18,9 +18,7 @@ from tests.serving import Peer, serving, tiny_settings
 from tests.test_server import PROMPT, target_text
 
 assert attacker.REGISTERED
-DOOR = DoorSettings(
-    max_links_per_address=8, handshakes_per_minute=40, failed_tokens_per_minute=4, messages_per_s=2000.0
-)
+DOOR = DoorSettings(max_links_per_address=8, handshakes_per_minute=40, failed_tokens_per_minute=4)
 
 
 def counted(server: VerificationServer, code: str) -> float:
@@ -36,8 +34,6 @@ async def test_an_attacker_meets_its_defence(name: str, tmp_path: Path, monkeypa
     monkeypatch.setattr(strangers, "KNOCKING", 4)
     monkeypatch.setattr(holders, "LINKS", 1)
     flood = FLOODS[name]
-    if "slow_reader" in flood.met_by:
-        monkeypatch.setattr("goodspeed_server.outgoing._MAX_QUEUED", 64)
     store = TokenStore(tmp_path / "tokens.json")
     honest, attacking = (store.create(who, "agent") for who in ("edge", "attacker"))
     rounds = {"rounds": flood.rounds, "round_timeout_s": 0.05}

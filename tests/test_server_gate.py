@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goodspeed_server import gate as gate_module
-from goodspeed_server.gate import Bucket, Gate, LinkPace, Visitor, key_of
+from goodspeed_server.gate import Gate, Visitor, key_of
 from goodspeed_server.settings import DoorSettings
 
 STRANGER = "192.0.2.7"
@@ -38,47 +38,6 @@ class Watched(Gate[str]):
 
 def strangers(count: int) -> list[str]:
     return [f"10.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}" for n in range(count)]
-
-
-@given(
-    st.integers(1, 20),
-    st.floats(0.1, 100.0),
-    st.lists(st.floats(0.0, 5.0), min_size=1, max_size=60),
-)
-def test_a_bucket_gives_no_more_than_it_holds_and_what_has_flowed_in(
-    burst: int, per_s: float, pauses: list[float]
-) -> None:
-    bucket, taken = Bucket(burst, per_s), []
-    for now in itertools.accumulate(pauses):
-        lacking_s = bucket.lacking_s(now)
-        if lacking_s == 0.0:
-            bucket.take(now)
-            taken.append(now)
-        else:
-            assert Bucket.lacking_s(bucket, now + lacking_s + 1e-6) == 0.0
-            return
-    for (i, first), (j, last) in itertools.combinations(enumerate(taken), 2):
-        assert j - i + 1 <= burst + (last - first) * per_s + 1e-6
-
-
-@given(st.lists(st.sampled_from([0.0, 0.0, 0.001, 0.1, 1.0]), min_size=1, max_size=400), st.integers(1, 50))
-def test_a_link_that_waits_as_it_is_told_is_read_no_faster_than_it_may_be(pauses: list[float], rate: int) -> None:
-    pace, now, read = LinkPace(rate, rate), 0.0, []
-    for pause in pauses:
-        now += pause
-        now += pace.message(now, 63)
-        read.append(now)
-    for i in range(0, len(read), 7):
-        in_a_second = sum(read[i] <= at < read[i] + 1.0 for at in read)
-        assert in_a_second <= 256 + rate + 1
-
-
-def test_a_long_message_counts_as_many() -> None:
-    """What a frame costs to read grows with its length: so many of them are no more than so many short ones."""
-    pace, now = LinkPace(1000, 1000), 0.0
-    for _ in range(100):
-        now += pace.message(now, 100 * 1024)
-    assert now == pytest.approx((100 * 100 - 256) / 1000, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_a_number_out_of_range_is_named(option: str, value: float) -> None:
     [
         ("max_links", 0), ("max_links_per_address", 0), ("handshakes_per_minute", 0), ("failed_tokens_per_minute", -1),
         ("idle_s", -1.0), ("idle_s", math.inf), ("messages_per_s", 0.5), ("messages_per_s", math.nan),
-        ("opens_per_s", math.inf),
+        ("messages_per_s", math.inf),
     ],
 )  # fmt: skip
 def test_a_limit_that_lets_nobody_in_is_named(option: str, value: float) -> None:

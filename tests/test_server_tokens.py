@@ -27,7 +27,7 @@ from goodspeed_server.cli import app
 from goodspeed_server.doorkeeper import Doorkeeper
 from goodspeed_server.monitor import fetch_snapshot
 from goodspeed_server.server import VerificationServer, load_server
-from goodspeed_server.settings import ServerSettings, TlsSettings
+from goodspeed_server.settings import DoorSettings, ServerSettings, TlsSettings
 from goodspeed_server.tokens import Token, TokenStore
 from tests.serving import serving, tiny_settings
 
@@ -142,7 +142,7 @@ def test_what_was_had_without_a_limit_is_no_debt_under_one() -> None:
 
 def test_a_token_of_the_same_name_does_not_pay_for_the_one_before(tmp_path: Path) -> None:
     store = TokenStore(tmp_path / "tokens.json")
-    doorkeeper = Doorkeeper(store)
+    doorkeeper = Doorkeeper(store, DoorSettings())
     for limit in (None, 1000):
         store.create("edge", "agent", tokens_per_minute=limit)
         used = doorkeeper.allowance(store.tokens()[0])

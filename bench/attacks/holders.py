@@ -75,7 +75,7 @@ async def bombs(target: Target, tally: Tally) -> None:
     await again_and_again(4, tally, once)
 
 
-@flood("pings", "too_many_frames")
+@flood("pings", THROTTLED)
 async def pings(target: Target, tally: Tally) -> None:
     """Pings, each of which wants an answer, as fast as they are taken."""
     many = frame(b"", opcode=PING) * 10_000
@@ -101,7 +101,7 @@ async def for_nobody(target: Target, tally: Tally) -> None:
     await again_and_again(LINKS, tally, once)
 
 
-@flood("slow readers", "slow_reader")
+@flood("slow readers", THROTTLED)
 async def slow_readers(target: Target, tally: Tally) -> None:
     """The same, and the answers are never read."""
     many = frame(encode(Draft(_NOBODYS, 0, [5]))) * _AT_ONCE

@@ -163,9 +163,8 @@ def run(
     ] = None,
     idle_s: Annotated[float, typer.Option(min=0, help="How long a link is silent before it counts as idle.")] = 300.0,
     messages_per_s: Annotated[
-        float, typer.Option(min=1, help="Of one link, which is read no faster than that.")
-    ] = 5000.0,
-    opens_per_s: Annotated[float, typer.Option(min=1, help="Texts that one link begins, likewise.")] = 100.0,
+        float, typer.Option(min=1, help="Of a token's holder, or an address, beside those its texts call for.")
+    ] = 200.0,
     drain_s: Annotated[
         float,
         typer.Option(min=0, max=LONGEST_DRAIN_S, help="How long it goes on with texts when it is told to end."),
@@ -201,7 +200,7 @@ def show_config(ctx: typer.Context, **_: Any) -> None:
 
 _DOOR = (
     "max_links", "max_links_per_address", "handshakes_per_minute", "failed_tokens_per_minute", "idle_s",
-    "messages_per_s", "opens_per_s",
+    "messages_per_s",
 )  # fmt: skip
 _FILES = ("record", "trace", "tokens", "tls_cert", "tls_key", "tls_client_ca")
 

@@ -12,6 +12,8 @@ from websockets.http11 import Request, Response
 
 from goodspeed.errors import CorruptData
 from goodspeed_server.allowance import Allowance
+from goodspeed_server.pacing import PeerPace
+from goodspeed_server.settings import DoorSettings
 from goodspeed_server.tokens import Role, Token, TokenStore
 
 __all__ = ["Doorkeeper"]
@@ -24,13 +26,17 @@ class Doorkeeper:
 
     Args:
         store: None lets everybody in.
+        settings: the operator's choices.
     """
 
-    def __init__(self, store: TokenStore | None) -> None:
+    def __init__(self, store: TokenStore | None, settings: DoorSettings) -> None:
         self._store = store
+        self._settings = settings
         self._shown: WeakKeyDictionary[ServerConnection, Token] = WeakKeyDictionary()
         self._allowances: dict[str, Allowance] = {}
         """By digest: a token that is made anew under the name of a revoked one does not pay for what that one used."""
+        self._paces: dict[str, PeerPace] = {}
+        """Likewise."""
         self._failing = False
 
     def refusal(self, connection: ServerConnection, request: Request, roles: Collection[Role]) -> Response | None:
@@ -79,6 +85,10 @@ class Doorkeeper:
         allowance = self._allowances.setdefault(token.digest, Allowance(token.name))
         allowance.limit(token.max_streams, token.tokens_per_minute)
         return allowance
+
+    def pace(self, token: Token) -> PeerPace:
+        """How much a token's holder is listened to, on all its links together."""
+        return self._paces.setdefault(token.digest, PeerPace(self._settings.messages_per_s))
 
     def still_welcome(self, connection: ServerConnection) -> bool:
         """Whether a link's token has not been revoked since; while tokens cannot be read, all are as they were."""

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
+from goodspeed_server.pacing import Bucket, PeerPace
 from goodspeed_server.settings import (
     FAILED_TOKENS_PER_MINUTE,
     HANDSHAKES_PER_MINUTE,
@@ -22,7 +23,7 @@ from goodspeed_server.settings import (
     DoorSettings,
 )
 
-__all__ = ["REMEMBERED", "Bucket", "Gate", "LinkPace", "Refusal", "Visitor", "key_of"]
+__all__ = ["REMEMBERED", "Gate", "Refusal", "Visitor", "key_of"]
 
 REMEMBERED = 2**14
 """Addresses without a connection that are remembered, besides those that have one."""
@@ -33,69 +34,10 @@ _TOLD_AT_ONCE = 4
 """Of one address; whom else it sends meanwhile is cut off without a word."""
 _TOLD_BURST, _TOLD_PER_S = 32, 2.0
 """Nor is an address told more often."""
-_BURST = 256
-_LONG_BYTES = 1024
-"""What a frame holds beyond these costs as much to read as another message."""
 _MINUTE_S = 60.0
 _FULL_RETRY_S = 10.0
 
 WhoT = TypeVar("WhoT")
-
-
-class Bucket:
-    """A token bucket: `burst` at once, and `per_s` a second on the long run.
-
-    Args:
-        burst: how many it holds; it is full at first.
-        per_s: how fast it fills.
-    """
-
-    __slots__ = ("_at", "_burst", "_level", "_per_s")
-
-    def __init__(self, burst: float, per_s: float) -> None:
-        self._burst = burst
-        self._per_s = per_s
-        self._level = burst
-        self._at = -math.inf
-
-    def lacking_s(self, now: float) -> float:
-        """How long until there is one to take; 0 if there is."""
-        self._fill(now)
-        return max(0.0, (1.0 - self._level) / self._per_s)
-
-    def take(self, now: float, count: float = 1.0) -> float:
-        """Take one or more, whether they are there or not; says how long it will be until they were."""
-        self._fill(now)
-        self._level -= count
-        return max(0.0, -self._level / self._per_s)
-
-    def _fill(self, now: float) -> None:
-        if now > self._at:
-            if self._level < self._burst:
-                self._level = min(self._burst, self._level + (now - self._at) * self._per_s)
-            self._at = now
-
-
-class LinkPace:
-    """How fast one link is read: a peer that is faster waits, and by TCP so does whatever it sends.
-
-    Args:
-        messages_per_s: all of them; a long one counts as several.
-        opens_per_s: those that begin a stream.
-    """
-
-    def __init__(self, messages_per_s: float, opens_per_s: float) -> None:
-        # What is read at once keeps everybody else waiting; a link that comes back opens all its streams at once.
-        self._messages = Bucket(max(_BURST, messages_per_s / 5.0), messages_per_s)
-        self._opens = Bucket(max(_BURST, 2.0 * opens_per_s), opens_per_s)
-
-    def message(self, now: float, size_bytes: int) -> float:
-        """A message of this size came: how long not to read on, seconds."""
-        return self._messages.take(now, max(1.0, size_bytes / _LONG_BYTES))
-
-    def opening(self, now: float) -> float:
-        """It begins a stream: how long not to read on, seconds."""
-        return self._opens.take(now)
 
 
 class Refusal(NamedTuple):
@@ -117,6 +59,8 @@ class _Address:
     handshakes: Bucket | None
     failures: Bucket | None
     most_links: int | None
+    pace: PeerPace | None
+    """Of all its links; None if each has its own."""
     links: int = 0
     """Connections, from when they were accepted."""
     turned_away: int = 0
@@ -198,6 +142,26 @@ class Gate(Generic[WhoT]):
     def waiting(self) -> list[WhoT]:
         """Whose connections are no links yet."""
         return [visitor.who for visitor in self._pending]
+
+    def sheds(self, host: str, now: float) -> Refusal | None:
+        """Why a connection of this host, were it made, would be cut off without a word; None if it would not.
+
+        Args:
+            host: as in `arrive`.
+            now: seconds.
+        """
+        key, _ = key_of(host)
+        address = self._here.get(key) or self._limited.get(key)
+        if address is None or _is_told(address, now):
+            return None
+        refusal = self._limit_met(address, now)
+        if refusal is not None and key in self._limited:
+            self._limited.move_to_end(key)
+        return refusal
+
+    def pace(self, visitor: Visitor[WhoT]) -> PeerPace:
+        """How much whoever shows no token is listened to: what is this machine's own, or a proxy's, by link."""
+        return visitor.address.pace or PeerPace(self._settings.messages_per_s)
 
     def arrive(self, who: WhoT, host: str, now: float) -> Visitor[WhoT]:
         """A connection was accepted.
@@ -302,6 +266,12 @@ class Gate(Generic[WhoT]):
         return None
 
     def _too_many(self, address: _Address, now: float) -> Refusal | None:
+        refusal = self._limit_met(address, now)
+        if refusal is None and address.handshakes is not None:
+            address.handshakes.take(now)
+        return refusal
+
+    def _limit_met(self, address: _Address, now: float) -> Refusal | None:
         if address.most_links is not None and address.links >= address.most_links:
             address.limited_at = now
             return Refusal(
@@ -316,7 +286,6 @@ class Gate(Generic[WhoT]):
             if lacking_s > 0.0:
                 address.limited_at = now
                 return Refusal("too_many_handshakes", 429, "too many connections come from this address", lacking_s)
-            address.handshakes.take(now)
         return None
 
     def _find(self, host: str, now: float) -> _Address:
@@ -353,6 +322,7 @@ class Gate(Generic[WhoT]):
             handshakes=bucket(limit(settings.handshakes_per_minute, HANDSHAKES_PER_MINUTE)),
             failures=bucket(limit(settings.failed_tokens_per_minute, FAILED_TOKENS_PER_MINUTE)),
             most_links=limit(settings.max_links_per_address, LINKS_PER_ADDRESS),
+            pace=None if loopback else PeerPace(settings.messages_per_s),
         )
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
-from websockets.protocol import State
 
 from goodspeed.errors import GoodSpeedError, InvalidRequest, Overloaded, ProtocolError
 from goodspeed.estimation import PRIOR_ALPHA
@@ -29,18 +28,20 @@ from goodspeed.messages import (
     Goodbye,
     Hello,
     Open,
+    Opened,
     Redraft,
     ServerMessage,
+    Verdict,
     decode_agent,
     encode,
 )
 from goodspeed_server.allowance import Allowance
 from goodspeed_server.control import LiveControl
 from goodspeed_server.draining import Drain
-from goodspeed_server.gate import LinkPace
 from goodspeed_server.greeting import ServedModel, check_role
 from goodspeed_server.live import AgentAccount
 from goodspeed_server.outgoing import Outgoing
+from goodspeed_server.pacing import PeerPace
 from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.sessions import Sessions
 from goodspeed_server.telemetry import Telemetry
@@ -75,8 +76,7 @@ class Link:
         drain: says whether the server goes away.
         refused: is told the code of everything that is refused.
         heard: is told of every message.
-        throttled: is told for how long the link is not read.
-        pace: how fast it is read.
+        pace: is told what the peer is asked for, and what it is refused.
     """
 
     def __init__(
@@ -95,14 +95,12 @@ class Link:
         allowance: Allowance | None = None,
         refused: Callable[[str], None] = lambda code: None,
         heard: Callable[[], None] = lambda: None,
-        throttled: Callable[[float], None] = lambda wait_s: None,
-        pace: LinkPace,
+        pace: PeerPace,
     ) -> None:
         self.agent: str | None = None
         """Its name, once it has said it."""
         self._refused = refused
         self._heard = heard
-        self._throttled = throttled
         self._pace = pace
         self._account: AgentAccount | None = None
         self._drain = drain
@@ -130,8 +128,12 @@ class Link:
 
     def post(self, message: ServerMessage) -> None:
         """Queue a message; a peer that does not read is cut off rather than waited for."""
-        if isinstance(message, Failure):
-            self._refused(message.code)
+        match message:
+            case Verdict() | Opened():
+                self._pace.asked(message.budget)
+            case Failure():
+                self._refused(message.code)
+                self._pace.refused(self._rounds.now())
         self._post_frame(encode(message))
 
     def abort(self) -> None:
@@ -317,21 +319,12 @@ class Link:
     async def _receive(self) -> AgentMessage:
         frame = await self.connection.recv()
         self._heard()
-        await self._wait_before_reading_on(self._pace.message(self._rounds.now(), len(frame)))
         if len(frame) > self._model.max_frame_bytes:
             raise ProtocolError(
                 f"a frame of {len(frame)} bytes came and {self._model.max_frame_bytes} are the most this server takes: "
                 f"a stream holds {self._model.max_length} tokens, prompt and text together"
             )
-        message = decode_agent(frame)
-        if isinstance(message, Open):
-            await self._wait_before_reading_on(self._pace.opening(self._rounds.now()))
-        return message
-
-    async def _wait_before_reading_on(self, wait_s: float) -> None:
-        if wait_s > 0.0 and self.connection.state is State.OPEN:  # who has gone keeps nobody waiting
-            self._throttled(wait_s)
-            await asyncio.sleep(wait_s)
+        return decode_agent(frame)
 
     async def _close_with(self, error: GoodSpeedError, close_code: CloseCode) -> None:
         logger.warning("link %s is closed: %s", self._peer, error)

@@ -17,14 +17,18 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, cast
 
 from websockets.asyncio.server import Server, ServerConnection, serve
-from websockets.frames import Frame, Opcode
+from websockets.frames import Frame
 from websockets.http11 import Request, Response
 from websockets.protocol import Event
+from websockets.server import ServerProtocol
 
 import goodspeed
 from goodspeed.errors import GoodSpeedError
-from goodspeed_server.gate import Bucket, Gate, Refusal, Visitor
+from goodspeed_server.accepting import Acceptor
+from goodspeed_server.gate import Gate, Refusal, Visitor
+from goodspeed_server.pacing import PeerPace
 from goodspeed_server.settings import DoorSettings
+from goodspeed_server.unread import Unread
 
 __all__ = ["Connection", "Door", "later"]
 
@@ -36,11 +40,6 @@ _PING_TIMEOUT_S = 120.0
 _CLOSE_TIMEOUT_S = 10.0
 _UNSENT_BYTES = 2**20
 """A peer that has so much more unread than the largest frame only asks and does not listen: pongs wait for nobody."""
-_SLICE_BYTES = 4096
-_MESSAGES = (Opcode.TEXT, Opcode.BINARY)
-_BESIDE_AT_ONCE = 1024
-_BESIDE_PER_S = 20.0
-"""Nobody needs more: either side pings three times a minute, and messages come in one piece."""
 _OTHER_FILES = 1024
 """Connections that are no links yet among them."""
 _TLS_HANDSHAKE = b"\x16"
@@ -65,22 +64,27 @@ class Connection(ServerConnection):
 
     Args:
         door: where it came in.
+        host: the other side's address.
         arguments: of a `ServerConnection`.
         options: likewise.
     """
 
-    def __init__(self, *arguments: Any, door: Door, **options: Any) -> None:
+    def __init__(self, *arguments: Any, door: Door, host: str, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._door = door
+        self.host = host
         self._raw: asyncio.Transport
         self._early: list[bytes] | None = []
         """What came before the connection was made, which takes until TLS is spoken; None from then on."""
         self._encrypting: asyncio.Task[None] | None = None
         self._begun = False
         """Whether anything has come."""
-        self._beside = Bucket(_BESIDE_AT_ONCE, _BESIDE_PER_S)
-        """Frames that are no message: pings, pongs, and what a message is torn into."""
-        self._owed_s = 0.0
+        self._unread: Unread
+        """What came since then."""
+        self._frames = 0
+        """How many of them there were in what was read last."""
+        self.pace = door.own_pace()
+        """How much of it is read; it is another once it is known whose link it is."""
         self.visitor: Visitor[Connection]
         self.served: Served | None = None
 
@@ -109,26 +113,25 @@ class Connection(ServerConnection):
             self.cut_off()
             return
         self._begun = True
-        # In slices, since thousands of pings fit into what is read at once.
-        for begin in range(0, len(data), _SLICE_BYTES):
-            super().data_received(data[begin : begin + _SLICE_BYTES])
-            excess = self._excess()
-            if excess is not None:
-                self._door.refused(excess)
-                self.cut_off()
-                return
+        self._unread.bring(data)
 
     def process_event(self, event: Event) -> None:
         """The request came, or a frame."""
         super().process_event(event)
-        if isinstance(event, Frame) and event.opcode not in _MESSAGES:
-            self._owed_s = self._beside.take(self.loop.time())
+        self._frames += isinstance(event, Frame)
 
-    def _excess(self) -> str | None:
-        """What there is too much of."""
-        if self._owed_s > 0.0:
-            return "too_many_frames"
-        return "slow_reader" if self.transport.get_write_buffer_size() > self._door.most_unsent_bytes else None
+    def _read(self, piece: bytes) -> tuple[int, float]:
+        self._frames = 0
+        super().data_received(piece)
+        if self.transport.get_write_buffer_size() > self._door.most_unsent_bytes:
+            self._door.refused("slow_reader")
+            self._unread.drop()
+            self.cut_off()
+            return self._frames, 0.0
+        wait_s = self.pace.came(self.loop.time(), len(piece), self._frames)
+        if wait_s > 0.0:
+            self._door.throttled(wait_s)
+        return self._frames, wait_s
 
     def eof_received(self) -> None:
         """Nothing more will come."""
@@ -139,13 +142,8 @@ class Connection(ServerConnection):
         """It has gone."""
         self._door.left(self)
         if self._early is None:
+            self._unread.drop()
             super().connection_lost(exc)
-
-    @property
-    def host(self) -> str:
-        """The other side's address; empty if it has gone already."""
-        peer = self._raw.get_extra_info("peername")
-        return str(peer[0]) if isinstance(peer, tuple) else ""
 
     def cut_off(self) -> None:
         """End it without a word."""
@@ -170,6 +168,8 @@ class Connection(ServerConnection):
     def _made(self, transport: asyncio.Transport) -> None:
         early, self._early = self._early, None
         super().connection_made(transport)
+        self._unread = Unread(transport, self._read)
+        self.recv_messages.pause, self.recv_messages.resume = self._unread.fill, self._unread.drain
         for data in early or ():
             self.data_received(data)
 
@@ -182,6 +182,7 @@ class Door:
         tls: how links are encrypted; None for links in the clear.
         largest_frame_bytes: that the server ever sends.
         refused: is told the code of everything that is refused.
+        throttled: is told for how long a connection is not read.
         clock: seconds, monotonic.
     """
 
@@ -192,12 +193,15 @@ class Door:
         *,
         largest_frame_bytes: int,
         refused: Callable[[str], None],
+        throttled: Callable[[float], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.tls = tls
         self.most_unsent_bytes = largest_frame_bytes + _UNSENT_BYTES
         self.refused = refused
+        self.throttled = throttled
         self._max_links = settings.max_links
+        self._messages_per_s = settings.messages_per_s
         self._clock = clock
         self._goodbyes: set[asyncio.Task[None]] = set()
         self.gate: Gate[Connection] = Gate(
@@ -230,25 +234,19 @@ class Door:
         """
         _allow_files(self._max_links)
         try:
-            return await serve(
-                # What is told of a connection is told of one that `create_connection` made, and those are all ours.
+            server = await serve(
+                # What is told of a connection is told of one that `_connection` made, and those are all ours.
                 handler,  # type: ignore[arg-type]
                 host,
                 port,
                 process_request=answer,  # type: ignore[arg-type]  # likewise
                 process_response=self._let_in,  # type: ignore[arg-type]  # likewise
-                compression=None,
                 open_timeout=OPEN_TIMEOUT_S,
-                close_timeout=_CLOSE_TIMEOUT_S,
-                # A ping waits behind whatever is being sent, and a tokenizer takes its time on a slow link.
-                ping_timeout=_PING_TIMEOUT_S,
-                max_size=max_bytes,
-                # No agent is a web page: one that a user happens to look at is not to use this machine's server.
-                origins=[None],
                 server_header=f"goodspeed/{goodspeed.__version__}",
-                # It is called as the class is, and typed as nothing but a class can be.
-                create_connection=functools.partial(Connection, door=self),  # type: ignore[arg-type]
+                start_serving=False,
             )
+            made = functools.partial(self._connection, server, max_bytes)
+            server.server = Acceptor(server.server, made, self._sheds)  # type: ignore[assignment]
         except OSError as error:
             where = f"{host}:{port}"
             if error.errno == errno.EADDRINUSE:
@@ -256,6 +254,15 @@ class Door:
                     f"{where} is in use by another program: choose another --port, or 0 for any free one"
                 ) from None
             raise GoodSpeedError(f"cannot listen on {where}: {error.strerror or error}") from None
+        return server
+
+    def own_pace(self) -> PeerPace:
+        """For a connection of which nothing is known."""
+        return PeerPace(self._messages_per_s)
+
+    def pace_of(self, connection: Connection) -> PeerPace:
+        """For a link that shows no token."""
+        return self.gate.pace(connection.visitor)
 
     def arrive(self, connection: Connection) -> Visitor[Connection]:
         """A connection was accepted."""
@@ -290,6 +297,24 @@ class Door:
         """Cut off whoever has not become a link."""
         for connection in self.gate.waiting():
             connection.cut_off()
+
+    def _sheds(self, host: str) -> bool:
+        refusal = self.gate.sheds(host, self._clock())
+        if refusal is not None:
+            self.refused(refusal.code)
+        return refusal is not None
+
+    def _connection(self, server: Server, max_bytes: int, host: str) -> Connection:
+        # No agent is a web page: one that a user happens to look at is not to use this machine's server.
+        return Connection(
+            ServerProtocol(origins=[None], max_size=max_bytes, logger=server.logger),
+            server,
+            door=self,
+            host=host,
+            # A ping waits behind whatever is being sent, and a tokenizer takes its time on a slow link.
+            ping_timeout=_PING_TIMEOUT_S,
+            close_timeout=_CLOSE_TIMEOUT_S,
+        )
 
     def _let_in(self, connection: Connection, _: Request, response: Response) -> Response | None:
         if response.status_code != http.HTTPStatus.SWITCHING_PROTOCOLS or connection.visitor.gone:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from goodspeed_server.gate import Bucket
+from goodspeed_server.pacing import Bucket
 
 __all__ = ["FloodLimit"]
 
@@ -21,6 +21,7 @@ class _Most(NamedTuple):
 
 _OF_STRANGERS, _OF_TEXTS = _Most(50, 20 / 60), _Most(1000, 10)
 _CAUSED_BY_PEERS = {
+    "goodspeed_server.accepting": _OF_STRANGERS,
     "goodspeed_server.auditing": _OF_STRANGERS,
     "goodspeed_server.doorkeeper": _OF_STRANGERS,
     "goodspeed_server.fitting": _OF_STRANGERS,

@@ -28,7 +28,6 @@ from goodspeed_server.calibration import measure_passes
 from goodspeed_server.control import LiveControl
 from goodspeed_server.doorkeeper import Doorkeeper
 from goodspeed_server.draining import RESTART_S, Drain, stop_on_signals
-from goodspeed_server.gate import LinkPace
 from goodspeed_server.greeting import ServedModel
 from goodspeed_server.link import SNAPSHOT_INTERVAL_S, Link
 from goodspeed_server.listener import Connection, Door
@@ -181,13 +180,14 @@ class VerificationServer:
             announce=self._announce_rounds,
             draining_s=lambda: self._drain.left_s,
         )
-        self._doorkeeper = Doorkeeper(None if settings.tokens is None else TokenStore(settings.tokens))
+        self._doorkeeper = Doorkeeper(None if settings.tokens is None else TokenStore(settings.tokens), settings.door)
         self._tls = settings.tls.context()
         self._door = Door(
             settings.door,
             self._tls,
             largest_frame_bytes=len(self._model.tokenizer_frame),
             refused=self._metrics.refused,
+            throttled=self._metrics.throttled,
         )
         gate = self._door.gate
         self._metrics.watch("links", "Links, of agents and of whoever looks or steers.", lambda: gate.links)
@@ -342,6 +342,7 @@ class VerificationServer:
 
     async def _serve_link(self, connection: Connection) -> None:
         token = self._doorkeeper.token_of(connection)
+        connection.pace = self._door.pace_of(connection) if token is None else self._doorkeeper.pace(token)
         link = Link(
             connection,
             model=self._model,
@@ -356,8 +357,7 @@ class VerificationServer:
             refused=self._metrics.refused,
             drain=self._drain,
             heard=lambda: self._door.heard(connection),
-            throttled=self._metrics.throttled,
-            pace=LinkPace(self._settings.door.messages_per_s, self._settings.door.opens_per_s),
+            pace=connection.pace,
         )
         connection.served = link
         self._links.add(link)

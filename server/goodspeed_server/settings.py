@@ -115,18 +115,15 @@ class DoorSettings:
     """Of one address; then no token of it is looked at."""
     idle_s: float = 300.0
     """How long a link without streams has to be silent to make way for another where there are `max_links`."""
-    messages_per_s: float = 5000.0
-    """Of one link; one that sends more is read more slowly."""
-    opens_per_s: float = 100.0
-    """Streams that one link begins, likewise."""
+    messages_per_s: float = 200.0
+    """Of the holder of a token, or of an address; see `PeerPace`."""
 
     def __post_init__(self) -> None:
         _check("max_links", self.max_links >= 1, "1 or above")
         for name in ("max_links_per_address", "handshakes_per_minute", "failed_tokens_per_minute"):
             _check(name, getattr(self, name) is None or getattr(self, name) >= 1, "1 or above")
         _check("idle_s", 0 <= self.idle_s < math.inf, "0 or above, and finite")
-        for name in ("messages_per_s", "opens_per_s"):
-            _check(name, 1 <= getattr(self, name) < math.inf, "1 or above, and finite")
+        _check("messages_per_s", 1 <= self.messages_per_s < math.inf, "1 or above, and finite")
 
 
 @dataclass(frozen=True, slots=True)

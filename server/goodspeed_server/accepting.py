@@ -1,0 +1,128 @@
+"""Accepts connections, and closes at once, before it has cost anything, what the gate would only cut off.
+
+A listener that makes a transport and a protocol of everything it is sent spends its event loop on whoever connects
+fastest. Here who floods costs an `accept` and a `close`, and no more than so many of these a second: behind them the
+kernel's queue fills, and the flood waits in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import logging
+import socket
+import struct
+from collections.abc import Callable
+
+from goodspeed_server.pacing import Bucket
+
+__all__ = ["Acceptor"]
+
+logger = logging.getLogger(__name__)
+
+_BACKLOG = 512
+"""At `_SHED_PER_S`, who comes behind a full queue of a flood's waits half a second."""
+_AT_ONCE = 16
+"""Accepted before others have their turn on the event loop."""
+_SHED_AT_ONCE = 64
+_SHED_PER_S = 1000.0
+_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_NO_ROOM_REST_S = 1.0
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Acceptor:
+    """In place of an `asyncio.Server` that has bound its sockets and does not accept, and as one to who asks.
+
+    Args:
+        bound: that server.
+        make: what serves a connection from this host.
+        sheds: whether a connection from this host is to be closed at once; it is counted where it is decided.
+
+    Raises:
+        OSError: somebody else listens there.
+    """
+
+    def __init__(
+        self, bound: asyncio.Server, make: Callable[[str], asyncio.Protocol], sheds: Callable[[str], bool]
+    ) -> None:
+        self._bound = bound
+        self._make = make
+        self._sheds = sheds
+        self._shed = Bucket(_SHED_AT_ONCE, _SHED_PER_S)
+        self._loop = asyncio.get_running_loop()
+        self._making: set[asyncio.Task[None]] = set()
+        self._resting: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._listening = [sock.dup() for sock in bound.sockets]
+        self.sockets = bound.sockets
+        for listening in self._listening:
+            listening.setblocking(False)
+            listening.listen(_BACKLOG)
+            self._listen(listening)
+
+    def close(self) -> None:
+        """Accept nothing any more."""
+        for listening in self._listening:
+            self._loop.remove_reader(listening)
+            if listening in self._resting:
+                self._resting.pop(listening).cancel()
+            listening.close()
+        self._listening.clear()
+        self._bound.close()
+
+    def is_serving(self) -> bool:
+        """Whether it is open."""
+        return bool(self._listening)
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """Which it runs on."""
+        return self._loop
+
+    async def wait_closed(self) -> None:
+        """Wait until all that was accepted is handed on."""
+        if self._making:
+            await asyncio.wait(self._making)
+        await self._bound.wait_closed()
+
+    def _listen(self, listening: socket.socket) -> None:
+        self._resting.pop(listening, None)
+        self._loop.add_reader(listening, self._accept, listening)
+
+    def _rest(self, listening: socket.socket, rest_s: float) -> None:
+        self._loop.remove_reader(listening)
+        self._resting[listening] = self._loop.call_later(rest_s, self._listen, listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(_AT_ONCE):
+            try:
+                made, peer = listening.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _NO_ROOM:  # else it has gone before it was accepted
+                    logger.warning("connections cannot be accepted now: %s", error.strerror)
+                    self._rest(listening, _NO_ROOM_REST_S)
+                return
+            host = str(peer[0])
+            if not self._sheds(host):
+                self._hand_on(made, host)
+                continue
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            made.close()
+            rest_s = self._shed.take(self._loop.time())
+            if rest_s > 0.0:
+                self._rest(listening, rest_s)
+                return
+
+    def _hand_on(self, made: socket.socket, host: str) -> None:
+        made.setblocking(False)
+        making = self._loop.create_task(self._connect(made, host))
+        self._making.add(making)
+        making.add_done_callback(self._making.discard)
+
+    async def _connect(self, made: socket.socket, host: str) -> None:
+        try:
+            await self._loop.connect_accepted_socket(functools.partial(self._make, host), made)
+        except OSError:
+            made.close()
