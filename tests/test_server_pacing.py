@@ -13,7 +13,7 @@ from goodspeed_server.pacing import Bucket, PeerPace
 BURST = 1024
 ASKED = st.tuples(st.just("asked"), st.integers(0, 64))
 CAME = st.tuples(st.just("came"), st.integers(1, 200))
-REFUSED = st.tuples(st.just("refused"), st.just(2))
+ANSWERED = st.tuples(st.just("answered"), st.just(2))
 
 
 @given(
@@ -38,7 +38,9 @@ def test_a_bucket_gives_no_more_than_it_holds_and_what_has_flowed_in(
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from([0.0, 0.0, 0.001, 0.1, 1.0]), ASKED | CAME | REFUSED), min_size=1, max_size=300),
+    st.lists(
+        st.tuples(st.sampled_from([0.0, 0.0, 0.001, 0.1, 1.0]), ASKED | CAME | ANSWERED), min_size=1, max_size=300
+    ),
     st.integers(1, 500),
 )
 def test_who_waits_as_it_is_told_costs_no_more_than_it_was_asked_for_and_may(
@@ -50,9 +52,9 @@ def test_who_waits_as_it_is_told_costs_no_more_than_it_was_asked_for_and_may(
         if deed == "asked":
             pace.asked(count)
             may += count + 2
-        elif deed == "refused":
-            # An answer in words is paid for by what comes next.
-            pace.refused(now)
+        elif deed == "answered":
+            # It counts with what comes next.
+            pace.answered(now)
             unpaid += count
         else:
             assert spent <= may + rate * now + 1e-6

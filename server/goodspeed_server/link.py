@@ -28,10 +28,8 @@ from goodspeed.messages import (
     Goodbye,
     Hello,
     Open,
-    Opened,
     Redraft,
     ServerMessage,
-    Verdict,
     decode_agent,
     encode,
 )
@@ -76,7 +74,7 @@ class Link:
         drain: says whether the server goes away.
         refused: is told the code of everything that is refused.
         heard: is told of every message.
-        pace: is told what the peer is asked for, and what it is refused.
+        pace: how much the peer is listened to.
     """
 
     def __init__(
@@ -128,12 +126,9 @@ class Link:
 
     def post(self, message: ServerMessage) -> None:
         """Queue a message; a peer that does not read is cut off rather than waited for."""
-        match message:
-            case Verdict() | Opened():
-                self._pace.asked(message.budget)
-            case Failure():
-                self._refused(message.code)
-                self._pace.refused(self._rounds.now())
+        if isinstance(message, Failure):
+            self._refused(message.code)
+            self._pace.answered(self._rounds.now())
         self._post_frame(encode(message))
 
     def abort(self) -> None:
@@ -232,7 +227,9 @@ class Link:
     async def _serve_agent(self, hello: Hello) -> None:
         # Of who shows no token an address is known, and what it calls itself.
         holder = f"{hello.name} {self.connection.remote_address[0]}"
-        account = AgentAccount(hello.name, hello.drafter, PRIOR_ALPHA, allowance=self._allowance, holder=holder)
+        account = AgentAccount(
+            hello.name, hello.drafter, PRIOR_ALPHA, allowance=self._allowance, hearing=self._pace, holder=holder
+        )
         self._account = account
         if self._token is not None:
             account.weight, account.holder = self._token.weight, f"token {self._token.name}"

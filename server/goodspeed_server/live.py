@@ -22,6 +22,7 @@ from goodspeed.timing import Pace
 from goodspeed.verification import Rule
 from goodspeed_server.allowance import Allowance
 from goodspeed_server.audits import Standing
+from goodspeed_server.pacing import PeerPace
 
 __all__ = ["AgentAccount", "DraftWay", "LiveStream", "Outbox", "RowUse", "Session"]
 
@@ -79,6 +80,8 @@ class AgentAccount:
     """`omega` of its streams in the utility."""
     allowance: Allowance | None = None
     """Of the token it showed."""
+    hearing: PeerPace | None = None
+    """How much it is listened to; None for as much as it sends."""
     service: Service = "served"
     """What the operator has said of it."""
     session: Session | None = None
@@ -125,6 +128,16 @@ class AgentAccount:
         """Tokens were committed to it."""
         if self.allowance is not None:
             self.allowance.spend(tokens, now)
+
+    def asked(self, tokens: int) -> None:
+        """One of its streams is asked to draft so many, which it may send."""
+        if self.hearing is not None:
+            self.hearing.asked(tokens)
+
+    def answered(self, now: float) -> None:
+        """It was told again what it had been told."""
+        if self.hearing is not None:
+            self.hearing.answered(now)
 
     def give_back(self) -> None:
         """A stream less."""
@@ -248,6 +261,7 @@ class LiveStream:
         appended = self.stream.tokens[commit.base + accepted :]
         self.told.append((self.stream.length, now))
         over = commit.finish is not None
+        self.account.asked(0 if over else self.lead)
         self.outbox.post(
             Verdict(
                 self.number,
@@ -268,6 +282,7 @@ class LiveStream:
         """Say what to draft where no verdict says so."""
         length = self.stream.length
         self.told.append((length, now))
+        self.account.asked(self.lead)
         self.outbox.post(Verdict(self.number, length, 0, [], self.lead, 0, self.price_percent, self.overtaken))
 
     def change_rounds(self, now: float, *, waits: bool) -> None:

@@ -18,8 +18,8 @@ _BESIDES = 2.0
 """Messages that go with what is asked for: its end, and that of the text."""
 _MOST_ASKED = 8192.0
 """As much as is asked of 128 texts by one pass."""
-_REFUSED = 2.0
-"""What an answer in words costs, in messages."""
+_ANSWER = 2.0
+"""What it costs to refuse something, in messages."""
 
 
 class Bucket:
@@ -81,9 +81,9 @@ class PeerPace:
         """So much of it was read, with so many frames in it: how long not to read on, seconds."""
         return self._spend(now, frames + size_bytes / _LONG_BYTES)
 
-    def refused(self, now: float) -> None:
-        """It was answered in words, which is paid for by whatever it sends next."""
-        self._spend(now, _REFUSED)
+    def answered(self, now: float) -> None:
+        """It was refused something, or told again what it had been told: that counts with whatever it sends next."""
+        self._spend(now, _ANSWER)
 
     def _spend(self, now: float, cost: float) -> float:
         asked = min(self._asked, cost)

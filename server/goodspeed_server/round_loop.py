@@ -173,6 +173,7 @@ class RoundLoop:
         elif message.offset:
             pass  # it was sent while nobody waited, and what it continues is no draft of these rounds
         elif missing:
+            live.account.answered(self._clock())
             outbox.post(Verdict(message.stream, message.base, 0, missing, live.lead, 0, live.price_percent))
         elif live.draft is None:
             moved = self._intake.draft(live, message, self._rounds, prefilling=live in self._streams.prefilling)
@@ -364,6 +365,7 @@ class RoundLoop:
         self.planner.plan([live], share, now)
         live.began_at = now
         live.told.append((live.stream.length, now))
+        live.account.asked(live.lead)
         live.outbox.post(Opened(live.number, live.stream.length, live.lead, live.price_percent, live.overtaken))
         if live.stream.prefilled:
             self._join(live)
