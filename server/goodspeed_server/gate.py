@@ -8,6 +8,7 @@ forgotten for a stranger's sake: where there is no room, strangers share one acc
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import math
 from collections import OrderedDict
@@ -32,7 +33,7 @@ _PENDING_SHARE = 8
 """One in so many of the links, on top of them, may be connections that have not become links yet."""
 _TOLD_AT_ONCE = 4
 """Of one address; whom else it sends meanwhile is cut off without a word."""
-_TOLD_BURST, _TOLD_PER_S = 32, 2.0
+_TOLD_BURST, _TOLD_PER_S = 32, 1.0
 """Nor is an address told more often."""
 _MINUTE_S = 60.0
 _FULL_RETRY_S = 10.0
@@ -331,6 +332,7 @@ def _is_told(address: _Address, now: float) -> bool:
     return address.turned_away < _TOLD_AT_ONCE and address.told.lacking_s(now) == 0.0
 
 
+@functools.lru_cache(maxsize=2**12)
 def key_of(host: str) -> tuple[str, bool]:
     """What addresses are told apart by, and whether this one is the machine itself.
 

@@ -42,7 +42,7 @@ RoundsName: TypeAlias = Literal["auto", "barrier", "rolling"]
 MAX_PORT = 65_535
 LONGEST_DRAIN_S = 86_400
 LINKS_PER_ADDRESS = 256
-HANDSHAKES_PER_MINUTE = 600
+HANDSHAKES_PER_MINUTE = 300
 FAILED_TOKENS_PER_MINUTE = 10
 OVERDUE = 10
 """How many round timeouts a draft may be late."""
