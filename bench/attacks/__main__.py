@@ -1,7 +1,8 @@
 """`make bench-attacks`: every attacker of the registries, what it gets, and what honest agents keep beside it.
 
 *Claims* (`claims.py`) are about drafts and their `q`; how they are measured, `seats.py` says. *Floods* (`strangers.py`,
-`holders.py`) go for the server's time and memory; how those are measured, `beside.py` says.
+`holders.py`) go for the server's time and memory; how those are measured, `beside.py` says. What either is compared
+with, `pairing.py` says.
 `python -m bench.attacks [--json FILE] [--only NAME ...]`
 """
 
@@ -16,9 +17,9 @@ import typer
 import uvloop
 
 from bench.attacks.attacker import REGISTERED
-from bench.attacks.beside import NOBODY, Case, beside
+from bench.attacks.beside import beside
 from bench.attacks.claims import CLAIMS
-from bench.attacks.figures import Row, claim_lines, flood_lines, row_of
+from bench.attacks.figures import Row, claim_lines, flood_lines, row_of, shortfalls
 from bench.attacks.floods import FLOODS, Flood
 from bench.attacks.seats import beside_claims
 from goodspeed.catalog import DEFAULT_DRAFT
@@ -30,13 +31,13 @@ __all__ = ["main"]
 def main(
     only: Annotated[list[str] | None, typer.Option(help="Of the registries; all by default.")] = None,
     turns: Annotated[int, typer.Option(help="How often each runs.", min=1)] = 3,
-    seconds: Annotated[float, typer.Option(help="How long a flood counts.", min=1.0)] = 8.0,
+    seconds: Annotated[float, typer.Option(help="How long a flood counts.", min=1.0)] = 6.0,
     agents: Annotated[int, typer.Option(help="Honest agents beside a claim.", min=1)] = 3,
     new_tokens: Annotated[int, typer.Option(help="That each of these writes.", min=1)] = 96,
     draft: Annotated[str, typer.Option(help="Of these.")] = DEFAULT_DRAFT,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:
-    """Measure, and print what came of it; exit with 1 if a flood was not met."""
+    """Measure, and print what came of it; exit with 1 if a flood was not met, or honest agents keep too little."""
     assert REGISTERED
     unknown = set(only or ()) - CLAIMS.keys() - FLOODS.keys()
     if unknown:
@@ -47,27 +48,27 @@ def main(
     of_claims = beside_claims(claims, turns, agents, new_tokens, draft)
     if claims:
         typer.echo("\n".join(claim_lines(of_claims)))
-    of_floods = {row.name: row for row in _beside_floods(floods, turns, seconds)}
+    rows = _beside_floods(floods, turns, seconds)
     if floods:
-        typer.echo("\n".join(flood_lines(list(of_floods.values()))))
+        typer.echo("\n".join(flood_lines(rows)))
     if json_file is not None:
         figures = {
             "turns": turns, "claims": {"agents": agents, "new_tokens": new_tokens, "draft": draft, "ratios": of_claims},
-            "floods": {"seconds": seconds, "rows": {name: row.to_json() for name, row in of_floods.items()}},
+            "floods": {"seconds": seconds, "rows": {row.name: row.to_json() for row in rows}},
         }  # fmt: skip
-        json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-    raise typer.Exit(0 if all(row.met for row in of_floods.values()) else 1)
+        json_file.write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    short = shortfalls(rows, of_claims)
+    for sentence in short:
+        typer.echo(sentence, err=True)
+    raise typer.Exit(1 if short else 0)
 
 
 def _beside_floods(floods: list[Flood], turns: int, seconds: float) -> list[Row]:
     rows = []
-    for rounds in dict.fromkeys(one.rounds for one in floods):
-        mine = [one for one in floods if one.rounds == rounds]
-        controls = dict.fromkeys(one.beside or NOBODY for one in mine)
-        cases: dict[str, list[Case]] = uvloop.run(
-            beside(rounds, [*controls, *(one.name for one in mine)], turns, seconds)
-        )
-        rows += [row_of(one, cases[one.name], cases[one.beside or NOBODY]) for one in mine]
+    for rounds, control in dict.fromkeys((one.rounds, one.beside) for one in floods):
+        mine = {one.name: one for one in floods if (one.rounds, one.beside) == (rounds, control)}
+        found = uvloop.run(beside(rounds, control, list(mine), turns, seconds))
+        rows += [row_of(mine[name], compared) for name, compared in found.items()]
     return rows
 
 

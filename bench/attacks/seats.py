@@ -3,8 +3,8 @@
 A real server with the bundled target in this process, a few honest agents with a bundled draft, and in one more place
 by turns an honest agent and whoever makes a claim. What counts is committed tokens per second of *server busy time*
 (processor time of the engine's thread, as in `bench.worth`), of the honest agents and of who sits in that place. Each
-is compared, within a turn, with the case in which an honest agent sits there. A liar comes under a new name in every
-turn, since a server remembers who was found out.
+is compared with cases in which an honest agent sits there; with which of them, `pairing.py` says. A liar comes under a
+new name in every case, since a server remembers who was found out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from bench.attacks.claims import Claim, RuleName, Seat
+from bench.attacks.pairing import Compared, between_controls
 from goodspeed.catalog import DEFAULT_TARGET, load_model, tokenizer_files
+from goodspeed.errors import GoodSpeedError
 from goodspeed.messages import (
     MAX_DRAFT_TOKENS,
     PROTOCOL_VERSION,
@@ -47,8 +49,9 @@ from goodspeed_server.settings import RoundSettings, ServerSettings
 
 __all__ = ["beside_claims"]
 
-HONEST = "honest"
 CAPACITY = 24
+_GONE_WITHIN_S = 30.0
+_LOOK_EVERY_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,33 +80,34 @@ def beside_claims(
         draft: of the honest agents.
 
     Returns:
-        By the name of each claim, medians over the turns of ratios within a turn, and what the server said in the end.
+        By the name of each claim, medians over the turns of ratios to controls, and what the server said in the end.
     """
-    figures: dict[str, list[Figures]] = {}
+    found: dict[str, list[Compared[Figures]]] = {}
     for rule in dict.fromkeys(one.rule for one in claims):
-        mine = [one for one in claims if one.rule == rule]
-        figures |= uvloop.run(_by_turns(rule, mine, turns, agents, new_tokens, draft))
+        mine = {one.name: one for one in claims if one.rule == rule}
+        found |= uvloop.run(_on_one_server(rule, mine, turns, agents, new_tokens, draft))
+    return {one.name: _over(found[one.name]) for one in claims}
+
+
+def _over(turns: Sequence[Compared[Figures]]) -> dict[str, Any]:
+    others = [turn.ratio(lambda figures: figures.others) for turn in turns]
+    own = [turn.ratio(lambda figures: figures.own) for turn in turns]
     return {
-        one.name: _against(figures[f"{HONEST}, {one.rule}"], figures[one.name]) | {"state": figures[one.name][-1].state}
-        for one in claims
+        "others": statistics.median(others),
+        "own": statistics.median(own),
+        "drafted": statistics.median(
+            turn.attacked.drafted / max(1.0, turn.control(lambda figures: figures.drafted)) for turn in turns
+        ),
+        "others_least": min(others),
+        "own_most": max(own),
+        "state": turns[-1].attacked.state,
     }
 
 
-def _against(honest: Sequence[Figures], attacked: Sequence[Figures]) -> dict[str, float]:
-    pairs = list(zip(attacked, honest, strict=True))
-    return {
-        "others": statistics.median(bad.others / good.others for bad, good in pairs),
-        "own": statistics.median(bad.own / good.own for bad, good in pairs),
-        "drafted": statistics.median(bad.drafted / max(1, good.drafted) for bad, good in pairs),
-        "others_least": min(bad.others / good.others for bad, good in pairs),
-        "own_most": max(bad.own / good.own for bad, good in pairs),
-    }
-
-
-async def _by_turns(
-    rule: RuleName, claims: Sequence[Claim], turns: int, agents: int, new_tokens: int, draft: str
-) -> dict[str, list[Figures]]:
-    """One server for all cases, which take turns; under the ratio rule behind the barrier, else as it is by default."""
+async def _on_one_server(
+    rule: RuleName, claims: Mapping[str, Claim], turns: int, agents: int, new_tokens: int, draft: str
+) -> dict[str, list[Compared[Figures]]]:
+    """One server for all cases; under the ratio rule behind the barrier, else as it is by default."""
     rounds = RoundSettings(capacity=CAPACITY if rule == "ratio" else None, round_timeout_s=0.5)
     settings = ServerSettings(
         port=0, rule=rule, scheduler="goodspeed" if rule == "ratio" else "auto", max_streams=agents + 1,
@@ -112,15 +116,16 @@ async def _by_turns(
     server = VerificationServer(
         settings, load_model(DEFAULT_TARGET, device="cpu", dtype="float32"), tokenizer_files(DEFAULT_TARGET)
     )
-    found: dict[str, list[Figures]] = {}
     async with server.listen() as address:
-        for turn in range(turns):
-            cases: list[Claim | None] = [None, *claims]
-            for one in cases if turn % 2 == 0 else reversed(cases):
-                name = f"{HONEST}, {rule}" if one is None else one.name
-                figures = await _case(server, address, one, f"{name} {turn}", agents, new_tokens, draft)
-                found.setdefault(name, []).append(figures)
-    return found
+
+        async def run(name: str | None, number: int) -> Figures:
+            one = None if name is None else claims[name]
+            called = f"{name or 'honest'} {number}"
+            figures = await _case(server, address, one, called, agents, new_tokens, draft)
+            await _emptied(server, called)
+            return figures
+
+        return await between_controls(list(claims), turns, run)
 
 
 async def _case(
@@ -157,6 +162,17 @@ async def _case(
     if row is None:
         return Figures(agents * new_tokens / busy_s, 0.0, 0, "its link was closed")
     return Figures(agents * new_tokens / busy_s, row.committed / busy_s, row.drafted, row.state)
+
+
+async def _emptied(server: VerificationServer, behind: str) -> None:
+    """Wait until nobody's link is left of a case."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_GONE_WITHIN_S):
+            while server.snapshot().agents:
+                await asyncio.sleep(_LOOK_EVERY_S)
+    left = [row.name for row in server.snapshot().agents]
+    if left:
+        raise GoodSpeedError(f"{_GONE_WITHIN_S:g} s after {behind!r} had ended the server still has links of {left}")
 
 
 def _busy_s(server: VerificationServer) -> float:
