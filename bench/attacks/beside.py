@@ -3,7 +3,9 @@
 The server is a process of its own, as an operator starts it, with tokens, and with the limits that it sets others than
 its own machine. Honest agents, and newcomers that link up, come from one address, and each attacker from one that
 nobody came from before, so that no limit that an earlier one met holds it back. A case ends when nothing of its
-attacker is left at the server; which cases are compared, `pairing.py` says.
+attacker is left at the server; which cases are compared, `pairing.py` says. In the control of an attacker that has no
+twin it attacks another server of the same machine, at which nobody works: else what attackers themselves compute on a
+machine of two cores, and its kernel with them, would count as what they do to the server.
 
 Whatever is counted is the server's own: committed tokens of the honest agents for every second of the engine's
 *busy* time, and for every second of *processor* time of the whole process, which also has the event loop's work for
@@ -14,12 +16,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from bench.attacks.attacker import attacking
@@ -47,8 +49,8 @@ _ALONE = Present(links=HONEST, agents=HONEST, pending=1)
 """The honest agents, and whoever reads this."""
 _ROWS = 8
 _NEW_TOKENS = 96
-_SETTLE_S = 2.0
-"""For an attacker to get going; it does not count."""
+_SETTLE_S = 3.0
+"""For an attacker to get going, and to use up what it has at once; it does not count."""
 _GONE_WITHIN_S = 30.0
 """The server gives up within 10 s on whoever does not shake hands, or does not part."""
 _LOOK_EVERY_S = 0.25
@@ -87,7 +89,7 @@ async def beside(
 
     Args:
         rounds: of the server.
-        control: the twin that sits in an attacker's place in a control; None for nobody.
+        control: the twin that sits in an attacker's place in a control; None for the attacker itself, elsewhere.
         attackers: their names.
         turns: how often each runs.
         seconds: how long a case counts.
@@ -99,11 +101,17 @@ async def beside(
         GoodSpeedError: an attacker failed, or something of it stays at the server.
     """
     async with _world(rounds) as world:
+        numbers = itertools.count()
+        found: dict[str, list[Compared[Case]]] = {}
+        for attacker in attackers:
 
-        async def run(attacker: str | None, number: int) -> Case:
-            return await _case(world, attacker or control, _source(number), seconds)
+            async def run(name: str | None, _: int, attacker: str = attacker) -> Case:
+                elsewhere = name is None and control is None
+                who = name or control or attacker
+                return await _case(world, who, _source(next(numbers)), seconds, elsewhere=elsewhere)
 
-        return await between_controls(attackers, turns, run)
+            found |= await between_controls([attacker], turns, run)
+        return found
 
 
 def _source(number: int) -> str:
@@ -117,6 +125,8 @@ class _World:
     """A server, and honest agents at work."""
 
     address: str
+    elsewhere: str
+    """The address of a server like it, at which nobody works."""
     shown: Credentials
     """By who is honest."""
     token: str
@@ -126,9 +136,9 @@ class _World:
     honest: _Honest
     working: Sequence[asyncio.Task[None]]
 
-    def target(self, source: str) -> Target:
-        """It, for an attacker who comes from this address."""
-        url = urlsplit(self.address)
+    def target(self, source: str, *, elsewhere: bool) -> Target:
+        """It, or the other server, for an attacker who comes from this address."""
+        url = urlsplit(self.elsewhere if elsewhere else self.address)
         assert url.hostname is not None
         assert url.port is not None
         return Target(url.hostname, url.port, self.token, source)
@@ -145,7 +155,7 @@ class _World:
         reading = await asyncio.to_thread(read, self.address, self.watching)
         return reading, self.honest.tokens
 
-    async def rest(self, behind: str | None) -> None:
+    async def rest(self, behind: str) -> None:
         """Wait until honest agents are alone.
 
         Args:
@@ -158,7 +168,7 @@ class _World:
         while (reading := (await self.read())[0]).present != _ALONE:
             if time.monotonic() > deadline_s:
                 raise GoodSpeedError(
-                    f"{_GONE_WITHIN_S:g} s after {behind or 'newcomers'!r} had gone the server still has "
+                    f"{_GONE_WITHIN_S:g} s after {behind!r} had gone the server still has "
                     f"{reading.present}, where honest agents alone are {_ALONE}: see what its links wait for"
                 )
             await asyncio.sleep(_LOOK_EVERY_S)
@@ -171,9 +181,11 @@ async def _world(rounds: RoundsName) -> AsyncIterator[_World]:
         store = TokenStore(folder / "tokens.json")
         edge, attacker = (store.create(name, "agent") for name in ("edge", "attacker"))
         watching = store.create("eye", "monitor")
-        files = ("--tokens", str(folder / "tokens.json"), "--log-file", str(folder / "log"))
+        options = (*_OPTIONS, *_ROUNDS[rounds], "--tokens", str(folder / "tokens.json"), "--log-file")
         async with contextlib.AsyncExitStack() as stack:
-            address = await stack.enter_async_context(serving(*_OPTIONS, *_ROUNDS[rounds], *files))
+            address, elsewhere = [
+                await stack.enter_async_context(serving(*options, str(folder / log))) for log in ("log", "elsewhere")
+            ]
             cache, shown = TokenizerCache(folder), Credentials(token=edge)
             agents = [
                 await stack.enter_async_context(Agent(address, SuffixDrafter(), cache=cache, credentials=shown))
@@ -181,7 +193,7 @@ async def _world(rounds: RoundsName) -> AsyncIterator[_World]:
             ]
             working = [asyncio.create_task(honest.write_on(agent, number)) for number, agent in enumerate(agents)]
             stack.push_async_callback(_end, working)
-            yield _World(address, shown, attacker, watching, honest, working)
+            yield _World(address, elsewhere, shown, attacker, watching, honest, working)
 
 
 async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
@@ -190,13 +202,10 @@ async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
     await asyncio.wait(tasks)
 
 
-async def _case(world: _World, name: str | None, source: str, seconds: float) -> Case:
+async def _case(world: _World, name: str, source: str, seconds: float, *, elsewhere: bool) -> Case:
     first, _ = await world.read()
-    async with contextlib.AsyncExitStack() as stack:
-        got: dict[str, Any] = {}
-        if name is not None:
-            got = await stack.enter_async_context(attacking(name, world.target(source)))
-            await asyncio.sleep(_SETTLE_S)
+    async with attacking(name, world.target(source, elsewhere=elsewhere)) as got:
+        await asyncio.sleep(_SETTLE_S)
         before, tokens_before = await world.read()
         async with newcomers(world.address, world.shown) as came:
             await asyncio.sleep(seconds)

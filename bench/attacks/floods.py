@@ -31,7 +31,7 @@ class Flood:
     rounds: RoundsName
     """Of the server that it is most trouble to."""
     beside: str | None
-    """Who sits in its place in the run that it is compared with; None for nobody."""
+    """Who sits in its place in the run that it is compared with; None for itself, at another server."""
 
 
 FLOODS: dict[str, Flood] = {}

@@ -50,6 +50,8 @@ async def half_open(target: Target, tally: Tally, said: bytes, *, drip: bytes) -
                         async with asyncio.timeout(_DRIP_S):
                             if not await reader.read(2**16):
                                 raise EOFError
+                    if writer.is_closing():
+                        raise EOFError
                     writer.write(drip)
 
     await again_and_again(HALF_OPEN, tally, once, pause_s=_DRIP_S)
