@@ -153,8 +153,8 @@ async def test_a_reader_that_does_not_read_is_cut_off(monkeypatch: pytest.Monkey
     async with serving() as (server, address), linked(address) as peer:
         await peer.open(0, PROMPT)
         (link,) = server._links
-        for _ in range(8):
-            link.post(Goodbye("x" * 100))
+        while not link._dropped:
+            link.post(Goodbye("x" * 4000))
         with pytest.raises(ConnectionClosed):
             while True:
                 await peer.receive()

@@ -1,22 +1,30 @@
-"""What is on its way to a peer: a queue with a task behind it, so that nobody who sends waits for a slow reader."""
+"""What is on its way to a peer: written at once as long as the peer reads, and a bounded queue as soon as it does not.
+
+Nobody who sends waits for a slow reader. Frames are written past `Connection.send`, of which a task would have to be
+told for each of them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 
 from websockets.asyncio.server import ServerConnection
 from websockets.exceptions import ConnectionClosed
+from websockets.protocol import State
 
 __all__ = ["Outgoing"]
 
 _MAX_QUEUED = 4096
 _MAX_QUEUED_BYTES = 2**23
 """With more than that waiting, beside its tokenizer, a peer does not read."""
+_AT_ONCE_BYTES = 2**16
+"""Of what waits."""
 
 
 class Outgoing:
-    """The frames that wait for one connection, written in their order from when it is made.
+    """The frames for one connection, in their order.
 
     Args:
         connection: the open WebSocket.
@@ -26,35 +34,63 @@ class Outgoing:
     def __init__(self, connection: ServerConnection, *, largest_bytes: int) -> None:
         self._connection = connection
         self._most_bytes = _MAX_QUEUED_BYTES + largest_bytes
-        self._frames: asyncio.Queue[bytes | None] = asyncio.Queue(_MAX_QUEUED)
+        self._waiting: deque[bytes] = deque()
         self._bytes = 0
-        self._writer = asyncio.create_task(self._write())
+        self._writer: asyncio.Task[None] | None = None
+        """Writes what waits; None while nothing does."""
+        self._stopped = False
 
     @property
     def empty(self) -> bool:
-        """Whether everything is written."""
-        return self._frames.empty()
+        """Whether whatever comes is written at once."""
+        return self._writer is None and not self._connection.paused
 
     def put(self, frame: bytes) -> bool:
-        """Let a frame wait for its turn; whether there was room for it."""
-        if self._frames.full() or self._bytes > self._most_bytes:
+        """Write a frame, or let it wait for its turn; whether there was room for it."""
+        if self._stopped or self._connection.protocol.state is not State.OPEN:
+            return True  # nobody will read it
+        if self.empty:
+            self._send([frame])
+            return True
+        if len(self._waiting) >= _MAX_QUEUED or self._bytes > self._most_bytes:
             return False
-        self._frames.put_nowait(frame)
+        self._waiting.append(frame)
         self._bytes += len(frame)
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._write())
         return True
 
     async def flush(self, timeout_s: float) -> None:
         """Write what waits, as far as that is done in time, and nothing that comes later."""
-        with contextlib.suppress(asyncio.QueueFull):
-            self._frames.put_nowait(None)
-        await asyncio.wait([self._writer], timeout=timeout_s)
+        self._stopped = True
+        if self._writer is not None:
+            await asyncio.wait([self._writer], timeout=timeout_s)
 
     def stop(self) -> None:
         """Write nothing any more."""
-        self._writer.cancel()
+        self._stopped = True
+        if self._writer is not None:
+            self._writer.cancel()
+
+    def _send(self, frames: list[bytes]) -> None:
+        if self._connection.transport.is_closing():
+            return
+        for frame in frames:
+            self._connection.protocol.send_binary(frame)
+        self._connection.send_data()
 
     async def _write(self) -> None:
         with contextlib.suppress(ConnectionClosed):
-            while (frame := await self._frames.get()) is not None:
-                await self._connection.send(frame)
-                self._bytes -= len(frame)
+            while self._waiting:
+                async with self._connection.send_context():  # which waits until the peer reads
+                    self._send(self._next())
+        self._writer = None
+
+    def _next(self) -> list[bytes]:
+        """As many of those that wait as are written at once."""
+        frames, size = [], 0
+        while self._waiting and size < _AT_ONCE_BYTES:
+            frames.append(self._waiting.popleft())
+            size += len(frames[-1])
+        self._bytes -= size
+        return frames
