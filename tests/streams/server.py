@@ -131,7 +131,7 @@ class Served:
             self.compute()
         assert self.outcome is not None
         planned, unfit = self.planned.as_run(self.outcome)
-        assert not unfit
+        assert unfit == ([], [])
         self.loop._commit(planned, self.outcome)
         self.planned = self.outcome = None
 
