@@ -297,7 +297,7 @@ class RoundLoop:
             self._stopping = True
             self._streams.give_up_parked(math.inf)
             self.boundary.end()
-            self._engine_thread.shutdown(wait=True)
+            self._engine_thread.shutdown(wait=False)  # a pass may hang, and whoever cancels this knows
 
     async def _gather(self) -> list[LiveStream] | None:
         """Wait until the round closes, or there is a prompt to work on meanwhile; None: there is no further round."""

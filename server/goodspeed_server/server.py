@@ -53,6 +53,8 @@ __all__ = ["VerificationServer", "load_server"]
 
 logger = logging.getLogger(__name__)
 
+_LAST_PASS_S = 4.0
+"""For how long the pass that runs is waited for when the rounds are to end: it may hang."""
 _CLOSE_TIMEOUT_S = 4.0
 _TOKEN_CHECK_S = 2.0
 """How soon a token that is revoked opens nothing any more."""
@@ -196,6 +198,9 @@ class VerificationServer:
         self._links: set[Link] = set()
         self._sessions = Sessions()
         self._running: asyncio.Task[None] | None = None
+        self.stuck = False
+        """Whether it has ended, and the engine's thread has not: whoever waits for that, as the interpreter does at its
+        own end, may wait for ever."""
         self._shown = (-math.inf, b"")
 
     @property
@@ -253,10 +258,13 @@ class VerificationServer:
             for task in watching:
                 task.cancel()
             await self._close(listener)
-        self._running.result()
+        if not self.stuck:
+            self._running.result()
 
     async def run(self, on_listening: Callable[[], None] | None = None) -> None:
         """Print the address, serve until SIGTERM, SIGINT or SIGHUP, and drain; a second SIGTERM or SIGINT ends it.
+
+        Returns within `drain_s` and a few seconds of that, whatever the engine does: see `stuck`.
 
         Args:
             on_listening: called once the address is printed.
@@ -320,7 +328,12 @@ class VerificationServer:
         assert self._running is not None
         self._drain.begin(at_once=True)
         self._rounds.stop()
-        await asyncio.wait([self._running])
+        await asyncio.wait([self._running], timeout=_LAST_PASS_S)
+        self.stuck = not self._running.done()
+        if self.stuck:
+            logger.error("a pass has not returned in %g s: the server ends without it", _LAST_PASS_S)
+            self._running.cancel()
+            await asyncio.wait([self._running])
         goodbyes = [asyncio.create_task(link.say_goodbye(_GOING_AWAY, RESTART_S)) for link in self._links]
         if goodbyes:
             await asyncio.wait(goodbyes, timeout=_CLOSE_TIMEOUT_S)
