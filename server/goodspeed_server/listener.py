@@ -200,6 +200,7 @@ class Door:
         self._max_links = settings.max_links
         self._clock = clock
         self._goodbyes: set[asyncio.Task[None]] = set()
+        self._closed = False
         self.gate: Gate[Connection] = Gate(
             settings,
             cut_off=self._cut_off,
@@ -262,6 +263,8 @@ class Door:
         visitor = self.gate.arrive(connection, connection.host, self._clock())
         if visitor.refusal is not None:
             self.refused(visitor.refusal.code)
+        if self._closed:
+            connection.cut_off()
         return visitor
 
     def heard(self, connection: Connection) -> None:
@@ -287,7 +290,8 @@ class Door:
         return later(connection, refusal.status, refusal.sentence, refusal.retry_after_s)
 
     def close(self) -> None:
-        """Cut off whoever has not become a link."""
+        """Cut off whoever has not become a link, and whoever still comes: the listener may have accepted it already."""
+        self._closed = True
         for connection in self.gate.waiting():
             connection.cut_off()
 

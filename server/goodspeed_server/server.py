@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from websockets.asyncio.server import Server
 
-from goodspeed.addresses import is_loopback_host
+from goodspeed.addresses import is_loopback_host, url_of
 from goodspeed.catalog import Files, load_model, tokenizer_files
 from goodspeed.engine import Engine, Layout
 from goodspeed.errors import InvalidRequest
@@ -253,7 +253,8 @@ class VerificationServer:
             asyncio.create_task(self._metrics.watch_loop(), name="loop lag"),
         ]
         try:
-            yield _address(listener, secure=self._tls is not None)
+            host, port = next(iter(listener.sockets)).getsockname()[:2]
+            yield url_of(host, port, secure=self._tls is not None)
         finally:
             for task in watching:
                 task.cancel()
@@ -339,13 +340,17 @@ class VerificationServer:
             await asyncio.wait(goodbyes, timeout=_CLOSE_TIMEOUT_S)
         for link in self._links:
             link.abort()
-        listener.close()
         self._door.close()
-        await listener.wait_closed()
-        if self._recorder is not None:
-            await asyncio.to_thread(self._recorder.close)
-        if self._tracer is not None:
-            await asyncio.to_thread(self._tracer.close)
+        listener.close()
+        closing = asyncio.create_task(listener.wait_closed())
+        if (await asyncio.wait([closing], timeout=_CLOSE_TIMEOUT_S))[1]:
+            logger.error(
+                "%d links have not ended in %g s: the server ends without them", len(self._links), _CLOSE_TIMEOUT_S
+            )
+            closing.cancel()
+        for keeper in (self._recorder, self._tracer):
+            if keeper is not None:
+                await asyncio.to_thread(keeper.close)
 
     def _rounds_ended(self, running: asyncio.Task[None]) -> None:
         if not running.cancelled() and running.exception() is not None:
@@ -392,9 +397,3 @@ class VerificationServer:
                     with about(agent=link.agent):
                         logger.info("a link is cut: its token was revoked")
                     link.expel()
-
-
-def _address(listener: Server, *, secure: bool) -> str:
-    host, port = next(iter(listener.sockets)).getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    return f"{'wss' if secure else 'ws'}://{shown}:{port}"
