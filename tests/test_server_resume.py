@@ -305,6 +305,27 @@ async def test_what_is_parked_counts_for_no_limit_of_its_token(tmp_path: Path) -
             assert written + await written_by(peer) == target_text(PROMPT, NEW_TOKENS)
 
 
+async def test_a_link_that_is_broken_again_and_again_makes_no_two_texts_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("goodspeed_server.allowance.REPEATED", 2)
+    store = TokenStore(tmp_path / "tokens.json")
+    secret = store.create("edge", "agent", tokens_per_minute=5)
+    async with serving(tiny_settings(tokens=tmp_path / "tokens.json")) as (server, address):
+        for _ in range(2):
+            async with in_session(address, token=secret) as peer:
+                await peer.send(begin())
+                await written_by_opened(peer, 12)
+                peer.connection.transport.abort()
+            await until_parked(server, 1)
+        async with in_session(address, token=secret) as peer:
+            await peer.send(begin())
+            failure = await peer.failure()
+            assert "5 tokens a minute" in failure.message
+            assert failure.retry_after_s is not None
+        await until_parked(server, 1)
+
+
 @dataclass
 class Cut:
     """Resets the connection once so many bytes have passed; after some connections it lets all through."""

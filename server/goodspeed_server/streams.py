@@ -15,6 +15,7 @@ from goodspeed.logs import about
 from goodspeed.messages import Failure, Open, Queued
 from goodspeed.stream import ServedStream
 from goodspeed_server.admission import Admission, Places
+from goodspeed_server.allowance import Back
 from goodspeed_server.live import AgentAccount, LiveStream, Outbox, RowUse
 from goodspeed_server.parking import Parked, Parking, text_name
 from goodspeed_server.planner import Planner
@@ -312,8 +313,9 @@ class Streams:
             self.give_up_parked(stream.opened_at)  # an alarm may be a little late
             parked = self._parking.find((account.session, number))
         continues = parked is not None and parked.begins_as(stream.tokens, stream.prompt_tokens)
-        admitted = continues or name in self._admission.absences
-        account.admit(stream.opened_at, begun=stream.generated > 0, admitted=admitted)
+        held = len(parked.tokens) if parked and continues else self._admission.absences.held(name)
+        back = None if held is None else Back(name, max(0, held - stream.length))
+        account.admit(stream.opened_at, begun=stream.generated > 0, back=back)
         if parked is None:
             return None
         self._parking.take(parked)
