@@ -305,6 +305,23 @@ async def test_what_is_parked_counts_for_no_limit_of_its_token(tmp_path: Path) -
             assert written + await written_by(peer) == target_text(PROMPT, NEW_TOKENS)
 
 
+async def test_a_text_that_nobody_wants_any_more_is_given_up_where_it_is_parked() -> None:
+    async with serving(tiny_settings(max_streams=2)) as (server, address):
+        async with in_session(address) as peer:
+            await peer.send(begin())
+            await written_by_opened(peer, 3)
+            peer.connection.transport.abort()
+            await until_parked(server, 1)
+        async with in_session(address, session=b"another's") as other:
+            await other.close(0)
+            assert await other.generate(1, PROMPT) == target_text(PROMPT, 8)
+            assert server._rounds.parked == 1
+        async with in_session(address) as peer:
+            await peer.close(0)
+            assert await peer.generate(1, PROMPT) == target_text(PROMPT, 8)
+            assert server._rounds.parked == 0
+
+
 async def test_a_link_that_is_broken_again_and_again_makes_no_two_texts_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

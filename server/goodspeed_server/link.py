@@ -287,7 +287,7 @@ class Link:
                 self._drain.check()
                 self._rounds.open(self, account, message)
             case Close():
-                self._rounds.close(self, message.stream)
+                self._rounds.close(self, message.stream, account.session)
             case Redraft():
                 self._model.check_fingerprint(message)
                 self._rounds.redraft(self, account, message.drafter)

@@ -29,7 +29,7 @@ from goodspeed_server.auditing import Auditing
 from goodspeed_server.boundary import Boundary
 from goodspeed_server.fitting import Fitting, Settled
 from goodspeed_server.intake import Intake
-from goodspeed_server.live import AgentAccount, LiveStream, Outbox
+from goodspeed_server.live import AgentAccount, LiveStream, Outbox, Session
 from goodspeed_server.observer import Phases, RoundRecord
 from goodspeed_server.passes import PlannedPass, plan_pass
 from goodspeed_server.planner import Planner
@@ -176,9 +176,9 @@ class RoundLoop:
         """A link's drafts come of another drafter: `Intake.redraft`."""
         self._intake.redraft(account, self._streams.of_link(outbox), drafter)
 
-    def close(self, outbox: Outbox, number: int) -> None:
-        """End a stream its agent wants no more of; one that is not open is no error, since verdicts cross closes."""
-        self._streams.close(outbox, number)
+    def close(self, outbox: Outbox, number: int, session: Session | None = None) -> None:
+        """End a stream its agent wants no more of: `Streams.close`."""
+        self._streams.close(outbox, number, session)
         self._changed.set()  # others may have moved up
 
     def drop(self, outbox: Outbox) -> None:

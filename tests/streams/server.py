@@ -107,7 +107,7 @@ class Served:
                 case Draft():
                     self.loop.draft(wire, message)
                 case Close():
-                    self.loop.close(wire, message.stream)
+                    self.loop.close(wire, message.stream, wire.account.session)
                 case Redraft():
                     self.loop.redraft(wire, wire.account, message.drafter)
         except (Overloaded, InvalidRequest) as error:
