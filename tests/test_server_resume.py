@@ -151,11 +151,27 @@ async def test_a_link_that_only_seems_to_stand_is_superseded(records: list[Round
     assert len(server._sessions) == 0
 
 
+async def test_a_link_that_was_given_up_and_comes_late_takes_no_newer_ones_place() -> None:
+    async with (
+        serving() as (server, address),
+        linked(address, greet=False) as newer,
+        linked(address, greet=False) as late,
+    ):
+        await newer.greet(session=SESSION, attempt=2)
+        opened = await newer.open(0, PROMPT)
+        await late.greet(session=SESSION, attempt=1)
+        assert (await late.failure()).code == "superseded"
+        with pytest.raises(ConnectionClosed):
+            await late.receive()
+        assert await newer.go_on(opened, PROMPT) == target_text(PROMPT, 8)
+        assert server.snapshot().resumed_parked == 0
+
+
 async def test_what_comes_on_a_superseded_link_is_not_heard() -> None:
     async with serving() as (server, address), in_session(address) as gone, in_session(address, b"other") as back:
         await gone.send(begin(max_draft=4))
         await gone.expect(Opened)
-        (old,) = (link for link in server._links if server._sessions._links[("", SESSION)] is link)
+        (old,) = (link for link in server._links if server._sessions._links[("", SESSION)][1] is link)
         gone.connection.protocol.send_binary(encode(begin(1)))
         # It is here, and its link has not been told yet, when that is cut.
         old.connection.data_received(b"".join(gone.connection.protocol.data_to_send()))
