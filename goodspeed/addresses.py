@@ -12,7 +12,7 @@ from websockets.uri import parse_uri
 
 from goodspeed.errors import InvalidRequest
 
-__all__ = ["check_url", "is_loopback", "is_loopback_host", "proxy_for"]
+__all__ = ["check_url", "is_loopback", "is_loopback_host", "proxy_for", "url_of"]
 
 
 def check_url(url: str) -> None:
@@ -64,3 +64,9 @@ def proxy_for(url: str) -> str | None:
     if scheme.startswith("socks") and importlib.util.find_spec("python_socks") is None:
         raise InvalidRequest(f"the proxy for {url} is {proxy}: for that pip install python-socks, or {unset}")
     return proxy
+
+
+def url_of(host: str, port: int, *, secure: bool) -> str:
+    """What an agent is told to link up to; an IPv6 address stands in brackets."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"{'wss' if secure else 'ws'}://{shown}:{port}"

@@ -122,7 +122,10 @@ class Hello(_Message, tag=ord("H"), frozen=True):
     session: Annotated[bytes, Meta(max_length=MAX_SESSION_BYTES)] = b""
     """Random bytes that nobody else knows, the same on every link by which an agent goes on where an earlier one broke
     off; or nothing. For a while the server keeps what it has cached of the session's streams, by their numbers, and it
-    ends a link of the session that still seems to stand."""
+    ends an older link of the session that still seems to stand."""
+    attempt: Annotated[int, Meta(ge=0, lt=2**31)] = 0
+    """How often the session's agent had begun to connect before: of two links that with the higher number is the newer,
+    whichever of them the server hears first."""
 
 
 class Open(_Message, tag=ord("O"), frozen=True):

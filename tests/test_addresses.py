@@ -1,6 +1,6 @@
 import pytest
 
-from goodspeed.addresses import check_url, is_loopback, proxy_for
+from goodspeed.addresses import check_url, is_loopback, proxy_for, url_of
 from goodspeed.errors import InvalidRequest
 
 
@@ -57,3 +57,8 @@ def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, p
     monkeypatch.setenv("https_proxy", proxy)
     with pytest.raises(InvalidRequest, match=f"(?s)far.example.*{sentence}"):
         proxy_for("wss://far.example:8765")
+
+
+def test_an_address_is_said_as_agents_write_it() -> None:
+    assert url_of("127.0.0.1", 8765, secure=False) == "ws://127.0.0.1:8765"
+    assert url_of("::1", 1, secure=True) == "wss://[::1]:1"

@@ -265,6 +265,18 @@ async def test_a_server_that_stays_full_is_reported(tmp_path: Path) -> None:
     assert len(server.got(Open)) > 1
 
 
+async def test_a_server_that_opens_a_text_and_never_writes_of_it_is_reported(tmp_path: Path) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if not isinstance(message, Open) or len(server.got(Open)) > 100:
+            return False
+        opened = Opened(message.stream, len(message.tokens), 0)
+        await server.send(connection, opened, Failure("overloaded", "no memory", message.stream, 0.01))
+        return True
+
+    with pytest.raises(Overloaded, match="no memory"):
+        await generate(FakeServer(hook=hook), tmp_path, backoff=replace(QUICK, give_up_after_s=0.1))
+
+
 @pytest.mark.parametrize("code", ["invalid_request", "prompt_too_long", "token_out_of_range", "duplicate_stream"])
 async def test_a_refused_stream_is_reported_and_not_repeated(tmp_path: Path, code: str) -> None:
     server = FakeServer(hook=refusing(code))

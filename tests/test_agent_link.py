@@ -46,7 +46,7 @@ async def test_the_handshake_brings_welcome_and_tokenizer(cache: TokenizerCache)
         assert link.files == server.files
     hello, asked = server.received
     assert isinstance(hello, Hello)
-    assert (replace(hello, session=b""), asked) == (HELLO, GetTokenizer())
+    assert (replace(hello, session=b"", attempt=0), asked) == (HELLO, GetTokenizer())
 
 
 async def test_a_cached_tokenizer_is_not_fetched_again(cache: TokenizerCache) -> None:
@@ -66,9 +66,10 @@ async def test_a_link_says_the_same_session_whenever_it_is_made_again_and_no_oth
         await one.send(opening(one))
         assert await one.receive() == Relinked()
         await link.redraft("another", None)
-    first, other, again = (hello.session for hello in server.got(Hello))
-    assert first == again != other
-    assert len(first) == len(other) == 16
+    first, other, again = server.got(Hello)
+    assert first.session == again.session != other.session
+    assert len(first.session) == len(other.session) == 16
+    assert again.attempt > first.attempt, "and which of them is the newer"
 
 
 async def test_the_rounds_may_change_while_a_tokenizer_is_on_its_way(cache: TokenizerCache) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
+from websockets.asyncio.client import connect
 
 from goodspeed.errors import Overloaded
 from goodspeed.messages import Open
 from goodspeed.sampling import SamplingParams
 from goodspeed_server.draining import Drain
+from goodspeed_server.link import Link
 from tests.planted import PASS_S, Agent, PlantedEngine, make_rounds
+from tests.serving import linked, serving
 
 
 def test_it_goes_on_for_a_while_and_begins_nothing() -> None:
@@ -52,3 +56,32 @@ async def test_no_pass_is_begun_once_the_rounds_are_to_end() -> None:
         rounds.stop()
         await running
     assert passes == []
+
+
+async def test_who_comes_when_the_door_is_closed_is_cut_off() -> None:
+    async with serving() as (server, address), linked(address):
+        server._door.close()
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(address.rpartition(":")[2]))
+        writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b"", "it would hold up the end for as long as it says nothing"
+        writer.close()
+
+
+async def test_a_link_that_does_not_end_holds_up_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun, never = asyncio.Event(), asyncio.Event()
+
+    async def run(_: Link) -> None:
+        begun.set()
+        await never.wait()
+
+    monkeypatch.setattr(Link, "run", run)
+    monkeypatch.setattr("goodspeed_server.server._CLOSE_TIMEOUT_S", 0.1)
+    async with serving() as (_, address):
+        connection = await connect(address)
+        await begun.wait()
+    assert "1 links have not ended in 0.1 s: the server ends without them" in caplog.messages
+    never.set()
+    await connection.close()

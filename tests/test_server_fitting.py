@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -161,11 +162,11 @@ def test_what_is_run_in_pieces_is_what_would_have_been(work: Pass, most: int) ->
 
 @settings(deadline=None, max_examples=15)
 @given(passes, st.sets(st.integers(0, ROWS - 1), max_size=2))
-def test_who_never_fits_is_given_up_and_nobody_else(work: Pass, never: set[int]) -> None:
+def test_who_never_fits_is_left_out_and_nobody_else(work: Pass, never: set[int]) -> None:
     wanted = committed(work, fitting().run(work).judgements)
     settled = fitting(never=frozenset(never)).run(work)
-    assert settled.faults.keys() == never & set(work.rows)
-    assert {fault.code for fault in settled.faults.values()} <= {"out_of_memory"}
+    assert settled.lacking == never & set(work.rows)
+    assert not settled.faults
     assert committed(settled.work, settled.judgements) == {row: wanted[row] for row in wanted.keys() - never}
     assert {chunk.row for chunk in settled.work.chunks} == {chunk.row for chunk in work.chunks} - never
 
@@ -176,6 +177,17 @@ def test_a_pass_that_fitted_nowhere_is_planned_smaller_the_next_time() -> None:
     assert tight.run(work).out_of_memory == 2  # 20 tokens, then 12 of them
     assert tight.limit.tokens == 8
     assert tight.run(work).out_of_memory == 0
+
+
+def test_who_never_fits_takes_no_others_room_when_it_is_tried_again() -> None:
+    tight = fitting(never=frozenset({1}))
+    work = Pass([Turn(row, 1, 5, [1, 2, 3], SamplingParams()) for row in (0, 1, 2)], [])
+    assert tight.run(work).lacking == {1}
+    limit = tight.limit.tokens
+    again = replace(work, turns=[work.turns[0], replace(work.turns[1], drafted=[]), work.turns[2]])
+    for _ in range(20):
+        assert tight.run(again).out_of_memory == 1
+        assert (tight.limit.tokens or 99) >= (limit or 99)
 
 
 @pytest.mark.parametrize("most", [1, 7, 100, 5000])

@@ -121,15 +121,17 @@ def test_a_session_has_one_link() -> None:
         def supersede(self) -> None:
             self.ended = True
 
-    sessions, first, second, other = Sessions(), Line(), Line(), Line()
-    assert not sessions.begin(SESSION, first)
-    assert not sessions.begin(("edge", SESSION[1]), other), "another token's is another session"
-    assert sessions.begin(SESSION, second)
-    assert [line.ended for line in (first, second, other)] == [True, False, False]
-    sessions.end(SESSION, first)
-    assert len(sessions) == 2, "the link that took over has not gone"
+    sessions, first, second, late, other = Sessions(), Line(), Line(), Line(), Line()
+    assert sessions.begin(SESSION, 1, first)
+    assert sessions.begin(("edge", SESSION[1]), 0, other), "another token's is another session"
+    assert sessions.begin(SESSION, 3, second)
+    assert not sessions.begin(SESSION, 2, late)
+    assert [line.ended for line in (first, second, late, other)] == [True, False, False, False]
+    for gone in (first, late):
+        sessions.end(SESSION, gone)
+        assert len(sessions) == 2, "the newest link has not gone"
     sessions.end(SESSION, second)
-    assert not sessions.begin(SESSION, first)
+    assert sessions.begin(SESSION, 1, first)
 
 
 @dataclass

@@ -151,11 +151,27 @@ async def test_a_link_that_only_seems_to_stand_is_superseded(records: list[Round
     assert len(server._sessions) == 0
 
 
+async def test_a_link_that_was_given_up_and_comes_late_takes_no_newer_ones_place() -> None:
+    async with (
+        serving() as (server, address),
+        linked(address, greet=False) as newer,
+        linked(address, greet=False) as late,
+    ):
+        await newer.greet(session=SESSION, attempt=2)
+        opened = await newer.open(0, PROMPT)
+        await late.greet(session=SESSION, attempt=1)
+        assert (await late.failure()).code == "superseded"
+        with pytest.raises(ConnectionClosed):
+            await late.receive()
+        assert await newer.go_on(opened, PROMPT) == target_text(PROMPT, 8)
+        assert server.snapshot().resumed_parked == 0
+
+
 async def test_what_comes_on_a_superseded_link_is_not_heard() -> None:
     async with serving() as (server, address), in_session(address) as gone, in_session(address, b"other") as back:
         await gone.send(begin(max_draft=4))
         await gone.expect(Opened)
-        (old,) = (link for link in server._links if server._sessions._links[("", SESSION)] is link)
+        (old,) = (link for link in server._links if server._sessions._links[("", SESSION)][1] is link)
         gone.connection.protocol.send_binary(encode(begin(1)))
         # It is here, and its link has not been told yet, when that is cut.
         old.connection.data_received(b"".join(gone.connection.protocol.data_to_send()))
@@ -303,6 +319,44 @@ async def test_what_is_parked_counts_for_no_limit_of_its_token(tmp_path: Path) -
             await peer.send(begin(0, written))
             await peer.expect(Opened)
             assert written + await written_by(peer) == target_text(PROMPT, NEW_TOKENS)
+
+
+async def test_a_text_that_nobody_wants_any_more_is_given_up_where_it_is_parked() -> None:
+    async with serving(tiny_settings(max_streams=2)) as (server, address):
+        async with in_session(address) as peer:
+            await peer.send(begin())
+            await written_by_opened(peer, 3)
+            peer.connection.transport.abort()
+            await until_parked(server, 1)
+        async with in_session(address, session=b"another's") as other:
+            await other.close(0)
+            assert await other.generate(1, PROMPT) == target_text(PROMPT, 8)
+            assert server._rounds.parked == 1
+        async with in_session(address) as peer:
+            await peer.close(0)
+            assert await peer.generate(1, PROMPT) == target_text(PROMPT, 8)
+            assert server._rounds.parked == 0
+
+
+async def test_a_link_that_is_broken_again_and_again_makes_no_two_texts_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("goodspeed_server.allowance.REPEATED", 2)
+    store = TokenStore(tmp_path / "tokens.json")
+    secret = store.create("edge", "agent", tokens_per_minute=5)
+    async with serving(tiny_settings(tokens=tmp_path / "tokens.json")) as (server, address):
+        for _ in range(2):
+            async with in_session(address, token=secret) as peer:
+                await peer.send(begin())
+                await written_by_opened(peer, 12)
+                peer.connection.transport.abort()
+            await until_parked(server, 1)
+        async with in_session(address, token=secret) as peer:
+            await peer.send(begin())
+            failure = await peer.failure()
+            assert "5 tokens a minute" in failure.message
+            assert failure.retry_after_s is not None
+        await until_parked(server, 1)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.drafters import SuffixDrafter
 from goodspeed_agent.tokenizer import TokenizerCache
 from goodspeed_server import server as server_module
-from goodspeed_server.allowance import Allowance
+from goodspeed_server.allowance import REPEATED, Allowance, Back
 from goodspeed_server.cli import app
 from goodspeed_server.doorkeeper import Doorkeeper
 from goodspeed_server.monitor import fetch_snapshot
@@ -127,6 +128,46 @@ def test_an_allowance_counts_streams_and_tokens() -> None:
     allowance.admit(10.0 + refused.value.retry_after_s)
     allowance.limit(None, None)
     allowance.admit(42.0)
+
+
+def test_a_text_whose_link_breaks_goes_on_and_is_not_had_again_and_again() -> None:
+    allowance = Allowance("edge", tokens_per_minute=60)
+    allowance.admit(0.0)
+    allowance.spend(1060, 0.0)
+    for _ in range(20):
+        allowance.admit(0.0, Back("often broken", 10))
+    allowance.admit(0.0, Back("stood still", 1000))
+    allowance.admit(0.0, Back("another", 1000))
+    for text in ("stood still", "another", None):
+        with pytest.raises(Overloaded, match="may have 60 tokens a minute") as refused:
+            allowance.admit(0.0, None if text is None else Back(text, 0))
+        assert refused.value.retry_after_s == pytest.approx(1001.0)
+    allowance.admit(1001.0, Back("stood still", 1000))
+    allowance.spend(1000, 1001.0)
+    allowance.admit(1001.0, Back("stood still", 1000))
+    with pytest.raises(Overloaded):
+        allowance.admit(1001.0, Back("stood still", 0))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_breaking_links_brings_no_more_than_each_text_twice(seed: int) -> None:
+    rng, allowance, longest = random.Random(seed), Allowance("edge", tokens_per_minute=60), 1000
+    lengths = dict.fromkeys(range(5), 0)
+    for _ in lengths:
+        allowance.admit(0.0)
+    allowance.spend(60, 0.0)
+    had = 0
+    for _ in range(2000):
+        text = rng.choice(list(lengths))
+        begins_at = rng.choice((0, lengths[text], rng.randint(0, lengths[text])))
+        try:
+            allowance.admit(0.0, Back(text, lengths[text] - begins_at))
+        except Overloaded:
+            continue
+        lengths[text] = rng.choice((longest, rng.randint(begins_at, longest)))
+        allowance.spend(lengths[text] - begins_at, 0.0)
+        had += lengths[text] - begins_at
+    assert longest * len(lengths) < had <= (2 * longest + REPEATED) * len(lengths)
 
 
 def test_what_was_had_without_a_limit_is_no_debt_under_one() -> None:

@@ -99,13 +99,14 @@ async def tokens_of(
                         on_queued(place)
                     continue
                 case Opened() as asking:
-                    patience.succeeded()
+                    pass  # which is no success yet: a server without memory has rows, and commits nothing
                 case Verdict() as asking:
                     drafting.answered()
                     new = generation.commit(asking)
                     if asking.finish:
                         drafting.lost()
                     if new:
+                        patience.succeeded()
                         yield new
             budget, price = asking.budget, asking.price_percent / 100
             generation.asked(budget)

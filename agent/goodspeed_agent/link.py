@@ -87,7 +87,7 @@ class Link:
         backoff = backoff or Backoff()
         patient = backoff if alone_after_s is None else replace(backoff, give_up_after_s=math.inf)
         itinerary = Itinerary(len(doors), patient)
-        self._journey = Journey(doors, itinerary, backoff, lambda: self._hello, self._check)
+        self._journey = Journey(doors, itinerary, backoff, self._greeting, self._check)
         self.reconnections = 0
         # The server knows this link by it when it comes back, and keeps what is cached of its streams until then.
         self._hello = msgspec.structs.replace(hello, session=secrets.token_bytes(_SESSION_BYTES))
@@ -384,6 +384,11 @@ class Link:
                 _log.warning("the server is going away: %s", message.reason)
             case _:
                 raise ProtocolError(f"the server sent a {type(message).__name__} that nobody asked for")
+
+    def _greeting(self) -> Hello:
+        # One that is given up may reach the server late, after the next.
+        self._hello = msgspec.structs.replace(self._hello, attempt=self._hello.attempt + 1)
+        return self._hello
 
     async def _check(self, connected: Connected) -> None:
         """See whether the streams can go on there, or, where there are none yet, whether the draft fits."""

@@ -40,13 +40,15 @@ class Absences(Generic[NameT]):
     def __len__(self) -> int:
         return len(self._absent)
 
-    def __contains__(self, name: NameT) -> bool:
-        return name in self._absent
-
     @property
     def expires_at(self) -> float | None:
         """When the first of them is given up, seconds; None if there is none."""
         return next((absent.since + self._keep_s for absent in self._absent.values()), None)
+
+    def held(self, name: NameT) -> int | None:
+        """How many tokens the request held whose place is kept; None if there is none of that name."""
+        absent = self._absent.get(name)
+        return None if absent is None else absent.tokens
 
     def leave(self, name: NameT, absent: Absent) -> None:
         """Keep a place; one that is kept under the name is given up."""

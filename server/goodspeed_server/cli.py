@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -27,7 +27,7 @@ from goodspeed.scheduling import SCHEDULERS
 from goodspeed_server import ctl_commands, token_commands
 from goodspeed_server.configuration import checked, lines_in_force, use_file
 from goodspeed_server.dashboard import dashboard
-from goodspeed_server.errands import errors_named
+from goodspeed_server.errands import end_at_once, errors_named
 from goodspeed_server.log_limits import FloodLimit
 from goodspeed_server.monitor import run_monitor, top
 from goodspeed_server.options import DEFAULT_URL, Ca, ClientCert, ClientKey, Token
@@ -63,6 +63,8 @@ app.add_typer(token_commands.app, name="token")
 app.add_typer(ctl_commands.app, name="ctl")
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _LOOPBACK_IS_FREE = "loopback free"
 
@@ -184,7 +186,8 @@ def run(
         _log_to(log_file, log_json=log_json, verbose=verbose)
         # From the context, where `config` finds them too.
         settings = checked(ctx, _settings)
-        _run(_serve(settings, monitor=monitor), starts_tls=settings.tls.certificate is not None)
+        if _run(_serve(settings, monitor=monitor), starts_tls=settings.tls.certificate is not None):
+            end_at_once()
 
 
 @app.command("config", context_settings={"auto_envvar_prefix": ENVIRONMENT}, help="Print what is in force, and why.")
@@ -266,13 +269,14 @@ def print_dashboard() -> None:
     print(json.dumps(dashboard(), indent=1, ensure_ascii=False))
 
 
-def _run(main: Coroutine[None, None, None], *, starts_tls: bool = False) -> None:
+def _run(main: Coroutine[None, None, T], *, starts_tls: bool = False) -> T:
     # uvloop reads as soon as a connection is accepted; what comes before TLS is begun upon it would be lost to that.
     with asyncio.Runner(loop_factory=None if starts_tls else loop_factory()) as runner:
-        runner.run(main)
+        return runner.run(main)
 
 
-async def _serve(settings: ServerSettings, *, monitor: bool) -> None:
+async def _serve(settings: ServerSettings, *, monitor: bool) -> bool:
+    """Serve to the end; whether a pass still runs then."""
     # Imported here, so that `--help` and `top` do not wait for torch.
     try:
         from goodspeed_server.server import load_server
@@ -295,6 +299,7 @@ async def _serve(settings: ServerSettings, *, monitor: bool) -> None:
         for trouble in await asyncio.gather(*drawings, return_exceptions=True):
             if isinstance(trouble, Exception):
                 logger.error("the monitor failed", exc_info=trouble)
+    return server.stuck
 
 
 def _log_to(file: Path | None, *, log_json: bool, verbose: bool) -> None:

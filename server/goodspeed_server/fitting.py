@@ -2,7 +2,7 @@
 
 ```
 Pass -> cut_up (what fitted lately) -> Verifier.run, piece by piece -> Settled
-                  ^                        |  no memory: the halves of the piece
+                  ^                        |  no memory: the halves of the piece; one token is left out
                   |                        |  logits that are no numbers: the stream alone, without its draft
                   +--- PassLimit <---------+
 ```
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -56,6 +56,8 @@ class Settled:
     """Rows of turns whose drafts were cut short."""
     faults: Mapping[int, StreamFault] = field(default_factory=dict)
     """Why the streams in these rows cannot go on."""
+    lacking: frozenset[int] = frozenset()
+    """Rows of which not even one token fitted: nothing of them was judged, and they may be tried again."""
     out_of_memory: int = 0
     """How often memory did not suffice."""
 
@@ -116,29 +118,34 @@ class Fitting:
     def __init__(self, verifier: Verifier, engine: Engine) -> None:
         self._verifier = verifier
         self._engine = engine
+        self._lacked: frozenset[int] = frozenset()
+        """Rows of which not even one token fitted the last time: others are not held up by what may fail again."""
         self.limit = PassLimit()
 
     def run(self, work: Pass) -> Settled:
         """Verify; blocks for as long as the forward passes take."""
         begun = self._engine.busy_clock()
-        to_run = deque(cut_up(work, self.limit.tokens))
+        to_run = deque(cut_up(_without(work, self._lacked), self.limit.tokens))
+        to_run += [Pass([turn], []) for turn in work.turns if turn.row in self._lacked]
+        to_run += [Pass([], [chunk]) for chunk in work.chunks if chunk.row in self._lacked]
         outcomes: list[Outcome] = []
         chunks: list[Chunk] = []
         faults: dict[int, StreamFault] = {}
+        lacking: set[int] = set()
         alone: set[int] = set()
         failed = 0
         while to_run:
-            piece = _without(to_run.popleft(), faults)
+            piece = _without(to_run.popleft(), faults.keys() | lacking)
             if not piece.rows:
                 continue
             outcome = self._attempt(piece)
             if outcome is None:
                 failed += 1
-                self.limit.too_large(piece.tokens)
-                smaller = halved(piece)
-                to_run.extendleft(reversed(smaller))
-                if not smaller:
-                    faults[piece.rows[0]] = _no_memory()
+                if smaller := halved(piece):
+                    self.limit.too_large(piece.tokens)
+                    to_run.extendleft(reversed(smaller))
+                else:  # which says of no other stream how much of it fits
+                    lacking.add(piece.rows[0])
                 continue
             self.limit.fitted(piece.tokens)
             outcomes.append(outcome)
@@ -151,7 +158,9 @@ class Fitting:
                 else:
                     alone.add(turn.row)
                     to_run.append(Pass([_shortened(turn, 0)], []))
-        return _settled(work, outcomes, chunks, faults, failed, self._engine.busy_clock() - begun)
+        self._lacked = self._lacked.difference(work.rows) | lacking
+        busy_s = self._engine.busy_clock() - begun
+        return _settled(work, outcomes, chunks, faults, frozenset(lacking), failed, busy_s)
 
     def _attempt(self, piece: Pass) -> Outcome | None:
         """Run a piece; None if there is not the memory for it."""
@@ -160,10 +169,7 @@ class Fitting:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            logger.warning(
-                "memory does not suffice for a pass of %d tokens in %d rows; it is run in smaller pieces",
-                piece.tokens, len(piece.rows),
-            )  # fmt: skip
+            logger.warning("memory does not suffice for a pass of %d tokens in %d rows", piece.tokens, len(piece.rows))
         # Only here has the traceback let go of what the pass had already made.
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -239,7 +245,7 @@ def _shortened(turn: Turn, length: int) -> Turn:
     return replace(turn, drafted=turn.drafted[:length], q=turn.q[:length])
 
 
-def _without(work: Pass, rows: Mapping[int, StreamFault]) -> Pass:
+def _without(work: Pass, rows: Collection[int]) -> Pass:
     if not rows:
         return work
     return Pass(
@@ -252,6 +258,7 @@ def _settled(
     outcomes: Sequence[Outcome],
     chunks: Sequence[Chunk],
     faults: Mapping[int, StreamFault],
+    lacking: frozenset[int],
     failed: int,
     busy_s: float,
 ) -> Settled:
@@ -261,7 +268,7 @@ def _settled(
     logits = [outcome.logits for outcome in outcomes if outcome.logits is not None]
     asked = any(turn.logprobs >= 0 for turn in turns)
     return Settled(
-        Pass(turns, [chunk for chunk in chunks if chunk.row not in faults]),
+        Pass(turns, _without(Pass([], chunks), faults.keys() | lacking).chunks),
         [judgement for outcome in outcomes for judgement in outcome.judgements],
         forward_s,
         busy_s - forward_s,
@@ -269,15 +276,8 @@ def _settled(
         [entry for outcome in outcomes for entry in outcome.logprobs or [b""] * len(outcome.turns)] if asked else [],
         frozenset(turn.row for turn in turns if len(turn.drafted) < drafted[turn.row]),
         faults,
+        lacking,
         failed,
-    )
-
-
-def _no_memory() -> StreamFault:
-    return StreamFault(
-        "the server has not the memory for one more token of this text: ask again later, or for a shorter one "
-        "(its operator can lower --max-streams or --max-length)",
-        code="out_of_memory",
     )
 
 

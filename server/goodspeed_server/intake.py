@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from goodspeed.estimation import PRIOR_ALPHA
-from goodspeed.messages import Draft, DraftEnd
+from goodspeed.messages import Draft, DraftEnd, Verdict
 from goodspeed.rounds import Rounds
 from goodspeed.timing import Pace
 from goodspeed.verification import Rule
@@ -39,6 +39,30 @@ class Intake:
         self._rule = rule
         self._vocab_size = vocab_size
         self._clock = clock
+
+    def take(
+        self, live: LiveStream, message: Draft, rounds: Rounds[LiveStream], *, waits: bool, prefilling: bool
+    ) -> bool:
+        """Take a draft.
+
+        A draft that cannot be used is answered with a `Failure` and counts as an empty one, so that the stream goes on.
+        Where the server waits, one that builds on less than what is committed is answered with the suffix its agent is
+        missing, and a repetition of one that is here already is dropped. Where it does not, drafts are always late, and
+        only those are dropped that continue what has turned out wrong.
+
+        Raises:
+            ProtocolError: the draft builds on more than was ever committed.
+        """
+        missing = live.stream.missing(message.base)
+        if not waits:
+            return self.guesses(live, message, rounds, len(missing))
+        if message.offset:
+            return False  # it was sent while nobody waited, and what it continues is no draft of these rounds
+        if missing:
+            live.account.answered(self._clock())
+            live.outbox.post(Verdict(message.stream, message.base, 0, missing, live.lead, 0, live.price_percent))
+            return False
+        return live.draft is None and self.draft(live, message, rounds, prefilling=prefilling)
 
     def draft(self, live: LiveStream, message: Draft, rounds: Rounds[LiveStream], *, prefilling: bool) -> bool:
         """Take a draft that its stream is waited for with; one that is overdue is stale, and the stream on its way."""

@@ -233,11 +233,12 @@ class Link:
         self._account = account
         if self._token is not None:
             account.weight, account.holder = self._token.weight, f"token {self._token.name}"
-        self._telemetry.joined(account, self._rounds.now())
-        self._control.joined(account)
         if hello.session:
             account.session = ("" if self._token is None else self._token.name, hello.session)
-            self._sessions.begin(account.session, self)
+            if not self._sessions.begin(account.session, hello.attempt, self):
+                raise InvalidRequest("the agent is on a newer link, and this one is not needed", code="superseded")
+        self._telemetry.joined(account, self._rounds.now())
+        self._control.joined(account)
         logger.info("agent %s (%s) has linked up from %s", hello.name, hello.drafter, self._peer)
         leave = self._rounds.drop
         try:
@@ -286,7 +287,7 @@ class Link:
                 self._drain.check()
                 self._rounds.open(self, account, message)
             case Close():
-                self._rounds.close(self, message.stream)
+                self._rounds.close(self, message.stream, account.session)
             case Redraft():
                 self._model.check_fingerprint(message)
                 self._rounds.redraft(self, account, message.drafter)

@@ -204,6 +204,7 @@ class Door:
         self._messages_per_s = settings.messages_per_s
         self._clock = clock
         self._goodbyes: set[asyncio.Task[None]] = set()
+        self._closed = False
         self.gate: Gate[Connection] = Gate(
             settings,
             cut_off=self._cut_off,
@@ -269,6 +270,8 @@ class Door:
         visitor = self.gate.arrive(connection, connection.host, self._clock())
         if visitor.refusal is not None:
             self.refused(visitor.refusal.code)
+        if self._closed:
+            connection.cut_off()
         return visitor
 
     def heard(self, connection: Connection) -> None:
@@ -294,7 +297,8 @@ class Door:
         return later(connection, refusal.status, refusal.sentence, refusal.retry_after_s)
 
     def close(self) -> None:
-        """Cut off whoever has not become a link."""
+        """Cut off whoever has not become a link, and whoever still comes: the listener may have accepted it already."""
+        self._closed = True
         for connection in self.gate.waiting():
             connection.cut_off()
 

@@ -20,7 +20,7 @@ from goodspeed.messages import Draft, DraftEnd, Failure, ServerMessage, Verdict
 from goodspeed.stream import Commit, ServedStream, check_draft
 from goodspeed.timing import Pace
 from goodspeed.verification import Rule
-from goodspeed_server.allowance import Allowance
+from goodspeed_server.allowance import Allowance, Back
 from goodspeed_server.audits import Standing
 from goodspeed_server.pacing import PeerPace
 
@@ -104,25 +104,25 @@ class AgentAccount:
         """Whose turn it is in the queue: all links of a token wait as one, and where none is shown each for itself."""
         return self if self.allowance is None else self.allowance
 
-    def admit(self, now: float, *, begun: bool = False, admitted: bool = False) -> None:
+    def admit(self, now: float, *, begun: bool = False, back: Back | None = None) -> None:
         """One more stream.
 
         Args:
             now: seconds.
             begun: whether some of its text is written, which an agent that is drained may finish.
-            admitted: whether it was on an earlier link and goes on from there, which is no beginning.
+            back: what it goes on with that was on an earlier link, which is no beginning.
 
         Raises:
             Overloaded: the token allows no more, or the agent is drained.
         """
-        if self.service != "served" and not (begun or admitted):
+        if self.service != "served" and not (begun or back):
             raise Overloaded(
                 f"the server's operator drains the agent {self.name!r}, and it begins no new text here: "
                 f"try again in {_DRAINED_RETRY_S:g} s, or on another server",
                 retry_after_s=_DRAINED_RETRY_S,
             )
         if self.allowance is not None:
-            self.allowance.admit(now, begins=not admitted)
+            self.allowance.admit(now, back)
 
     def spend(self, tokens: int, now: float) -> None:
         """Tokens were committed to it."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from goodspeed.errors import StreamFault
 from goodspeed.rounds import share_out
@@ -11,7 +12,7 @@ from goodspeed_server.fitting import Settled
 from goodspeed_server.live import LiveStream
 from goodspeed_server.verifier import Chunk, Pass, Turn
 
-__all__ = ["PlannedPass", "plan_pass"]
+__all__ = ["PlannedPass", "Unfit", "plan_pass"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,19 +24,36 @@ class PlannedPass:
     prefilled: Sequence[tuple[LiveStream, int]]
     """Streams with a prompt chunk in the pass, and how many tokens stand in the slab when it is over."""
 
-    def as_run(self, settled: Settled) -> tuple[PlannedPass, list[tuple[LiveStream, StreamFault]]]:
-        """The pass as it was run in the end, and the streams that cannot go on."""
+    def as_run(self, settled: Settled) -> tuple[PlannedPass, Unfit]:
+        """The pass as it was run in the end, and the streams of which nothing was."""
         owners = {live.row: live for live in (*self.verified, *(live for live, _ in self.prefilled))}
         verified = [owners[turn.row] for turn in settled.work.turns]
-        prefilled = [(live, cached) for live, cached in self.prefilled if live.row not in settled.faults]
+        unfit = settled.faults.keys() | settled.lacking
+        prefilled = [(live, cached) for live, cached in self.prefilled if live.row not in unfit]
         return (
             PlannedPass(settled.work, verified, prefilled),
-            [(owners[row], fault) for row, fault in settled.faults.items()],
+            Unfit(
+                [(owners[row], fault) for row, fault in settled.faults.items()],
+                [owners[row] for row in sorted(settled.lacking)],
+            ),
         )
 
 
+class Unfit(NamedTuple):
+    """Streams that were in a pass, and of which nothing has come."""
+
+    faulty: Sequence[tuple[LiveStream, StreamFault]]
+    """Those that cannot go on, and why."""
+    lacking: Sequence[LiveStream]
+    """Those that found no memory for one token."""
+
+
 def plan_pass(
-    batch: Sequence[LiveStream], prefilling: Collection[LiveStream], prefill_chunk: int, most: int | None = None
+    batch: Sequence[LiveStream],
+    prefilling: Collection[LiveStream],
+    prefill_chunk: int,
+    most: int | None = None,
+    scarce: Container[LiveStream] = (),
 ) -> PlannedPass:
     """Lay out a pass; it is at the rows of its streams from now on (`RowUse.in_pass`).
 
@@ -44,6 +62,7 @@ def plan_pass(
         prefilling: the streams whose prompts are on their way, in order of admission.
         prefill_chunk: how many prompt tokens the pass may carry.
         most: how many tokens the pass may carry in all; a prompt goes on by one in any case.
+        scarce: streams that lacked the memory for one token: of their prompts one is tried.
     """
     turns = []
     for live in batch:
@@ -58,7 +77,8 @@ def plan_pass(
         prefill_chunk = max(1, min(prefill_chunk, most - sum(turn.size for turn in turns)))
     chunks, prefilled = [], []
     waiting = list(prefilling)
-    sizes = share_out([live.stream.length - 1 - live.stream.cached for live in waiting], prefill_chunk)
+    wanted = [1 if live in scarce else live.stream.length - 1 - live.stream.cached for live in waiting]
+    sizes = share_out(wanted, prefill_chunk)
     for live, size in zip(waiting, sizes, strict=True):
         stream = live.stream
         if size <= 0:

@@ -18,7 +18,7 @@ from functools import partial
 from goodspeed.engine import Engine
 from goodspeed.errors import InvalidRequest, Overloaded
 from goodspeed.logs import about
-from goodspeed.messages import Draft, Open, Opened, Verdict
+from goodspeed.messages import Draft, Open, Opened
 from goodspeed.rounds import Barrier, Rolling, Rounds
 from goodspeed.scheduling import Scheduler
 from goodspeed.stream import Commit
@@ -29,13 +29,14 @@ from goodspeed_server.auditing import Auditing
 from goodspeed_server.boundary import Boundary
 from goodspeed_server.fitting import Fitting, Settled
 from goodspeed_server.intake import Intake
-from goodspeed_server.live import AgentAccount, LiveStream, Outbox
+from goodspeed_server.live import AgentAccount, LiveStream, Outbox, Session
 from goodspeed_server.observer import Phases, RoundRecord
 from goodspeed_server.passes import PlannedPass, plan_pass
 from goodspeed_server.planner import Planner
 from goodspeed_server.recording import Recorder
 from goodspeed_server.settings import OVERDUE, RoundSettings
 from goodspeed_server.settling import Settling
+from goodspeed_server.shortage import Shortage
 from goodspeed_server.streams import Streams
 from goodspeed_server.telemetry import Telemetry
 from goodspeed_server.verifier import Verifier
@@ -93,7 +94,8 @@ class RoundLoop:
             on_end=self._leave,
         )
         self.auditing = Auditing(self._streams, planner, telemetry, self.ask_no_more)
-        self._settling = Settling(self._streams, planner, telemetry, recorder, self.auditing)
+        self._shortage: Shortage[LiveStream] = Shortage()
+        self._settling = Settling(self._streams, planner, telemetry, recorder, self.auditing, self._shortage)
         self._changed = asyncio.Event()
         self.boundary = Boundary(self._changed.set)
         """Between two rounds."""
@@ -135,6 +137,11 @@ class RoundLoop:
         """Draft tokens that agents have been granted and that no pass has verified yet."""
         return self._rounds.outstanding + sum(live.budget for live in self._streams.prefilling)
 
+    @property
+    def _prompts(self) -> list[LiveStream]:
+        """Whose prompts the next pass may carry, in order of admission."""
+        return [live for live in self._streams.prefilling if not self._shortage.rests(live)]
+
     def now(self) -> float:
         """The loop's clock, seconds."""
         return self._clock()
@@ -152,12 +159,7 @@ class RoundLoop:
         self._streams.open(outbox, account, message)
 
     def draft(self, outbox: Outbox, message: Draft) -> None:
-        """Take a draft.
-
-        A draft that cannot be used is answered with a `Failure` and counts as an empty one, so that the stream goes on.
-        Where the server waits, one that builds on less than what is committed is answered with the suffix its agent is
-        missing, and a repetition of one that is here already is dropped. Where it does not, drafts are always late, and
-        only those are dropped that continue what has turned out wrong.
+        """Take a draft: `Intake.take`.
 
         Raises:
             InvalidRequest: the stream is not open on this link.
@@ -166,27 +168,17 @@ class RoundLoop:
         live = self._streams.find(outbox, message.stream)
         if live is None:
             raise InvalidRequest(f"stream {message.stream} is not open on this link", code="unknown_stream")
-        missing = live.stream.missing(message.base)
-        moved = False
-        if not self.waits:
-            moved = self._intake.guesses(live, message, self._rounds, len(missing))
-        elif message.offset:
-            pass  # it was sent while nobody waited, and what it continues is no draft of these rounds
-        elif missing:
-            live.account.answered(self._clock())
-            outbox.post(Verdict(message.stream, message.base, 0, missing, live.lead, 0, live.price_percent))
-        elif live.draft is None:
-            moved = self._intake.draft(live, message, self._rounds, prefilling=live in self._streams.prefilling)
-        if moved:
+        prefilling = live in self._streams.prefilling
+        if self._intake.take(live, message, self._rounds, waits=self.waits, prefilling=prefilling):
             self._changed.set()
 
     def redraft(self, outbox: Outbox, account: AgentAccount, drafter: str) -> None:
         """A link's drafts come of another drafter: `Intake.redraft`."""
         self._intake.redraft(account, self._streams.of_link(outbox), drafter)
 
-    def close(self, outbox: Outbox, number: int) -> None:
-        """End a stream its agent wants no more of; one that is not open is no error, since verdicts cross closes."""
-        self._streams.close(outbox, number)
+    def close(self, outbox: Outbox, number: int, session: Session | None = None) -> None:
+        """End a stream its agent wants no more of: `Streams.close`."""
+        self._streams.close(outbox, number, session)
         self._changed.set()  # others may have moved up
 
     def drop(self, outbox: Outbox) -> None:
@@ -281,9 +273,8 @@ class RoundLoop:
                 gathered = self._clock()
                 # Neighbouring rows in order are one block of the slab, which the padded layout reads without a copy.
                 batch.sort(key=lambda live: live.row)
-                planned = plan_pass(
-                    batch, self._streams.prefilling, self.settings.prefill_chunk, self._fitting.limit.tokens
-                )
+                chunk, most = self.settings.prefill_chunk, self._fitting.limit.tokens
+                planned = plan_pass(batch, self._prompts, chunk, most, self._shortage)
                 if not planned.work.turns and not planned.work.chunks:
                     continue
                 arrivals = self._look_back(planned, gathering, gathered)
@@ -297,7 +288,7 @@ class RoundLoop:
                     if not settled.out_of_memory:  # how long it takes to fail says nothing of the next
                         work = planned.work
                         self.planner.meter.observe(PassSample(len(work.rows), work.tokens, verified - verifying))
-                    self._settling.give_up(unfit)
+                    self._settling.set_aside(unfit, verified)
                     commits = self._commit(planned, settled)
                     phases = Phases(gathering, gathered, verifying, verified, self._clock())
                     price = self.planner.price
@@ -306,7 +297,7 @@ class RoundLoop:
             self._stopping = True
             self._streams.give_up_parked(math.inf)
             self.boundary.end()
-            self._engine_thread.shutdown(wait=True)
+            self._engine_thread.shutdown(wait=False)  # a pass may hang, and whoever cancels this knows
 
     async def _gather(self) -> list[LiveStream] | None:
         """Wait until the round closes, or there is a prompt to work on meanwhile; None: there is no further round."""
@@ -315,16 +306,26 @@ class RoundLoop:
             self.boundary.here()
             places_at = self._streams.tell_places()
             now = self._clock()
-            batch = self._rounds.close(now, prompts=bool(self._streams.prefilling))
-            if batch or self._streams.prefilling:
+            self._try_again(now)
+            prompts = bool(self._prompts)
+            batch = self._rounds.close(now, prompts=prompts)
+            if batch or prompts:
                 return batch
             self._changed.clear()
-            wake_at = min((at for at in (self._rounds.closes_at(), places_at) if at is not None), default=None)
+            dates = (self._rounds.closes_at(), places_at, self._shortage.next_at)
+            wake_at = min((at for at in dates if at is not None), default=None)
             alarm = None if wake_at is None else loop.call_later(max(0.0, wake_at - now), self._changed.set)
             await self._changed.wait()
             if alarm is not None:
                 alarm.cancel()
         return None
+
+    def _try_again(self, now: float) -> None:
+        """Have those that lacked memory in the next pass, without a draft, if it is time."""
+        for live in self._shortage.due(now):
+            if live not in self._streams.prefilling:
+                live.draft, live.q, live.budget = None, [], 0
+                self._expect(live, now)
 
     def _look_back(self, planned: PlannedPass, opened_at: float, closed_at: float) -> Arrivals:
         turns = zip(planned.verified, planned.work.turns, strict=True)
@@ -373,6 +374,7 @@ class RoundLoop:
 
     def _leave(self, live: LiveStream) -> None:
         self._rounds.leave(live)
+        self._shortage.over(live)
         self._ended.set()
         self._changed.set()
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from websockets.asyncio.server import Server
 
-from goodspeed.addresses import is_loopback_host
+from goodspeed.addresses import is_loopback_host, url_of
 from goodspeed.catalog import Files, load_model, tokenizer_files
 from goodspeed.engine import Engine, Layout
 from goodspeed.errors import InvalidRequest
@@ -52,6 +52,8 @@ __all__ = ["VerificationServer", "load_server"]
 
 logger = logging.getLogger(__name__)
 
+_LAST_PASS_S = 4.0
+"""For how long the pass that runs is waited for when the rounds are to end: it may hang."""
 _CLOSE_TIMEOUT_S = 4.0
 _TOKEN_CHECK_S = 2.0
 """How soon a token that is revoked opens nothing any more."""
@@ -196,6 +198,9 @@ class VerificationServer:
         self._links: set[Link] = set()
         self._sessions = Sessions()
         self._running: asyncio.Task[None] | None = None
+        self.stuck = False
+        """Whether it has ended, and the engine's thread has not: whoever waits for that, as the interpreter does at its
+        own end, may wait for ever."""
         self._shown = (-math.inf, b"")
 
     @property
@@ -248,15 +253,19 @@ class VerificationServer:
             asyncio.create_task(self._metrics.watch_loop(), name="loop lag"),
         ]
         try:
-            yield _address(listener, secure=self._tls is not None)
+            host, port = next(iter(listener.sockets)).getsockname()[:2]
+            yield url_of(host, port, secure=self._tls is not None)
         finally:
             for task in watching:
                 task.cancel()
             await self._close(listener)
-        self._running.result()
+        if not self.stuck:
+            self._running.result()
 
     async def run(self, on_listening: Callable[[], None] | None = None) -> None:
         """Print the address, serve until SIGTERM, SIGINT or SIGHUP, and drain; a second SIGTERM or SIGINT ends it.
+
+        Returns within `drain_s` and a few seconds of that, whatever the engine does: see `stuck`.
 
         Args:
             on_listening: called once the address is printed.
@@ -320,19 +329,28 @@ class VerificationServer:
         assert self._running is not None
         self._drain.begin(at_once=True)
         self._rounds.stop()
-        await asyncio.wait([self._running])
+        await asyncio.wait([self._running], timeout=_LAST_PASS_S)
+        self.stuck = not self._running.done()
+        if self.stuck:
+            logger.error("a pass has not returned in %g s: the server ends without it", _LAST_PASS_S)
+            self._running.cancel()
+            await asyncio.wait([self._running])
         goodbyes = [asyncio.create_task(link.say_goodbye(_GOING_AWAY, RESTART_S)) for link in self._links]
         if goodbyes:
             await asyncio.wait(goodbyes, timeout=_CLOSE_TIMEOUT_S)
         for link in self._links:
             link.abort()
-        listener.close()
         self._door.close()
-        await listener.wait_closed()
-        if self._recorder is not None:
-            await asyncio.to_thread(self._recorder.close)
-        if self._tracer is not None:
-            await asyncio.to_thread(self._tracer.close)
+        listener.close()
+        closing = asyncio.create_task(listener.wait_closed())
+        if (await asyncio.wait([closing], timeout=_CLOSE_TIMEOUT_S))[1]:
+            logger.error(
+                "%d links have not ended in %g s: the server ends without them", len(self._links), _CLOSE_TIMEOUT_S
+            )
+            closing.cancel()
+        for keeper in (self._recorder, self._tracer):
+            if keeper is not None:
+                await asyncio.to_thread(keeper.close)
 
     def _rounds_ended(self, running: asyncio.Task[None]) -> None:
         if not running.cancelled() and running.exception() is not None:
@@ -379,9 +397,3 @@ class VerificationServer:
                     with about(agent=link.agent):
                         logger.info("a link is cut: its token was revoked")
                     link.expel()
-
-
-def _address(listener: Server, *, secure: bool) -> str:
-    host, port = next(iter(listener.sockets)).getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    return f"{'wss' if secure else 'ws'}://{shown}:{port}"

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from goodspeed.errors import StreamFault
 from goodspeed.logprobs import entry_bytes
 from goodspeed.messages import Failure
 from goodspeed.stream import Commit
@@ -14,9 +13,10 @@ from goodspeed.verification import Judgement
 from goodspeed_server.auditing import Auditing
 from goodspeed_server.fitting import Settled
 from goodspeed_server.live import AgentAccount, LiveStream
-from goodspeed_server.passes import PlannedPass
+from goodspeed_server.passes import PlannedPass, Unfit
 from goodspeed_server.planner import Planner
 from goodspeed_server.recording import Recorder, Verified
+from goodspeed_server.shortage import KEEP_S, Shortage
 from goodspeed_server.streams import Streams
 from goodspeed_server.telemetry import Telemetry
 from goodspeed_server.verifier import Turn
@@ -24,6 +24,13 @@ from goodspeed_server.verifier import Turn
 __all__ = ["Settlement", "Settling"]
 
 logger = logging.getLogger(__name__)
+
+_NO_MEMORY = (
+    f"the server has had no memory for one more token of this text in {KEEP_S:g} s: go on later, or on another server "
+    "(its operator can lower --max-streams or --max-length)"
+)
+_NO_MEMORY_RETRY_S = 5.0
+"""An agent that keeps to it has the text tried twice more before it gives up."""
 
 
 @dataclass(slots=True)
@@ -50,16 +57,24 @@ class Settling:
         telemetry: is told of every verdict.
         recorder: keeps what tuning needs of them; None keeps nothing.
         auditing: looks at what was claimed of drafts.
+        shortage: keeps the streams that lack memory.
     """
 
     def __init__(
-        self, streams: Streams, planner: Planner, telemetry: Telemetry, recorder: Recorder | None, auditing: Auditing
+        self,
+        streams: Streams,
+        planner: Planner,
+        telemetry: Telemetry,
+        recorder: Recorder | None,
+        auditing: Auditing,
+        shortage: Shortage[LiveStream],
     ) -> None:
         self._streams = streams
         self._planner = planner
         self._telemetry = telemetry
         self._recorder = recorder
         self._auditing = auditing
+        self._shortage = shortage
 
     def commit(self, planned: PlannedPass, settled: Settled, now: float, *, spell_out: bool) -> Settlement:
         """Extend transcripts, learn from what happened, and end what is at its end.
@@ -76,6 +91,7 @@ class Settling:
         turns = zip(planned.verified, planned.work.turns, settled.judgements, logprobs, strict=True)
         for live, turn, judgement, packed in turns:
             begun, first = first, first + turn.size
+            self._shortage.over(live)
             if not self._streams.pass_over(live):
                 continue
             if turn.row in settled.cut:
@@ -98,20 +114,29 @@ class Settling:
             self._streams.end(live)
         return done
 
-    def give_up(self, unfit: Sequence[tuple[LiveStream, StreamFault]]) -> None:
-        """End the streams that cannot go on, and tell their agents why."""
-        for live, fault in unfit:
-            if not self._streams.pass_over(live):
-                continue
-            with live.logged():
-                logger.warning("a text cannot go on: %s", fault)
-            live.outbox.post(Failure(fault.code, str(fault), live.number))
-            self._streams.end(live)
+    def set_aside(self, unfit: Unfit, now: float) -> None:
+        """End the streams that cannot go on, and those that have lacked memory for too long; tell their agents why.
+
+        The latter are told when to come back: they go on then from their agents' transcripts.
+        """
+        for live, fault in unfit.faulty:
+            if self._streams.pass_over(live):
+                self._end(live, Failure(fault.code, str(fault), live.number))
+        for live in unfit.lacking:
+            if self._streams.pass_over(live) and not self._shortage.failed(live, now):
+                self._end(live, Failure("overloaded", _NO_MEMORY, live.number, _NO_MEMORY_RETRY_S))
+
+    def _end(self, live: LiveStream, failure: Failure) -> None:
+        with live.logged():
+            logger.warning("a text cannot go on: %s", failure.message)
+        live.outbox.post(failure)
+        self._streams.end(live)
 
     def prompts_advanced(self, pieces: Sequence[tuple[LiveStream, int]]) -> list[LiveStream]:
         """Note what stands in the slab now, and say which prompts are complete with it."""
         complete = []
         for live, cached in pieces:
+            self._shortage.over(live)
             if not self._streams.pass_over(live):
                 continue
             live.stream.cached = cached

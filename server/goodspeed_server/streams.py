@@ -15,7 +15,8 @@ from goodspeed.logs import about
 from goodspeed.messages import Failure, Open, Queued
 from goodspeed.stream import ServedStream
 from goodspeed_server.admission import Admission, Places
-from goodspeed_server.live import AgentAccount, LiveStream, Outbox, RowUse
+from goodspeed_server.allowance import Back
+from goodspeed_server.live import AgentAccount, LiveStream, Outbox, RowUse, Session
 from goodspeed_server.parking import Parked, Parking, text_name
 from goodspeed_server.planner import Planner
 from goodspeed_server.recording import Recorder
@@ -162,15 +163,17 @@ class Streams:
                 outbox.post(Queued(number, place))
         return self._places.next_at
 
-    def close(self, outbox: Outbox, number: int) -> None:
-        """End a stream its agent wants no more of; one that is not open is no error, since verdicts cross closes."""
+    def close(self, outbox: Outbox, number: int, session: Session | None = None) -> None:
+        """End a stream its agent wants no more of, or what is parked of it; none is no error: verdicts cross closes."""
         key = (outbox, number)
-        waiting = self._admission.withdraw(key)
-        if waiting is not None:
+        if (waiting := self._admission.withdraw(key)) is not None:
             waiting[0].give_back()
             self._moved = True
         elif key in self._live:
             self.end(self._live[key])
+        elif session is not None and (parked := self._parking.find((session, number))):
+            self._parking.take(parked)
+            self._give_up(parked.row, parked.use)
 
     def drop(self, outbox: Outbox) -> None:
         """End every stream of a link that has gone."""
@@ -312,8 +315,9 @@ class Streams:
             self.give_up_parked(stream.opened_at)  # an alarm may be a little late
             parked = self._parking.find((account.session, number))
         continues = parked is not None and parked.begins_as(stream.tokens, stream.prompt_tokens)
-        admitted = continues or name in self._admission.absences
-        account.admit(stream.opened_at, begun=stream.generated > 0, admitted=admitted)
+        held = len(parked.tokens) if parked and continues else self._admission.absences.held(name)
+        back = None if held is None else Back(name, max(0, held - stream.length))
+        account.admit(stream.opened_at, begun=stream.generated > 0, back=back)
         if parked is None:
             return None
         self._parking.take(parked)
@@ -371,8 +375,7 @@ class Streams:
 
     def _release(self, row: int) -> None:
         self._engine.release(row)
-        waiting = self._admission.next(self._rows_held())
-        if waiting is not None:
+        if (waiting := self._admission.next(self._rows_held())) is not None:
             key, (account, stream) = waiting
             self._moved = True
             self._admit(key, account, stream)

@@ -107,7 +107,7 @@ class Served:
                 case Draft():
                     self.loop.draft(wire, message)
                 case Close():
-                    self.loop.close(wire, message.stream)
+                    self.loop.close(wire, message.stream, wire.account.session)
                 case Redraft():
                     self.loop.redraft(wire, wire.account, message.drafter)
         except (Overloaded, InvalidRequest) as error:
@@ -131,7 +131,7 @@ class Served:
             self.compute()
         assert self.outcome is not None
         planned, unfit = self.planned.as_run(self.outcome)
-        assert not unfit
+        assert unfit == ([], [])
         self.loop._commit(planned, self.outcome)
         self.planned = self.outcome = None
 

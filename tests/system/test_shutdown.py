@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from pathlib import Path
 
 import pytest
 from websockets.asyncio.client import connect
@@ -14,9 +15,22 @@ from websockets.frames import CloseCode
 from goodspeed.credentials import ROLE_HEADER
 from goodspeed.messages import PROTOCOL_VERSION, Draft, Goodbye, Hello, Open, ServerMessage, Verdict
 from goodspeed.stream import Transcript
+from goodspeed.traces import read_trace
 from goodspeed_server.monitor import fetch_snapshot, snapshots
 from tests.serving import GREEDY, Peer, linked
-from tests.system.processes import address_of, complete, ctl, get, reaped, server, start_agent, start_server
+from tests.system.forked import Forked
+from tests.system.hanging import HANGS_AT
+from tests.system.processes import (
+    ENVIRONMENT,
+    address_of,
+    complete,
+    ctl,
+    get,
+    reaped,
+    server,
+    start_agent,
+    start_server,
+)
 
 PROMPT = [5, 6, 7]
 
@@ -110,6 +124,25 @@ async def test_a_drain_ends_when_it_is_over_after_the_round_that_runs(drain_s: s
             assert not any(verdict.finish for verdict in verdicts)
         assert await process.communicate() == (b"", b"")
     assert process.returncode == 0
+
+
+async def test_a_pass_that_never_returns_holds_nobody_up(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    options = ("run", "--port", "0", "--threads", "1", "--max-streams", "2", "--drain-s", "0.1", "--trace", str(trace))
+    async with reaped(await Forked.start("tests.system.hanging", *options, environment=ENVIRONMENT)) as process:
+        address = await address_of(process)
+        async with linked(address) as peer, linked(address) as idle:
+            await peer.generate(0, PROMPT)
+            await peer.open(1, [*PROMPT, HANGS_AT])
+            process.send_signal(signal.SIGTERM)
+            for one in (peer, idle):
+                assert (await one.expect(Goodbye)).retry_after_s == 1.0
+                assert await closed_with(one) == CloseCode.GOING_AWAY
+        _, complaints = await process.communicate()
+    assert process.returncode == 0
+    (complaint,) = complaints.decode().splitlines()
+    assert "a pass has not returned in 0.1 s: the server ends without it" in complaint
+    assert read_trace(trace).events, "what was to be kept is"
 
 
 @pytest.mark.parametrize(
