@@ -108,9 +108,9 @@ def test_guesses_that_are_worth_it_are_waited_for_and_the_next_ones_as_well() ->
     assert waits_until(rounds, 0.0) == pytest.approx(0.5), "all four"
     assert rounds.arrive("near", 0.2, 1, more=True)
     assert waits_until(rounds, 0.2) == pytest.approx(0.5)
-    assert rounds.arrive("near", 0.4, 2, more=True)
+    assert rounds.arrive("near", 0.4, 3, more=True)
     assert waits_until(rounds, 0.4) == pytest.approx(0.5)
-    assert rounds.arrive("near", 0.5, 1, more=True)
+    assert rounds.arrive("near", 0.5, 4, more=True)
     assert rounds.close(0.5) == ["near"]
 
 
@@ -153,7 +153,7 @@ def test_no_round_is_open_for_longer_than_one_pass() -> None:
     assert closes_at is not None
     assert 0.9 < closes_at <= PASS_S
     for number in range(1, 9):
-        rounds.arrive("slow", number / 10, 1, more=True)
+        rounds.arrive("slow", number / 10, number, more=True)
         assert rounds.close(number / 10) == []
     rounds.expect("joins late", 4, now=0.9, prospect=NEAR._replace(worth_s=100.0))
     assert rounds.close(PASS_S) == ["slow", "joins late"]

@@ -57,8 +57,8 @@ class _Due:
     late_at: float
     budget: int
     prospect: Prospect
-    begun: bool = False
-    """Whether some of the guesses have come."""
+    here: int = 0
+    """How many of the guesses have come."""
 
     def guesses(self, now: float) -> Iterator[tuple[float, float]]:
         """When each guess is likely to be here, and how many seconds it is worth: the first first."""
@@ -119,14 +119,14 @@ class Rolling(Generic[StreamT]):
         due = self._due.pop(stream, None)
         if due is None:
             return False
-        if drafted and not due.begun:
+        if drafted and not due.here:
             self._believe(stream, _KEPT)
-        prospect, left = due.prospect, due.budget - drafted
+        fresh = max(0, drafted - due.here)
+        prospect, left = due.prospect, due.budget - fresh
         if more and left > 0:
-            worth_s = prospect.worth_s * prospect.chance**drafted
+            worth_s = prospect.worth_s * prospect.chance**fresh
             late_at = now + prospect.every_s * (1 + _GRACE)
-            begun = due.begun or drafted > 0
-            self._due[stream] = _Due(now + prospect.every_s, late_at, left, prospect._replace(worth_s=worth_s), begun)
+            self._due[stream] = _Due(now + prospect.every_s, late_at, left, prospect._replace(worth_s=worth_s), drafted)
         return True
 
     def leave(self, stream: StreamT) -> None:
@@ -168,7 +168,7 @@ class Rolling(Generic[StreamT]):
         """See who has kept the round that closes now waiting in vain."""
         for stream in self._ready:
             due = self._due.get(stream)
-            if due is not None and not due.begun and opened_at < due.at <= now:
+            if due is not None and not due.here and opened_at < due.at <= now:
                 self._belief[stream] = max(_LEAST_BELIEF, _IN_VAIN * self._belief.get(stream, 1.0))
             else:
                 self._believe(stream, _FORGOTTEN)
