@@ -53,6 +53,8 @@ class Patience(Generic[StreamT]):
         self._pass_s = pass_s
         self._pledges: dict[StreamT, _Pledge] = {}
         self._charged_to = 0.0
+        self._waited_s: dict[Hashable, float] = {}
+        """By holder, as of then."""
         self._round = 0
         self._quits_at: dict[Hashable, float] = {}
         """In which round a holder will owe nothing any more, by holder; of those that owe something."""
@@ -65,8 +67,7 @@ class Patience(Generic[StreamT]):
         """For how long a round may go on waiting for a stream's holder, seconds; as of the last `charge`."""
         holder = self._holder(stream)
         owed_passes = REGAINED_PASSES * (self._quits_at.get(holder, self._round) - self._round)
-        waited_s = sum(pledge.waited_s for pledge in self._pledges.values() if pledge.holder == holder)
-        return (ALLOWANCE_PASSES - owed_passes) * self._pass_s() - waited_s
+        return (ALLOWANCE_PASSES - owed_passes) * self._pass_s() - self._waited_s.get(holder, 0.0)
 
     def charge(self, now: float) -> None:
         """Charge what was waited up to now."""
@@ -76,6 +77,9 @@ class Patience(Generic[StreamT]):
             pledged_s[pledge.holder] += pledge.worth_s
         for pledge in self._pledges.values():
             pledge.waited_s += elapsed_s * pledge.worth_s / pledged_s[pledge.holder]
+        self._waited_s = defaultdict(float)
+        for pledge in self._pledges.values():
+            self._waited_s[pledge.holder] += pledge.waited_s
 
     def kept(self, stream: StreamT, worth_s: float, now: float) -> None:
         """Guesses worth that much have come."""

@@ -172,17 +172,20 @@ class Rolling(Generic[StreamT]):
         self._patience.charge(now)
         engine = self._load()
         latest, token_s = opened_at + engine.pass_s, engine.cost.token_s
-        gained_s: dict[StreamT, float] = defaultdict(float)
-        total_s = best_s = 0.0
-        best_until, pledged_s = now, dict(gained_s)
+        gained_s = best_s = 0.0
+        best_until = now
         coming = heapq.merge(*(self._guesses(stream, now, token_s) for stream in self._due), key=lambda guess: guess[0])
-        for at, gain_s, stream in islice(coming, _HORIZON):
+        looked_at = list(islice(coming, _HORIZON))
+        for at, gain_s, _ in looked_at:
             if at > latest:
                 break
-            total_s += gain_s
-            gained_s[stream] += gain_s
-            if total_s - (at - now) > best_s:
-                best_s, best_until, pledged_s = total_s - (at - now), at, dict(gained_s)
+            gained_s += gain_s
+            if gained_s - (at - now) > best_s:
+                best_s, best_until = gained_s - (at - now), at
+        pledged_s: dict[StreamT, float] = defaultdict(float)
+        for at, gain_s, stream in looked_at:
+            if at <= best_until:
+                pledged_s[stream] += gain_s
         return best_until, pledged_s
 
     def _guesses(self, stream: StreamT, now: float, token_s: float) -> Iterator[tuple[float, float, StreamT]]:
