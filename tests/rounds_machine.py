@@ -31,7 +31,7 @@ class RoundsMachine(RuleBasedStateMachine):
         self.asked: dict[int, float] = {}  # drafting: since when, the one asked first first
         self.ready: list[int] = []
         self.budget: dict[int, int] = {}
-        self.awaited: dict[int, int] = {}  # how many guesses of it may yet be waited for
+        self.awaited: dict[int, int] = {}  # how many guesses of it are waited for, those that are here included
         self.verifying: list[int] = []
         self.gathering_since: float | None = None
         self.names = 0
@@ -75,7 +75,7 @@ class RoundsMachine(RuleBasedStateMachine):
             del self.asked[stream]
             self.ready.append(stream)
         elif left is not None and more and left > drafted:
-            self.awaited[stream] = left - drafted
+            self.awaited[stream] = left
 
     @rule(data=st.data())
     def leave(self, data: st.DataObject) -> None:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from goodspeed.estimation import Goodput
+from goodspeed.estimation import PRIOR_ALPHA, Goodput
 from goodspeed.messages import Draft
-from goodspeed.rounds import Rolling
+from goodspeed.rounds import Prospect, Rolling
 from goodspeed.sampling import SamplingParams
 from goodspeed.stream import ServedStream
 from goodspeed.timing import EngineMeter, PassCost, PassSample
 from goodspeed.utility import AlphaFair
 from goodspeed.verification import Judgement
-from goodspeed_server.live import LiveStream
+from goodspeed_server.live import AgentAccount, LiveStream
 from goodspeed_server.planner import Planner
 from goodspeed_server.settings import RoundSettings, what_auto_means
-from tests.planted import PASS_S, Agent
+from tests.planted import PASS_S, Agent, PlantedEngine, make_rounds
 
 TOKEN = 5
 ROUNDS = 100
@@ -26,8 +26,8 @@ DUE_S = 0.8 * PASS_S
 """A round waits for no longer than a pass takes."""
 
 
-def stream(planner: Planner, max_draft: int) -> LiveStream:
-    agent = Agent()
+def stream(planner: Planner, max_draft: int, holder: str = "") -> LiveStream:
+    agent = Agent(account=AgentAccount("agent", "none", PRIOR_ALPHA, holder=holder))
     served = ServedStream([1] * PROMPT, PROMPT, SamplingParams(), 5000, max_draft, 10_000, eos_tokens=())
     return LiveStream(
         0, agent, agent.account, served, 0, planner.estimator(0.6), Goodput(0.0, 1 / PASS_S), agent.account.pace.copy()
@@ -57,7 +57,7 @@ def seconds(others: int, *, hostile: bool) -> float:
     """How long the rounds take in which streams that are decoded plainly share an engine with one more."""
     scheduler = what_auto_means("auto", "rolling", AlphaFair()).scheduler
     planner = Planner(scheduler, "coupled", RoundSettings(rounds="rolling"), EngineMeter(PassCost(PASSES)))
-    rounds: Rolling[LiveStream] = Rolling(load=lambda: planner.meter.load)
+    rounds: Rolling[LiveStream] = Rolling(load=lambda: planner.meter.load, holder=lambda live: live.account.holder)
     hoped_for = stream(planner, 64)
     streams, now = [hoped_for, *(stream(planner, 0) for _ in range(others))], 0.0
     for turn in range(ROUNDS):
@@ -82,3 +82,23 @@ def seconds(others: int, *, hostile: bool) -> float:
 def test_copies_of_verdicts_let_nobody_wait(others: int) -> None:
     assert seconds(others, hostile=False) == pytest.approx(ROUNDS * PASS_S)
     assert seconds(others, hostile=True) < 1.05 * ROUNDS * PASS_S
+
+
+def test_what_one_link_of_a_holder_has_others_wait_for_in_vain_is_held_against_its_next() -> None:
+    loop = make_rounds(PlantedEngine(rows=1), rounds="rolling")
+    rounds, promise, now = loop._make_rounds(), Prospect(DUE_S, PASS_S, chance=0.9, worth_s=20 * PASS_S), 0.0
+
+    def is_waited_for(live: LiveStream) -> bool:
+        nonlocal now
+        rounds.expect(live, 1, now, promise)
+        opened_at = now
+        while not rounds.close(now):
+            closes_at = rounds.closes_at()
+            assert closes_at is not None
+            now = closes_at
+        rounds.leave(live)
+        return now > opened_at
+
+    links = [stream(loop.planner, 8, holder="token a") for _ in range(4)]
+    assert [is_waited_for(live) for live in links] == [True, True, False, False]
+    assert is_waited_for(stream(loop.planner, 8, holder="token b"))

@@ -58,7 +58,7 @@ class Rounds(Protocol[StreamT]):
         Args:
             stream: whose.
             now: seconds.
-            drafted: how many tokens it has.
+            drafted: how many tokens of it are here, those that came before included.
             more: whether more of it may come.
 
         Returns:

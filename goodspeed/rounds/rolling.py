@@ -19,18 +19,21 @@ Streams that have guesses here when the engine falls free are not waited for: wh
 pass runs is not lost. Guesses that do not come when they are due are waited for a little longer, and no round is held
 open for longer than one pass.
 
-An agent promises nothing: it may let everybody wait, round by round, for guesses that never come. So of a stream that
-kept a round waiting in vain the next ones count for half their worth, and for more again as rounds go by.
+An agent promises nothing: it may let everybody wait, round by round, for guesses that never come. So guesses count only
+as far as there is `Patience` left with the holder of their stream.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Generic, TypeVar
 
 from goodspeed.rounds.interface import Prospect
+from goodspeed.rounds.patience import Patience
 from goodspeed.timing import EngineLoad
 
 __all__ = ["SHARE", "Rolling"]
@@ -45,10 +48,6 @@ SHARE = 0.5
 """So much of what guesses bring to a pass would be lost if they were not waited for."""
 _GRACE = 0.25
 """Guesses are waited for beyond the moment they are due for this share of the time they were to take."""
-_IN_VAIN, _KEPT, _FORGOTTEN = 0.7, 1.25, 1.015
-"""What belief in a stream's prospects is multiplied by: where a round has waited for it in vain, where what was due has
-come, and with every other round. So who never keeps a promise makes one round in 24 wait for it at most."""
-_LEAST_BELIEF = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +56,17 @@ class _Due:
     late_at: float
     budget: int
     prospect: Prospect
-    begun: bool = False
-    """Whether some of the guesses have come."""
+    """Of the guesses that are not here."""
+    here: int = 0
+    """How many have come."""
 
-    def guesses(self, now: float) -> Iterator[tuple[float, float]]:
-        """When each guess is likely to be here, and how many seconds it is worth: the first first."""
+    def guesses(self, now: float, token_s: float) -> Iterator[tuple[float, float]]:
+        """When each further guess is likely to be here, and how many seconds waiting for it gains: the first first."""
         first = self.at if self.at > now else (now + self.late_at) / 2
         worth_s = self.prospect.worth_s
-        for number in range(self.budget):
+        for number in range(self.budget - self.here):
             worth_s *= self.prospect.chance
-            yield first + number * self.prospect.every_s, worth_s
+            yield first + number * self.prospect.every_s, SHARE * max(0.0, worth_s - token_s)
 
 
 class Rolling(Generic[StreamT]):
@@ -74,14 +74,14 @@ class Rolling(Generic[StreamT]):
 
     Args:
         load: how the engine is doing at present; asked at every decision.
+        holder: whose a stream is, over all its links; what rounds wait in vain is held against all streams of a holder.
     """
 
-    def __init__(self, *, load: Callable[[], EngineLoad]) -> None:
+    def __init__(self, *, load: Callable[[], EngineLoad], holder: Callable[[StreamT], Hashable]) -> None:
         self._load = load
+        self._patience = Patience(holder=holder, pass_s=lambda: load().pass_s)
         self._ready: dict[StreamT, int] = {}  # with what they may bring, in order of arrival
         self._due: dict[StreamT, _Due] = {}
-        self._belief: dict[StreamT, float] = {}
-        """In the prospects of streams that have kept a round waiting in vain, below 1."""
         self._opened_at: float | None = None
         self._closes_at: float | None = None
 
@@ -111,7 +111,6 @@ class Rolling(Generic[StreamT]):
         self._forget(stream)
         self._ready[stream] = budget
         if budget and prospect:
-            prospect = prospect._replace(worth_s=prospect.worth_s * self._belief.get(stream, 1.0))
             self._due[stream] = _Due(now + prospect.due_s, now + prospect.due_s * (1 + _GRACE), budget, prospect)
 
     def arrive(self, stream: StreamT, now: float, drafted: int, *, more: bool = False) -> bool:
@@ -119,20 +118,20 @@ class Rolling(Generic[StreamT]):
         due = self._due.pop(stream, None)
         if due is None:
             return False
-        if drafted and not due.begun:
-            self._believe(stream, _KEPT)
-        prospect, left = due.prospect, due.budget - drafted
-        if more and left > 0:
-            worth_s = prospect.worth_s * prospect.chance**drafted
+        fresh, prospect = max(0, drafted - due.here), due.prospect
+        gained_s = sum(gain_s for _, gain_s in islice(due.guesses(now, self._load().cost.token_s), fresh))
+        self._patience.kept(stream, gained_s, now)
+        if not fresh and more:
+            self._due[stream] = due
+        elif more and drafted < due.budget:
+            left = prospect._replace(worth_s=prospect.worth_s * prospect.chance**fresh)
             late_at = now + prospect.every_s * (1 + _GRACE)
-            begun = due.begun or drafted > 0
-            self._due[stream] = _Due(now + prospect.every_s, late_at, left, prospect._replace(worth_s=worth_s), begun)
+            self._due[stream] = replace(due, at=now + prospect.every_s, late_at=late_at, prospect=left, here=drafted)
         return True
 
     def leave(self, stream: StreamT) -> None:
         """The stream has ended, or its agent has gone."""
         self._forget(stream)
-        self._belief.pop(stream, None)
 
     def closes_at(self) -> float | None:
         """When to call `close` again, if nothing happens before; None while there is nothing to close."""
@@ -146,15 +145,17 @@ class Rolling(Generic[StreamT]):
         self._closes_at = None
         if not self._ready:
             self._opened_at = None
+            self._patience.wait_for({}, now)
             return []
         if self._opened_at is None:
             self._opened_at = now
-        wait_until = now if prompts else self._worth_waiting_until(now, self._opened_at)
+        wait_until, pledged_s = (now, {}) if prompts else self._worth_waiting_until(now, self._opened_at)
         if wait_until > now:
+            self._patience.wait_for(pledged_s, now)
             self._closes_at = wait_until
             return []
         batch = list(self._ready)
-        self._look_back(now, self._opened_at)
+        self._patience.round_over(now)
         self._ready.clear()
         self._due.clear()
         self._opened_at = None
@@ -164,33 +165,34 @@ class Rolling(Generic[StreamT]):
         self._ready.pop(stream, None)
         self._due.pop(stream, None)
 
-    def _look_back(self, now: float, opened_at: float) -> None:
-        """See who has kept the round that closes now waiting in vain."""
-        for stream in self._ready:
-            due = self._due.get(stream)
-            if due is not None and not due.begun and opened_at < due.at <= now:
-                self._belief[stream] = max(_LEAST_BELIEF, _IN_VAIN * self._belief.get(stream, 1.0))
-            else:
-                self._believe(stream, _FORGOTTEN)
-
-    def _believe(self, stream: StreamT, factor: float) -> None:
-        """Believe a stream more than it was, if it was believed less than others."""
-        belief = factor * self._belief.pop(stream, 1.0)
-        if belief < 1.0:
-            self._belief[stream] = belief
-
-    def _worth_waiting_until(self, now: float, opened_at: float) -> float:
+    def _worth_waiting_until(self, now: float, opened_at: float) -> tuple[float, Mapping[StreamT, float]]:
+        """Until when to wait, and what the guesses gain that are to come by then, seconds by stream."""
         if not self._due or len(self._ready) > _CROWD:
-            return now
+            return now, {}
+        self._patience.charge(now)
         engine = self._load()
         latest, token_s = opened_at + engine.pass_s, engine.cost.token_s
-        coming = heapq.merge(*(due.guesses(now) for due in self._due.values() if due.late_at > now))
-        gained = best = 0.0
+        gained_s = best_s = 0.0
         best_until = now
-        for _, (at, worth_s) in zip(range(_HORIZON), coming, strict=False):
+        coming = heapq.merge(*(self._guesses(stream, now, token_s) for stream in self._due), key=lambda guess: guess[0])
+        looked_at = list(islice(coming, _HORIZON))
+        for at, gain_s, _ in looked_at:
             if at > latest:
                 break
-            gained += SHARE * max(0.0, worth_s - token_s)
-            if gained - (at - now) > best:
-                best, best_until = gained - (at - now), at
-        return best_until
+            gained_s += gain_s
+            if gained_s - (at - now) > best_s:
+                best_s, best_until = gained_s - (at - now), at
+        pledged_s: dict[StreamT, float] = defaultdict(float)
+        for at, gain_s, stream in looked_at:
+            if at <= best_until:
+                pledged_s[stream] += gain_s
+        return best_until, pledged_s
+
+    def _guesses(self, stream: StreamT, now: float, token_s: float) -> Iterator[tuple[float, float, StreamT]]:
+        """As `_Due.guesses`, while they gain anything, and as far as there is patience with the stream's holder."""
+        due, until = self._due[stream], now + self._patience.left_s(stream)
+        if due.late_at > now:
+            for at, gain_s in due.guesses(now, token_s):
+                if at > until or not gain_s:
+                    break
+                yield at, gain_s, stream

@@ -58,7 +58,11 @@ class Granting:
         self._random = random
         self._come = come
         self.rolling = kind == "rolling"
-        self.rounds: Rounds[Stream] = Rolling(load=load) if self.rolling else Barrier(timeout_s=policy.round_timeout_s)
+        self.rounds: Rounds[Stream] = (
+            Rolling(load=load, holder=lambda stream: stream.box)
+            if self.rolling
+            else Barrier(timeout_s=policy.round_timeout_s)
+        )
 
     def adopt(self, policy: GrantPolicy, now: float) -> None:
         """Grant by this from now on; what was granted stays granted."""

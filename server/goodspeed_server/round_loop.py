@@ -380,7 +380,7 @@ class RoundLoop:
 
     def _make_rounds(self) -> Rounds[LiveStream]:
         if not self.waits:
-            return Rolling(load=lambda: self.planner.meter.load)
+            return Rolling(load=lambda: self.planner.meter.load, holder=lambda live: live.account.holder)
         timeout_s = self.settings.round_timeout_s
         return Barrier(timeout_s=timeout_s, overdue_s=OVERDUE * timeout_s)
 
