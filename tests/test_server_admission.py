@@ -263,6 +263,8 @@ class AdmissionMachine(RuleBasedStateMachine):
             return
         assert join(self.queue, key, asked.arrival, asked.tokens, float(self.arrivals), name=key) == []
         self.waiting[key] = asked
+        # Who comes back to a place that was kept stands before those who came behind it.
+        self.places = {owner: place + 1 for owner, place in self.places.items()}
 
     @rule(owner=st.sampled_from(sorted(WEIGHTS)), tokens=st.integers(1, 40))
     def ask(self, owner: str, tokens: int) -> None:

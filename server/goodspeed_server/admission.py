@@ -40,7 +40,7 @@ class Admission(Generic[KeyT, OwnerT, RequestT]):
 
     The next row goes to the owner with the fewest rows for its weight; among equals to the one that has been without a
     row for the longest while it waited, and to its requests in order of arrival. So who asks for much waits for itself:
-    the place of an owner's first request never grows while the owner has no row.
+    the place of an owner's first request grows only by those who come back, while the owner has no row.
 
     A full queue has room for a newcomer whose owner, with it, has less in the queue for its weight than somebody else:
     the last request of the one with the most is displaced.
