@@ -24,6 +24,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
+import uvloop
 
 from bench.bare import BareLink, linked
 from bench.processes import serving
@@ -226,7 +227,7 @@ def main(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
 ) -> None:
     """Measure, and print what came of it."""
-    figures = _figures(asyncio.run(_measured(turns, seconds, seed)))
+    figures = _figures(uvloop.run(_measured(turns, seconds, seed)))
     columns = ("goodput_at_capacity", "goodput_overloaded", "asked_per_s", "ratios")
     for before, overloaded, asked, ratio in zip(*(figures[name] for name in columns), strict=True):
         typer.echo(f"at capacity {before:.0f} tokens/s; {asked:.0f} texts/s asked for: {overloaded:.0f}, {ratio:.3f}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import Generic, TypeVar
 
 from goodspeed.errors import Overloaded
@@ -237,24 +238,33 @@ class Admission(Generic[KeyT, OwnerT, RequestT]):
 
     def _displaced_by(self, owner: OwnerT, weight: Callable[[], float], tokens: int) -> list[KeyT] | None:
         """Who has to go for one more request of an owner; None if it has to go itself."""
-        others = {other: list(queue.values()) for other, queue in self._queues.items() if other != owner}
-        own = [waiting.tokens for waiting in self._queues.get(owner, {}).values()] + [tokens]
-        own_weight = self._weight(owner) if owner in self._queues else weight()
         streams, in_all = len(self) + 1, self.tokens + tokens
-        displaced: list[KeyT] = []
+        displaced: list[_Waiting[KeyT, RequestT]] = []
         while streams > self._max_waiting or in_all > self._max_tokens:
-            measure: Callable[[list[int]], int] = len if streams > self._max_waiting else sum
-            shares = {
-                other: measure([waiting.tokens for waiting in queue]) / self._weight(other)
-                for other, queue in others.items()
-            }
-            most = max(shares, key=shares.__getitem__, default=None)
-            if most is None or shares[most] <= measure(own) / own_weight:
+            # Most of those who come to a full queue are refused here, and there may be many of them.
+            by_tokens = streams <= self._max_waiting
+            gone = Counter(self._owners[one.key] for one in displaced)
+
+            def share(other: OwnerT, gone: Counter[OwnerT] = gone, by_tokens: bool = by_tokens) -> float:
+                queue = self._queues[other]
+                if not by_tokens:
+                    return (len(queue) - gone[other]) / self._weight(other)
+                left = islice(queue.values(), len(queue) - gone[other])
+                return sum(one.tokens for one in left) / self._weight(other)
+
+            most = max((other for other in self._queues if other != owner), key=share, default=None)
+            if most is None or share(most) <= self._own_share(owner, weight, tokens, by_tokens=by_tokens):
                 return None
-            last = others[most].pop()
-            displaced.append(last.key)
+            last = next(islice(reversed(self._queues[most].values()), gone[most], None))
+            displaced.append(last)
             streams, in_all = streams - 1, in_all - last.tokens
-        return displaced
+        return [one.key for one in displaced]
+
+    def _own_share(self, owner: OwnerT, weight: Callable[[], float], tokens: int, *, by_tokens: bool) -> float:
+        """What an owner would have in the queue for its weight with one more request."""
+        queue = self._queues.get(owner, {})
+        measured = sum(one.tokens for one in queue.values()) + tokens if by_tokens else len(queue) + 1
+        return measured / (self._weight(owner) if queue else weight())
 
 
 class Places(Generic[KeyT]):

@@ -306,6 +306,7 @@ class VerificationServer:
         """
         assert self._running is not None
         self._drain.begin()
+        self._shown = (-math.inf, b"")  # what monitors are shown says so from here on
         self._rounds.turn_away(self._drain.refusal())
         ending = asyncio.create_task(self._send_away(), name="drain")
         await asyncio.wait([ending, self._running], timeout=self._drain.left_s, return_when=asyncio.FIRST_COMPLETED)

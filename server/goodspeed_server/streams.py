@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
-from statistics import fmean
 
 from goodspeed.engine import Engine
 from goodspeed.errors import InvalidRequest, Overloaded
@@ -80,7 +79,7 @@ class Streams:
             max_waiting=max_waiting,
             max_tokens=max_waiting_tokens,
             keep_s=park_s,
-            held_so_far_s=lambda now: fmean(now - live.admitted_at for live in self) if self._live else 0.0,
+            held_so_far_s=lambda now: now - sum(live.admitted_at for live in self) / len(self) if self._live else 0.0,
         )
         self._places: Places[StreamKey] = Places()
         self._moved = False
