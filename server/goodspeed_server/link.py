@@ -52,6 +52,8 @@ logger = logging.getLogger(__name__)
 _HANDSHAKE_TIMEOUT_S = 10.0
 SNAPSHOT_INTERVAL_S = 0.25
 _FLUSH_TIMEOUT_S = 5.0
+_OPENINGS = 32
+"""Messages that an agent may send when it links up: after an outage many of a token's come at once, with their texts."""
 _LONGEST_SENTENCE = 1000
 _BAD_FRAMES = (CloseCode.PROTOCOL_ERROR, CloseCode.MESSAGE_TOO_BIG)
 """What a link is closed with before anything of a frame has come here."""
@@ -231,6 +233,7 @@ class Link:
             hello.name, hello.drafter, PRIOR_ALPHA, allowance=self._allowance, hearing=self._pace, holder=holder
         )
         self._account = account
+        account.asked(_OPENINGS)
         if self._token is not None:
             account.weight, account.holder = self._token.weight, f"token {self._token.name}"
         if hello.session:
