@@ -8,12 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goodspeed_server.pacing import Bucket, PeerPace
+from goodspeed_server.pacing import Bucket, LinkPace, PeerPace
 
 BURST = 1024
-ASKED = st.tuples(st.just("asked"), st.integers(0, 64))
-CAME = st.tuples(st.just("came"), st.integers(1, 200))
-ANSWERED = st.tuples(st.just("answered"), st.just(2))
+OF_A_LINK, PIECE, ANSWER, LARGEST = 16, 0.25, 2, 200
 
 
 @given(
@@ -37,54 +35,100 @@ def test_a_bucket_gives_no_more_than_it_holds_and_what_has_flowed_in(
         assert j - i + 1 <= burst + (last - first) * per_s + 1e-6
 
 
+class Flooding:
+    """A link that sends whenever it is read."""
+
+    def __init__(self, peer: PeerPace) -> None:
+        self.pace = LinkPace(peer)
+        self.read_again_at = 0.0
+
+    def send(self, now: float, frames: int, refused: bool) -> float:
+        """What it costs; nothing while it is not read."""
+        if now < self.read_again_at:
+            return 0.0
+        self.read_again_at = now + self.pace.came(now, 0, frames)
+        if refused:
+            self.pace.answered(now)
+        return PIECE + frames + ANSWER * refused
+
+
 @given(
+    st.integers(1, 6),
     st.lists(
-        st.tuples(st.sampled_from([0.0, 0.0, 0.001, 0.1, 1.0]), ASKED | CAME | ANSWERED), min_size=1, max_size=300
+        st.tuples(
+            st.sampled_from([0.0, 0.0, 0.001, 0.1, 1.0]), st.integers(0, 5), st.integers(0, LARGEST), st.booleans()
+        ),
+        min_size=1,
+        max_size=300,
     ),
     st.integers(1, 500),
 )
-def test_who_waits_as_it_is_told_costs_no_more_than_it_was_asked_for_and_may(
-    deeds: list[tuple[float, tuple[str, int]]], rate: int
+def test_all_links_of_a_peer_together_cost_no_more_than_it_may(
+    links: int, deeds: list[tuple[float, int, int, bool]], rate: int
 ) -> None:
-    pace, now, spent, may, unpaid = PeerPace(rate), 0.0, 0, BURST, 0
-    for pause, (deed, count) in deeds:
+    peer, now, spent = PeerPace(rate), 0.0, 0.0
+    flooding = [Flooding(peer) for _ in range(links)]
+    for pause, which, frames, refused in deeds:
         now += pause
-        if deed == "asked":
-            pace.asked(count)
-            may += count + 2
-        elif deed == "answered":
-            # It counts with what comes next.
-            pace.answered(now)
-            unpaid += count
-        else:
-            assert spent <= may + rate * now + 1e-6
-            now += pace.came(now, 0, count)
-            spent, unpaid = spent + unpaid + count, 0
-            assert spent <= may + rate * now + 1e-6
+        spent += flooding[which % links].send(now, frames, refused)
+        # What a link overdraws once, it waits for.
+        overdrawn = (links + 1) * (LARGEST + PIECE + ANSWER)
+        assert spent <= BURST + rate * now + links * OF_A_LINK + overdrawn + 1e-6
 
 
-def test_an_agent_that_sends_what_it_is_asked_for_is_never_waited_with() -> None:
+@given(st.integers(1, 100), st.integers(1, 200))
+def test_a_link_that_sends_little_waits_for_no_other(links: int, frames: int) -> None:
+    """Its neighbours flood for a minute, and it sends something every second."""
+    peer, waited_s = PeerPace(200.0), 0.0
+    calm, others = LinkPace(peer), [Flooding(peer) for _ in range(links)]
+    for tick in range(600):
+        for one in others:
+            one.send(tick / 10, frames, refused=False)
+        if tick % 10 == 0:
+            waited_s += calm.came(tick / 10, 100, 1)
+    assert waited_s < 2.0 * max(1.0, links * 1.25 / 200.0)
+
+
+def test_drafts_that_are_asked_for_cost_nothing() -> None:
     """64 texts, 32 tokens each asked for by every pass, one in a message: many times what it may send unasked."""
-    pace, now = PeerPace(1.0), 0.0
+    pace, now = LinkPace(PeerPace(1.0)), 0.0
     for _ in range(100):
         for _ in range(64):
             pace.asked(32)
         for _ in range(64 * 32):
             now += 0.05 / (64 * 32)
-            assert pace.came(now, 60, 1) == 0.0
+            assert pace.came(now, 0, 1) == 0.0
+            pace.draft_came()
 
 
-def test_long_messages_count_as_many() -> None:
-    """What a frame costs to read grows with its length: so many of them are no more than so many short ones."""
-    pace, now = PeerPace(1000), 0.0
-    for _ in range(100):
-        now += pace.came(now, 99 * 4096, 1)
-    assert now == pytest.approx((100 * 100 - BURST) / 1000, rel=0.01)
+def test_what_is_asked_for_pays_for_nothing_else() -> None:
+    pace = LinkPace(PeerPace(1.0))
+    pace.asked(10**6)
+    for _ in range(3):
+        assert pace.came(0.0, 0, 300) == 0.0
+    assert pace.came(0.0, 0, 300) > 0.0
 
 
-def test_what_was_asked_for_long_ago_is_bounded() -> None:
-    pace = PeerPace(1.0)
-    for _ in range(10_000):
-        pace.asked(64)
-    assert pace.came(0.0, 0, 8192 + BURST) == 0.0
-    assert pace.came(0.0, 0, 5) == pytest.approx(5.0)
+def test_drafts_that_nobody_asked_for_cost_what_others_do() -> None:
+    pace, waited_s = LinkPace(PeerPace(1.0)), 0.0
+    pace.asked(8)
+    for _ in range(BURST + 100):
+        waited_s = pace.came(0.0, 0, 1)
+        pace.draft_came()
+    assert waited_s > 0.0
+
+
+def test_long_messages_count_as_many_and_so_does_being_woken() -> None:
+    """To read a frame costs more the longer it is, and a byte that comes alone costs a quarter of a message."""
+    for size, times in ((100 * 4096, 100), (1, 10**4)):
+        pace, now = LinkPace(PeerPace(1000.0)), 0.0
+        for _ in range(times):
+            now += pace.came(now, size, 0)
+        cost = times * (size / 4096 + PIECE)
+        assert now == pytest.approx((cost - BURST) / 1000, rel=0.02)
+
+
+def test_little_is_read_of_who_is_not_known() -> None:
+    pace = LinkPace(None)
+    assert pace.came(0.0, 400, 0) == 0.0
+    assert pace.came(0.0, 512, 85) > 10.0

@@ -60,6 +60,8 @@ def test_everything_is_read_once_and_in_order_however_often_there_is_no_room(dee
                 full = False
                 reader.unread.drain()
                 await asyncio.sleep(0)
+                while reader.read != brought:
+                    await asyncio.sleep(0)
             assert not full or reader.read == before
             assert brought.startswith(reader.read)
         assert reader.read == brought
@@ -89,5 +91,17 @@ async def test_it_is_read_on_when_the_wait_is_over() -> None:
 async def test_a_long_frame_is_read_in_long_slices() -> None:
     reader = Reader(frames=0)
     reader.unread.bring(bytes(2**16))
-    assert reader.slices[:6] == [512, 1024, 2048, 4096, 8192, 8192]
-    assert len(reader.read) == 2**16
+    assert reader.slices == [512, 1024, 2048, 4096, 8192, 8192, 8192, 8192]
+    # Others have their turn between.
+    while len(reader.read) < 2**16:
+        await asyncio.sleep(0)
+    assert reader.transport.reads
+
+
+async def test_that_nothing_more_comes_is_told_when_all_is_read() -> None:
+    reader, told = Reader(wait_s=1e-6), asyncio.Event()
+    reader.unread.bring(bytes(2000))
+    reader.unread.end(told.set)
+    assert not told.is_set()
+    await told.wait()
+    assert len(reader.read) == 2000

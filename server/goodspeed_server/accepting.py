@@ -8,6 +8,7 @@ are taken out of the kernel's queue every now and then, as many as there are, an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
 import logging
@@ -23,8 +24,10 @@ _BACKLOG = 256
 _AT_ONCE = 8
 _REST_S = 0.025
 """So a flood is met 320 times a second at most, and who comes behind a full queue of it waits 0.8 s."""
-_NO_ROOM = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_NO_ROOM_REST_S = 1.0
+_GONE = frozenset({errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO, errno.EINTR})
+"""It went before it was accepted."""
+_FAULT_REST_S = 1.0
+"""Behind anything else, as having no files left."""
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -51,10 +54,14 @@ class Acceptor:
         self._resting: dict[socket.socket, asyncio.TimerHandle] = {}
         self._listening = [sock.dup() for sock in bound.sockets]
         self.sockets = bound.sockets
-        for listening in self._listening:
-            listening.setblocking(False)
-            listening.listen(_BACKLOG)
-            self._listen(listening)
+        try:
+            for listening in self._listening:
+                listening.setblocking(False)
+                listening.listen(_BACKLOG)
+                self._listen(listening)
+        except OSError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Accept nothing any more."""
@@ -96,15 +103,15 @@ class Acceptor:
             except BlockingIOError:
                 break
             except OSError as error:
-                if error.errno in _NO_ROOM:
-                    logger.warning("connections cannot be accepted now: %s", error.strerror)
-                    self._rest(listening, _NO_ROOM_REST_S)
-                    return
-                continue  # it has gone before it was accepted
+                if error.errno in _GONE:
+                    continue
+                logger.warning("connections cannot be accepted now: %s", error.strerror)
+                self._rest(listening, _FAULT_REST_S)
+                return
             host = str(peer[0])
             if self._sheds(host):
-                made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-                made.close()
+                with made, contextlib.suppress(OSError):  # some systems let nobody set what is reset already
+                    made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 shed = True
             else:
                 self._hand_on(made, host)
@@ -120,5 +127,7 @@ class Acceptor:
     async def _connect(self, made: socket.socket, host: str) -> None:
         try:
             await self._loop.connect_accepted_socket(functools.partial(self._make, host), made)
-        except OSError:
+        except Exception as error:
             made.close()
+            if not isinstance(error, OSError):
+                logger.exception("a connection is lost for a defect in the server")

@@ -42,7 +42,9 @@ def end_at_once() -> NoReturn:
     the thread. Were it a daemon, it would be torn down within a library that is at work, which may crash, and the
     device's own code waits at exit for what still runs there.
     """
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    try:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(0)

@@ -39,7 +39,7 @@ from goodspeed_server.draining import Drain
 from goodspeed_server.greeting import ServedModel, check_role
 from goodspeed_server.live import AgentAccount
 from goodspeed_server.outgoing import Outgoing
-from goodspeed_server.pacing import PeerPace
+from goodspeed_server.pacing import LinkPace
 from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.sessions import Sessions
 from goodspeed_server.telemetry import Telemetry
@@ -52,8 +52,6 @@ logger = logging.getLogger(__name__)
 _HANDSHAKE_TIMEOUT_S = 10.0
 SNAPSHOT_INTERVAL_S = 0.25
 _FLUSH_TIMEOUT_S = 5.0
-_OPENINGS = 32
-"""Messages that an agent may send when it links up: after an outage many of a token's come at once, with their texts."""
 _LONGEST_SENTENCE = 1000
 _BAD_FRAMES = (CloseCode.PROTOCOL_ERROR, CloseCode.MESSAGE_TOO_BIG)
 """What a link is closed with before anything of a frame has come here."""
@@ -95,7 +93,7 @@ class Link:
         allowance: Allowance | None = None,
         refused: Callable[[str], None] = lambda code: None,
         heard: Callable[[], None] = lambda: None,
-        pace: PeerPace,
+        pace: LinkPace,
     ) -> None:
         self.agent: str | None = None
         """Its name, once it has said it."""
@@ -233,7 +231,6 @@ class Link:
             hello.name, hello.drafter, PRIOR_ALPHA, allowance=self._allowance, hearing=self._pace, holder=holder
         )
         self._account = account
-        account.asked(_OPENINGS)
         if self._token is not None:
             account.weight, account.holder = self._token.weight, f"token {self._token.name}"
         if hello.session:
@@ -311,11 +308,17 @@ class Link:
         self.post(Failure(error.code, str(error)[:_LONGEST_SENTENCE], stream, retry_after_s))
 
     async def _show(self) -> None:
-        closed = asyncio.create_task(self.connection.wait_closed())
-        while not closed.done():
-            if self._outgoing.empty:
-                self._post_frame(self._snapshot_frame())
-            await asyncio.wait([closed], timeout=SNAPSHOT_INTERVAL_S)
+        # Nothing that it might send is kept.
+        reading = asyncio.create_task(self.connection.recv())
+        try:
+            while not reading.done():
+                if self._outgoing.empty:
+                    self._post_frame(self._snapshot_frame())
+                await asyncio.wait([reading], timeout=SNAPSHOT_INTERVAL_S)
+            reading.result()
+            raise ProtocolError("a monitor's link shows, and takes no message")
+        finally:
+            reading.cancel()
 
     async def _receive(self) -> AgentMessage:
         frame = await self.connection.recv()

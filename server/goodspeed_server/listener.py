@@ -26,7 +26,7 @@ import goodspeed
 from goodspeed.errors import GoodSpeedError
 from goodspeed_server.accepting import Acceptor
 from goodspeed_server.gate import Gate, Refusal, Visitor
-from goodspeed_server.pacing import PeerPace
+from goodspeed_server.pacing import LinkPace, PeerPace
 from goodspeed_server.settings import DoorSettings
 from goodspeed_server.unread import Unread
 
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 OPEN_TIMEOUT_S = 10.0
 """For the TLS handshake, and then for the HTTP request, however slowly it comes."""
 _PING_TIMEOUT_S = 120.0
-_CLOSE_TIMEOUT_S = 10.0
+_CLOSE_TIMEOUT_S = 4.0
 _UNSENT_BYTES = 2**20
 """A peer that has so much more unread than the largest frame only asks and does not listen: pongs wait for nobody."""
 _OTHER_FILES = 1024
@@ -83,8 +83,8 @@ class Connection(ServerConnection):
         """What came since then."""
         self._frames = 0
         """How many of them there were in what was read last."""
-        self.pace = door.own_pace()
-        """How much of it is read; it is another once it is known whose link it is."""
+        self.pace = LinkPace(None)
+        """How much of it is read."""
         self.visitor: Visitor[Connection]
         self.served: Served | None = None
 
@@ -136,33 +136,40 @@ class Connection(ServerConnection):
     def eof_received(self) -> None:
         """Nothing more will come."""
         if self._early is None:
-            super().eof_received()
+            self._unread.end(super().eof_received)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It has gone."""
         self._door.left(self)
+        self.pace.gone()
         if self._early is None:
             self._unread.drop()
             super().connection_lost(exc)
+
+    def listen_as(self, peer: PeerPace) -> None:
+        """It is known whose link it is."""
+        self.pace = LinkPace(peer)
 
     def cut_off(self) -> None:
         """End it without a word."""
         self._raw.abort()
 
     async def _encrypt(self, raw: asyncio.Transport, tls: ssl.SSLContext) -> None:
+        encrypted = None
         try:
-            encrypted = await self.loop.start_tls(
-                raw, self, tls, server_side=True, ssl_handshake_timeout=OPEN_TIMEOUT_S,
-                ssl_shutdown_timeout=_CLOSE_TIMEOUT_S,
-            )  # fmt: skip
+            if not raw.is_closing():
+                encrypted = await self.loop.start_tls(
+                    raw, self, tls, server_side=True, ssl_handshake_timeout=OPEN_TIMEOUT_S,
+                    ssl_shutdown_timeout=_CLOSE_TIMEOUT_S,
+                )  # fmt: skip
         except (OSError, asyncio.CancelledError) as error:  # a failed or late handshake is one of the former
             logger.info("no TLS with %s: %s", self.host, error)
             self._door.refused("no_tls")
-            encrypted = None
-        if encrypted is None:  # it went away meanwhile
-            self.cut_off()
-            self._door.left(self)
-        else:
+        finally:
+            if encrypted is None:  # it went away meanwhile
+                self.cut_off()
+                self._door.left(self)
+        if encrypted is not None:
             self._made(encrypted)
 
     def _made(self, transport: asyncio.Transport) -> None:
@@ -201,7 +208,6 @@ class Door:
         self.refused = refused
         self.throttled = throttled
         self._max_links = settings.max_links
-        self._messages_per_s = settings.messages_per_s
         self._clock = clock
         self._goodbyes: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -256,10 +262,6 @@ class Door:
                 ) from None
             raise GoodSpeedError(f"cannot listen on {where}: {error.strerror or error}") from None
         return server
-
-    def own_pace(self) -> PeerPace:
-        """For a connection of which nothing is known."""
-        return PeerPace(self._messages_per_s)
 
     def pace_of(self, connection: Connection) -> PeerPace:
         """For a link that shows no token."""

@@ -22,7 +22,7 @@ from goodspeed.timing import Pace
 from goodspeed.verification import Rule
 from goodspeed_server.allowance import Allowance, Back
 from goodspeed_server.audits import Standing
-from goodspeed_server.pacing import PeerPace
+from goodspeed_server.pacing import LinkPace
 
 __all__ = ["AgentAccount", "DraftWay", "LiveStream", "Outbox", "RowUse", "Session"]
 
@@ -80,7 +80,7 @@ class AgentAccount:
     """`omega` of its streams in the utility."""
     allowance: Allowance | None = None
     """Of the token it showed."""
-    hearing: PeerPace | None = None
+    hearing: LinkPace | None = None
     """How much it is listened to; None for as much as it sends."""
     service: Service = "served"
     """What the operator has said of it."""
@@ -133,6 +133,11 @@ class AgentAccount:
         """One of its streams is asked to draft so many, which it may send."""
         if self.hearing is not None:
             self.hearing.asked(tokens)
+
+    def draft_came(self) -> None:
+        """For one of its streams."""
+        if self.hearing is not None:
+            self.hearing.draft_came()
 
     def answered(self, now: float) -> None:
         """It was told again what it had been told."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections import deque
 
 from websockets.asyncio.server import ServerConnection
@@ -15,6 +16,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
 __all__ = ["Outgoing"]
+
+logger = logging.getLogger(__name__)
 
 _MAX_QUEUED = 4096
 _MAX_QUEUED_BYTES = 2**23
@@ -75,16 +78,22 @@ class Outgoing:
     def _send(self, frames: list[bytes]) -> None:
         if self._connection.transport.is_closing():
             return
-        for frame in frames:
-            self._connection.protocol.send_binary(frame)
-        self._connection.send_data()
+        try:
+            for frame in frames:
+                self._connection.protocol.send_binary(frame)
+            self._connection.send_data()
+        except Exception:  # whoever posts has other links to serve
+            logger.exception("a link is cut off: what is sent to it fails")
+            self._connection.transport.abort()
 
     async def _write(self) -> None:
-        with contextlib.suppress(ConnectionClosed):
-            while self._waiting:
-                async with self._connection.send_context():  # which waits until the peer reads
-                    self._send(self._next())
-        self._writer = None
+        try:
+            with contextlib.suppress(ConnectionClosed):
+                while self._waiting:
+                    async with self._connection.send_context():  # behind which it waits until the peer reads
+                        self._send(self._next())
+        finally:
+            self._writer = None
 
     def _next(self) -> list[bytes]:
         """As many of those that wait as are written at once."""

@@ -361,7 +361,7 @@ class VerificationServer:
 
     async def _serve_link(self, connection: Connection) -> None:
         token = self._doorkeeper.token_of(connection)
-        connection.pace = self._door.pace_of(connection) if token is None else self._doorkeeper.pace(token)
+        connection.listen_as(self._door.pace_of(connection) if token is None else self._doorkeeper.pace(token))
         link = Link(
             connection,
             model=self._model,

@@ -269,6 +269,7 @@ class Streams:
         except Overloaded:
             account.give_back()
             raise
+        account.answered(stream.opened_at)  # everybody's place is looked at
         logger.info("a text waits for a row, and %d others do", len(self._admission) - 1)
         for (its_outbox, number), (its_account, _) in displaced:
             its_account.give_back()

@@ -15,6 +15,8 @@ __all__ = ["Unread"]
 _SLICE_BYTES = 512
 _LONGEST_SLICE_BYTES = 2**13
 """Of a long frame, of which there is nothing to answer before its end."""
+_AT_ONCE = 8
+"""Slices, before others have their turn on the event loop."""
 
 
 class Unread:
@@ -35,11 +37,18 @@ class Unread:
         """Whether what was read waits for somebody to handle it."""
         self._alarm: asyncio.TimerHandle | None = None
         """Until which nothing is read."""
+        self._end: Callable[[], object] | None = None
+        """What is to be told that nothing more will come."""
         self._over = False
 
     def bring(self, data: bytes) -> None:
         """Something came."""
         self._bytes += data
+        self._read()
+
+    def end(self, tell: Callable[[], object]) -> None:
+        """Nothing more will come, and that is told when all that came is read."""
+        self._end = tell
         self._read()
 
     def fill(self) -> None:
@@ -59,19 +68,29 @@ class Unread:
             self._alarm.cancel()
 
     def _read(self) -> None:
-        while self._bytes and self._may_read:
-            piece = bytes(self._bytes[: self._slice])
-            del self._bytes[: self._slice]
-            frames, wait_s = self._take(piece)
-            self._slice = _SLICE_BYTES if frames else min(2 * self._slice, _LONGEST_SLICE_BYTES)
-            if wait_s > 0.0 and not self._over:
-                self._alarm = self._loop.call_later(wait_s, self._read_on)
+        for _ in range(_AT_ONCE):
+            if not (self._bytes and self._may_read):
+                break
+            self._read_slice()
+        else:
+            self._loop.call_soon(self._read)
         if self._over or self._transport.is_closing():
             return
         if self._bytes or not self._may_read:
             self._transport.pause_reading()
+        elif self._end is not None:
+            tell, self._end = self._end, None
+            tell()
         else:
             self._transport.resume_reading()
+
+    def _read_slice(self) -> None:
+        piece = bytes(self._bytes[: self._slice])
+        del self._bytes[: self._slice]
+        frames, wait_s = self._take(piece)
+        self._slice = _SLICE_BYTES if frames else min(2 * self._slice, _LONGEST_SLICE_BYTES)
+        if wait_s > 0.0 and not self._over:
+            self._alarm = self._loop.call_later(wait_s, self._read_on)
 
     def _read_on(self) -> None:
         self._alarm = None
