@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 _BACKLOG = 256
 _AT_ONCE = 8
-_REST_S = 0.025
-"""So a flood is met 320 times a second at most, and who comes behind a full queue of it waits 0.8 s."""
+_REST_S = 0.05
+"""So a flood is met 160 times a second at most, and who comes behind a full queue of it waits 1.6 s."""
 _GONE = frozenset({errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO, errno.EINTR})
 """It went before it was accepted."""
 _FAULT_REST_S = 1.0
