@@ -132,3 +132,10 @@ def test_little_is_read_of_who_is_not_known() -> None:
     pace = LinkPace(None)
     assert pace.came(0.0, 400, 0) == 0.0
     assert pace.came(0.0, 512, 85) > 10.0
+
+
+def test_what_is_read_or_answered_when_a_link_has_gone_is_no_trouble() -> None:
+    pace = LinkPace(PeerPace(1.0))
+    pace.gone()
+    pace.answered(0.0)
+    assert pace.came(0.0, 100, 1) == 0.0

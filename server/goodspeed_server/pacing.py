@@ -141,7 +141,7 @@ class LinkPace:
         self._level = min(_OF_A_LINK, self._level + self._peer.draft_came())
 
     def _spend(self, now: float, cost: float) -> float:
-        share_per_s = self._peer.messages_per_s / self._peer.links
+        share_per_s = self._peer.messages_per_s / max(1, self._peer.links)  # whoever has gone may be answered yet
         if now > self._at:
             self._level = min(_OF_A_LINK, self._level + (now - self._at) * share_per_s)
             self._at = now
