@@ -63,7 +63,7 @@ bench-overhead: $(INSTALLED)  ## what a round costs beside its forward pass
 bench-scheduler: $(INSTALLED)  ## budgets for 10,000 streams
 	$(BIN)/python -m bench.scheduler --json bench/results/scheduler.json
 
-bench-simulated: $(INSTALLED)  ## rounds, policies, never worse than plain decoding, 10,000 streams: a virtual clock
+bench-simulated: $(INSTALLED)  ## rounds, policies, never worse than plain decoding, 10,000 streams, 100 servers: a virtual clock
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.simulated all
 
 bench-tune: $(INSTALLED)  ## a deployment that records, tunes and swaps its drafts, with a plot: about ten minutes

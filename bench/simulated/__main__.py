@@ -1,6 +1,6 @@
-"""`python -m bench.simulated rounds | instances | grid | scale | all [--quick]`: everything under a virtual clock.
+"""Everything under a virtual clock: `python -m bench.simulated rounds | instances | grid | scale | servers | all`.
 
-Figures are printed, and written as JSON and pictures where `--out` says.
+`--quick` runs less of it. Figures are printed, and written as JSON and pictures where `--out` says.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from bench.simulated import grid as grids
 from bench.simulated import instances as comparisons
 from bench.simulated import rounds as per_round
 from bench.simulated import scale as scales
-from bench.simulated.plots import draw_grid, draw_instances, draw_rounds
+from bench.simulated import servers as fleets
+from bench.simulated.plots import draw_grid, draw_instances, draw_rounds, draw_servers
 
 __all__ = ["app"]
 
@@ -90,10 +91,30 @@ def scale(quick: Quick = False, out: Out = RESULTS) -> None:
     _keep(out, "scale", found)
 
 
+@app.command()
+def servers(quick: Quick = False, out: Out = RESULTS) -> None:
+    """Where 100,000 streams go among a hundred servers, and how alike the prices of their places become."""
+    course = fleets.QUICK if quick else fleets.FULL
+    runs = fleets.compare(course)
+    print(f"{course.streams} streams on {course.servers} servers")
+    print(f"{'':<24} {'spread':>7} {'geo. mean':>9} {'Jain':>6} {'a tenth below':>13}  settled after death, return")
+    for name, found in runs.items():
+        row = fleets.Summary.of(found, course)
+        settled = (
+            "not" if s is None else f"{s:.0f} s" for s in (row.settled_after_death_s, row.settled_after_return_s)
+        )
+        print(
+            f"{name:<24} {row.price_spread:>7.4f} {row.geometric_mean:>9.3f} {row.jain:>6.3f} {row.tenth:>13.2f}  "
+            + ", ".join(settled)
+        )
+    _keep(out, "servers", fleets.figures(runs, course))
+    draw_servers(runs, course, out / "servers.png")
+
+
 @app.command(name="all")
 def everything(quick: Quick = False, out: Out = RESULTS) -> None:
     """All of it."""
-    for command in (rounds, instances, grid, scale):
+    for command in (rounds, instances, grid, scale, servers):
         command(quick=quick, out=out)
 
 

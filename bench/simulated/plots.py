@@ -15,13 +15,19 @@ from numpy.typing import NDArray
 from bench.simulated.grid import Cell
 from bench.simulated.instances import Comparison
 from bench.simulated.rounds import Replay
+from bench.simulated.servers import Course, Run
 from bench.simulated.worlds import POLICIES
 
-__all__ = ["draw_grid", "draw_instances", "draw_rounds"]
+__all__ = ["draw_grid", "draw_instances", "draw_rounds", "draw_servers"]
 
 Floats = NDArray[np.float64]
 
 OURS, PAPER, RIVAL = "#0072b2", "#d55e00", "#888888"
+PLACEMENT_COLOURS = {
+    "random": "#b0b0b0", "round robin": "#000000", "least streams": "#e69f00", "least streams, weighted": "#f0e442",
+    "lowest token price": "#cc79a7", "lowest price": OURS, "two choices": "#56b4e9", "lowest price, stale": PAPER,
+    "two choices, stale": "#009e73",
+}  # fmt: skip
 SCHEDULE_COLOURS = {"GoodSpeed-Sched": PAPER, "Fixed-S": "#555555", "Random-S": "#b0b0b0"}
 
 mpl.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "goodspeed"})
@@ -96,6 +102,34 @@ def draw_rounds(gaps: Mapping[str, Floats], replays: Mapping[str, Sequence[Repla
     utility.set(xlabel="round", ylabel="sum of log running mean goodput, tokens/round", ylim=(3, None))
     utility.set_title("the paper's figure 4")
     utility.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=130)
+
+
+def draw_servers(runs: Mapping[str, Run], course: Course, path: Path) -> None:
+    """How far the prices of a place are apart, while servers die and come back, and what streams get of it."""
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    prices, goodput = figure.subplots(1, 2, width_ratios=(3, 2))
+    for name, run in runs.items():
+        style = ":" if name == "round robin" else "--" if name.endswith("stale") else "-"
+        prices.plot(run.spread, style, color=PLACEMENT_COLOURS[name], linewidth=1.3, label=name)
+    for at_s, what in ((course.dies_s, "a tenth of\nthe servers die"), (course.returns_s, "and come back,\nempty")):
+        prices.axvline(at_s, color="black", linewidth=0.8, linestyle=":")
+        prices.text(at_s + 1, 0.45, what, va="top", fontsize=8, transform=prices.get_xaxis_transform())
+    prices.set(xlabel="seconds", ylabel="standard deviation of prices over servers", yscale="log")
+    prices.set(xlim=(0, course.ends_s))
+    calm = slice(course.warm_s, course.dies_s)
+    names = list(runs)
+    for place, name in enumerate(names):
+        mean, tenth = np.exp(runs[name].utility[calm].mean()), runs[name].tenth[calm].mean()
+        goodput.plot([tenth, mean], [place, place], color=PLACEMENT_COLOURS[name], linewidth=3)
+        goodput.plot(mean, place, "o", color=PLACEMENT_COLOURS[name])
+        goodput.text(mean, place, f"  {mean:.2f}", va="center")
+        goodput.text(tenth, place, f"{tenth:.2f}  ", va="center", ha="right")
+    goodput.set_yticks(range(len(names)), names)
+    goodput.invert_yaxis()
+    goodput.margins(x=0.2)
+    goodput.set(xlabel="tokens/s (left: a tenth are below; dot: geo. mean)", xlim=(0, None))
+    figure.suptitle(f"{course.streams:,} streams on {course.servers} unlike servers")
     figure.savefig(path, dpi=130)
 
 

@@ -1,4 +1,4 @@
-"""Two servers behind the HAProxy that we ship a configuration for, one of which dies in the middle of texts."""
+"""Three servers behind the HAProxy that we ship a configuration for, one of which dies in the middle of texts."""
 
 from __future__ import annotations
 
@@ -40,24 +40,25 @@ PATIENCE_S = 120.0
 
 
 async def test_a_server_that_is_killed_behind_haproxy_changes_no_text(tmp_path: Path) -> None:
-    async with reaped(await start_server(*SERVER)) as one, reaped(await start_server(*SERVER)) as two:
-        addresses = [await address_of(one), await address_of(two)]
-        async with haproxy(tmp_path, addresses) as front, two_agents(front, tmp_path) as agents:
+    async with contextlib.AsyncExitStack() as running:
+        servers = [await running.enter_async_context(reaped(await start_server(*SERVER))) for _ in range(3)]
+        addresses = [await address_of(server) for server in servers]
+        async with haproxy(tmp_path, addresses) as front, three_agents(front, tmp_path) as agents:
             undisturbed = await write(agents)
             # Each has a server of its own.
-            assert await links(addresses) == [1, 1]
+            assert await links(addresses) == [1, 1, 1]
             begun = [asyncio.Event() for _ in agents]
             writing = asyncio.create_task(write(agents, begun))
             await asyncio.gather(*(event.wait() for event in begun))
-            one.kill()
-            await one.wait()
+            servers[0].kill()
+            await servers[0].wait()
             assert await writing == undisturbed
-            assert sorted(agent.link.reconnections for agent in agents) == [0, 1]
-            assert await links(addresses[1:]) == [2]
+            assert sorted(agent.link.reconnections for agent in agents) == [0, 0, 1]
+            assert sorted(await links(addresses[1:])) == [1, 2]
 
 
 async def test_the_shipped_configuration_is_one(tmp_path: Path) -> None:
-    assert await checked(as_here(tmp_path, ["ws://127.0.0.1:1", "ws://127.0.0.1:2"], "127.0.0.1:3")) == (0, "")
+    assert await checked(as_here(tmp_path, [f"ws://127.0.0.1:{port}" for port in (1, 2, 3)], "127.0.0.1:4")) == (0, "")
 
 
 async def write(agents: list[Agent], begun: list[asyncio.Event] | None = None) -> list[list[list[int]]]:
@@ -86,14 +87,15 @@ async def write(agents: list[Agent], begun: list[asyncio.Event] | None = None) -
 
 
 @contextlib.asynccontextmanager
-async def two_agents(front: str, folder: Path) -> AsyncIterator[list[Agent]]:
+async def three_agents(front: str, folder: Path) -> AsyncIterator[list[Agent]]:
     backoff = Backoff(first_s=0.05, longest_s=0.2, give_up_after_s=PATIENCE_S, rng=random.Random(1))
     cache = TokenizerCache(folder)
-    async with (
-        Agent(front, load_drafter("suffix"), name="left", cache=cache, backoff=backoff) as left,
-        Agent(front, load_drafter("suffix"), name="right", cache=cache, backoff=backoff) as right,
-    ):
-        yield [left, right]
+    async with contextlib.AsyncExitStack() as linked:
+        agents = [
+            Agent(front, load_drafter("suffix"), name=name, cache=cache, backoff=backoff)
+            for name in ("left", "middle", "right")
+        ]
+        yield [await linked.enter_async_context(agent) for agent in agents]
 
 
 @contextlib.asynccontextmanager
@@ -118,7 +120,7 @@ async def haproxy(folder: Path, servers: list[str]) -> AsyncIterator[str]:
 
 
 def as_here(folder: Path, servers: list[str], place: str) -> Path:
-    """The shipped configuration, with this test's addresses and pace."""
+    """The shipped configuration, with this test's addresses and pace, and a server more."""
     text = SHIPPED.read_text(encoding="utf-8")
     changes = {
         "bind :8765": f"bind {place}",
@@ -129,6 +131,7 @@ def as_here(folder: Path, servers: list[str], place: str) -> Path:
     for shipped, here in changes.items():
         assert text.count(shipped) == 1, shipped
         text = text.replace(shipped, here)
+    text += f"    server three {urlsplit(servers[2]).netloc}\n"
     configuration = folder / "haproxy.cfg"
     configuration.write_text(text)
     return configuration
