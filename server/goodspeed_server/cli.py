@@ -130,7 +130,7 @@ def run(
         float, typer.Option(min=0, help=f"How long the barrier waits; drafts {OVERDUE} times as late go unused.")
     ] = 500.0,
     prefill_chunk: Annotated[int, typer.Option(min=1, help="Prompt tokens one pass may carry.")] = 512,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the forward pass.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the forward pass, on each rank.")] = None,
     tensor_parallel: Annotated[
         int, typer.Option(min=1, help="Processes that share the target, a GPU each where there are any.")
     ] = 1,

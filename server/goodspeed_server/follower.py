@@ -55,7 +55,8 @@ def be_follower(settings: PartSettings, place: Place) -> None:
 
 def _end_with_rank_0() -> None:
     """Whatever this process waits for, it ends when the one that started it is gone, and with it the other end."""
-    sys.stdin.buffer.read()
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
     os._exit(1)
 
 

@@ -221,6 +221,7 @@ def _started(settings: ServerSettings, place: Place, rank: int, *, log_json: boo
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,
+        process_group=0,  # an interrupt from the terminal is for this process, which ends the others
     ) as child:
         try:
             yield child

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-import pytest
 from typer.testing import CliRunner
 
 from goodspeed_agent.agent import Agent, Piece, TextRequest
@@ -100,15 +99,18 @@ async def test_no_rank_outlives_a_server_that_is_killed() -> None:
 async def test_torchrun_may_start_the_ranks(tmp_path: Path) -> None:
     run = ("-m", "goodspeed_server", "run", "--port", "0", "--max-streams", "4", *OPTIONS)
     command = ("--standalone", "--nproc-per-node", "2", *run)
-    process = await Forked.start("torch.distributed.run", *command, environment=ENVIRONMENT)
-    async with reaped(process):
+    environment = ENVIRONMENT | {"GLOO_SOCKET_IFNAME": "lo"}
+    async with reaped(await Forked.start("torch.distributed.run", *command, environment=environment)) as process:
         address = await address_of(process)
+        workers = psutil.Process(process.pid).children()
         async with agent(address, "suffix", tmp_path) as it:
             texts = [await it.complete(text) for text in TEXTS]
         process.terminate()
-        _, complaints = await process.communicate()
+        await process.communicate()
+        for worker in workers:
+            await gone(worker)
     assert [text.tokens for text in texts] == [target_alone(text.prompt, text.params) for text in TEXTS]
-    assert b'Traceback (most recent call last):\n  File "goodspeed' not in complaints
+    assert len(workers) == 2
 
 
 def test_what_cannot_be_shared_is_refused_before_anything_starts() -> None:
@@ -118,18 +120,3 @@ def test_what_cannot_be_shared_is_refused_before_anything_starts() -> None:
         "goodspeed-server: 'pico-target' has 4 heads and 2 of keys and values, and 3 ranks cannot have as many each: "
         "choose --tensor-parallel 1 or 2"
     )
-
-
-@pytest.mark.parametrize(
-    ("options", "environment", "sentence"),
-    [
-        (("--device", "cuda:1"), {}, "device is 'cuda:1', and the ranks of a target have one each: choose auto, cpu"),
-        ((), {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "4"}, "torchrun has started 4 ranks, and tensor_parallel is 2"),
-    ],
-)
-def test_what_ranks_cannot_be_told_is_refused(
-    options: tuple[str, ...], environment: dict[str, str], sentence: str
-) -> None:
-    result = CliRunner().invoke(app, ["run", "--port", "0", "--tensor-parallel", "2", *options], env=environment)
-    assert result.exit_code == 2
-    assert sentence in result.stderr
