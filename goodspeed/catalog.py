@@ -6,11 +6,13 @@ extra brings them.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import logging
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -29,6 +31,7 @@ __all__ = [
     "BundledModel",
     "Files",
     "bundled",
+    "check_sharing",
     "digest",
     "fingerprint",
     "load_model",
@@ -104,17 +107,20 @@ def resolve(name: str) -> str:
     return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
 
 
-def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> PreTrainedModel:
+def load_model(name: str, *, device: str = "auto", dtype: str = "auto", ranks: int = 1) -> PreTrainedModel:
     """Load a causal language model, ready to run.
 
     Args:
         name: bundled, a local folder, or a Hugging Face name.
         device: a torch device, or `auto`: a GPU if there is one.
         dtype: a torch floating-point type, or `auto`: float32 on a CPU, bfloat16 elsewhere.
+        ranks: how many processes share it, by transformers' own plan; all of them load it, each its part, once they
+            have met (`torch.distributed.init_process_group`).
 
     Raises:
         UnknownModel: nothing by that name can be loaded.
-        UnsupportedModel: it keeps a recurrent state, so that rejected tokens could not be rolled back.
+        UnsupportedModel: it keeps a recurrent state, so that rejected tokens could not be rolled back, or so many
+            ranks cannot share it.
         ModelError: torch is not installed, or the device or dtype does not exist.
     """
     try:
@@ -132,20 +138,12 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> PreTr
     for quieten in (disable_progress_bar, disable_default_handler, enable_propagation):
         cast("Any", quieten)()
     local = _local_only(source)
-    try:
+    with _loading(name):
         config = AutoConfig.from_pretrained(source, local_files_only=local)
         refuse_recurrent(name, config)
         load = cast("Any", AutoModelForCausalLM.from_pretrained)
-        model, loading = load(source, dtype=kind, local_files_only=local, output_loading_info=True)
-    except GoodSpeedError:
-        raise
-    # Whatever stands in a configuration goes through code that did not expect it: any error may come of it.
-    except Exception as error:
-        known = ", ".join(model.name for model in bundled())
-        raise UnknownModel(
-            f"cannot load a model named {name!r}: it is neither bundled ({known}), nor a folder with a causal language "
-            f"model, nor a Hugging Face name that can be reached from here ({_reason(error)})"
-        ) from None
+        shared = _shared(name, config, ranks) if ranks > 1 else {}
+        model, loading = load(source, dtype=kind, local_files_only=local, output_loading_info=True, **shared)
     lacking = sorted(loading["missing_keys"])
     if lacking:
         # The library would go on with random numbers in their place.
@@ -155,6 +153,45 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto") -> PreTr
         )
     placed = model.to(where).eval().requires_grad_(False)
     return cast("PreTrainedModel", placed)
+
+
+def check_sharing(name: str, ranks: int) -> None:
+    """Refuse a model that so many processes cannot share, before any of them loads it.
+
+    Raises:
+        UnknownModel: nothing by that name can be loaded.
+        UnsupportedModel: transformers has no plan for it, or its heads do not come out even.
+    """
+    from transformers import AutoConfig
+
+    source = resolve(name)
+    with _loading(name):
+        _shared(name, AutoConfig.from_pretrained(source, local_files_only=_local_only(source)), ranks)
+
+
+def _shared(name: str, config: PretrainedConfig, ranks: int) -> dict[str, Any]:
+    """What makes transformers load a rank's part of a model."""
+    from transformers.distributed.configuration_utils import DistributedConfig
+
+    from goodspeed.engine.support import check_ranks
+
+    check_ranks(name, config, ranks)
+    return {"distributed_config": DistributedConfig(tp_size=ranks, tp_plan="auto")}
+
+
+@contextlib.contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Whatever stands in a configuration goes through code that did not expect it: any error may come of it."""
+    try:
+        yield
+    except GoodSpeedError:
+        raise
+    except Exception as error:
+        known = ", ".join(model.name for model in bundled())
+        raise UnknownModel(
+            f"cannot load a model named {name!r}: it is neither bundled ({known}), nor a folder with a causal language "
+            f"model, nor a Hugging Face name that can be reached from here ({_reason(error)})"
+        ) from None
 
 
 def _local_only(source: str) -> bool:
@@ -331,12 +368,16 @@ def fingerprint(files: Files) -> str:
 def weights_digest(model: PreTrainedModel) -> str:
     """Name a model by what it computes: its configuration, and a sample of every parameter.
 
-    Independent of device, process and path; another precision is another model.
+    Independent of device, process and path; another precision is another model. Of one that ranks share it is that of
+    the whole, and all of them have to ask for it at once.
     """
     config = {key: value for key, value in model.config.to_dict().items() if key not in _CONFIG_HABITS}
     whole = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, weight in model.named_parameters():
         stride = -(-weight.numel() // _WEIGHTS_SAMPLE) or 1
-        sample = weight.detach().flatten()[::stride].float().cpu().numpy()
+        values: Any = weight.detach()
+        if hasattr(values, "full_tensor"):  # a rank's part of it
+            values = values.full_tensor()
+        sample = values.flatten()[::stride].float().cpu().numpy()
         whole.update(f"{name}\0{tuple(weight.shape)}\0{weight.dtype}\0".encode() + sample.tobytes())
     return whole.hexdigest()[:32]

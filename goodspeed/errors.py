@@ -14,6 +14,7 @@ GoodSpeedError
 │   ├── UnsupportedModel      its architecture cannot be served (recurrent state)
 │   ├── TargetChanged         the server came back with another target
 │   └── TokenizerMismatch     draft and target do not share a tokenizer
+├── RankLost              a rank of a tensor-parallel target is gone, and with it the target
 ├── StreamFault           one stream cannot go on here; `code` says why, and all others go on
 ├── CorruptData           a file of ours is cut off, or no such file
 ├── SchedulerFault        a scheduler planned what cannot be
@@ -37,6 +38,7 @@ __all__ = [
     "ModelError",
     "Overloaded",
     "ProtocolError",
+    "RankLost",
     "Refused",
     "RuleFault",
     "SchedulerFault",
@@ -153,6 +155,12 @@ class TokenizerMismatch(ModelError):
     """Draft and target turn text into different token ids, so a draft would mean nothing to the target."""
 
     code = "tokenizer_mismatch"
+
+
+class RankLost(GoodSpeedError):
+    """One of the processes that a target is spread over is gone, or could not do its part: no other can go on."""
+
+    code = "rank_lost"
 
 
 class StreamFault(GoodSpeedError):

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from goodspeed.engine import Layout
 from goodspeed.errors import InvalidRequest
 from goodspeed.scheduling import SCHEDULERS
-from goodspeed_server import server
+from goodspeed_server import target
 from goodspeed_server.memory import kv_bytes_per_token, rows_that_fit
 from goodspeed_server.server import VerificationServer
 from goodspeed_server.settings import AUTO_MAX_LENGTH, AUTO_MAX_STREAMS, DoorSettings, RoundSettings, ServerSettings
@@ -53,8 +54,12 @@ def test_every_scheduler_on_offer_may_be_chosen(scheduler: str) -> None:
 def start(settings: ServerSettings, **model: Any) -> VerificationServer:
     """A server whose engine is made as the settings say, but runs no model."""
 
-    def make_engine(_model: object, *, rows: int, max_length: int, **_how: object) -> PlantedEngine:
-        return PlantedEngine(rows, max_length)
+    def make_engine(
+        _model: object, *, rows: int, max_length: int, layout: Layout, device: object, dtype: object
+    ) -> PlantedEngine:
+        engine = PlantedEngine(rows, max_length)
+        engine.layout = layout
+        return engine
 
     return VerificationServer(settings, tiny_llama(**model), tiny_tokenizer(), make_engine=make_engine)
 
@@ -62,7 +67,7 @@ def start(settings: ServerSettings, **model: Any) -> VerificationServer:
 @pytest.mark.parametrize(("made_for", "max_length"), [(CONTEXT, CONTEXT), (10**6, AUTO_MAX_LENGTH)])
 def test_what_auto_stands_for(monkeypatch: pytest.MonkeyPatch, made_for: int, max_length: int) -> None:
     """The scheduler's and the rounds' are in the tests of rolling rounds."""
-    monkeypatch.setattr(server, "free_bytes", lambda _device: 10**12)
+    monkeypatch.setattr(target, "free_bytes", lambda _device: 10**12)
     seen = start(ServerSettings(), max_position_embeddings=made_for).snapshot()
     assert (seen.rule, seen.layout) == ("coupled", "packed")  # packed, since this is a CPU
     assert (seen.rows, seen.kv_tokens) == (AUTO_MAX_STREAMS, AUTO_MAX_STREAMS * max_length)
@@ -85,7 +90,7 @@ def test_what_was_chosen_is_what_runs() -> None:
 def test_without_a_number_of_streams_memory_sets_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_llama()
     row_bytes = CONTEXT * kv_bytes_per_token(model.config, model.dtype)
-    monkeypatch.setattr(server, "free_bytes", lambda _device: 10 * row_bytes)
+    monkeypatch.setattr(target, "free_bytes", lambda _device: 10 * row_bytes)
     rows = start(ServerSettings()).snapshot().rows
     assert rows in range(5, 10), "most of what is free, since activations and logits want some too"
 
@@ -119,6 +124,7 @@ def test_the_streams_chosen_are_the_most_that_would_have_been_granted(
         ("max_length", 1),
         ("max_length", 0),
         ("threads", 0),
+        ("tensor_parallel", 0),
         ("drain_s", -1e-9),
         ("drain_s", 86_401),
         ("drain_s", math.nan),

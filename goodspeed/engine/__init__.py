@@ -7,6 +7,8 @@ Segment, ...  ->  layouts: Packed | Padded  ->  the model, untouched  ->  logits
                            |                       |
                        grouping      attention  ->  slab
 ```
+
+A model that is shared by several ranks runs on `parallel.LeadingEngine`, which the others follow.
 """
 
 from __future__ import annotations

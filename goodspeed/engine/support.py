@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.distributed.tensor_parallel import get_kv_heads_per_rank
 
 from goodspeed.errors import UnsupportedModel
 
-__all__ = ["check_layers", "check_positions", "reach"]
+__all__ = ["check_layers", "check_positions", "check_ranks", "kv_heads_per_rank", "reach"]
 
 _SERVED = {"full_attention", "sliding_attention"}
 
@@ -62,3 +63,40 @@ def reach(model: PreTrainedModel) -> int | None:
     if rope.get("rope_type") == "longrope":
         limit = rope.get("original_max_position_embeddings", limit)
     return limit
+
+
+def check_ranks(name: str, config: PretrainedConfig, ranks: int) -> None:
+    """Refuse a model that so many ranks cannot share.
+
+    Raises:
+        UnsupportedModel: transformers has no plan for it, or its heads do not come out even.
+    """
+    text: Any = config.get_text_config()
+    if not text.base_model_tp_plan:
+        raise UnsupportedModel(
+            f"transformers has no plan by which {name!r} ({text.model_type}) could be shared: serve it on one device, "
+            "with --tensor-parallel 1, or choose a target like Llama, Qwen3 or Mistral"
+        )
+    heads, kv_heads = text.num_attention_heads, _kv_heads(text)
+    if heads % ranks or get_kv_heads_per_rank(text.base_model_tp_plan, kv_heads, ranks) is None:
+        ways = [str(n) for n in range(2, kv_heads + 1) if heads % n == kv_heads % n == 0]
+        raise UnsupportedModel(
+            f"{name!r} has {heads} heads and {kv_heads} of keys and values, and {ranks} ranks cannot have as many each:"
+            f" choose --tensor-parallel {' or '.join(['1', *ways])}"
+        )
+
+
+def kv_heads_per_rank(config: PretrainedConfig, ranks: int) -> int:
+    """How many heads of keys and values each of so many ranks holds; `check_ranks` has passed."""
+    text: Any = config.get_text_config()
+    kv_heads = _kv_heads(text)
+    if ranks == 1:
+        return kv_heads
+    share = get_kv_heads_per_rank(text.base_model_tp_plan, kv_heads, ranks)
+    assert isinstance(share, int)
+    return share
+
+
+def _kv_heads(text: Any) -> int:
+    heads: int = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    return heads

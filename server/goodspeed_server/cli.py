@@ -10,7 +10,7 @@ import math
 import sys
 from collections.abc import Coroutine, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -48,6 +48,9 @@ from goodspeed_server.settings import (
     ServerSettings,
     TlsSettings,
 )
+
+if TYPE_CHECKING:
+    from goodspeed_server.server import VerificationServer
 
 __all__ = ["app"]
 
@@ -127,7 +130,10 @@ def run(
         float, typer.Option(min=0, help=f"How long the barrier waits; drafts {OVERDUE} times as late go unused.")
     ] = 500.0,
     prefill_chunk: Annotated[int, typer.Option(min=1, help="Prompt tokens one pass may carry.")] = 512,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the forward pass.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the forward pass, on each rank.")] = None,
+    tensor_parallel: Annotated[
+        int, typer.Option(min=1, help="Processes that share the target, a GPU each where there are any.")
+    ] = 1,
     record: Annotated[
         Path | None,
         typer.Option(help="Keep every text and the target's likeliest tokens in this folder, for goodspeed tune."),
@@ -186,7 +192,7 @@ def run(
         _log_to(log_file, log_json=log_json, verbose=verbose)
         # From the context, where `config` finds them too.
         settings = checked(ctx, _settings)
-        if _run(_serve(settings, monitor=monitor), starts_tls=settings.tls.certificate is not None):
+        if _run(_serve(settings, monitor=monitor, log_json=log_json), starts_tls=settings.tls.certificate is not None):
             end_at_once()
 
 
@@ -225,7 +231,7 @@ def _settings(given: Mapping[str, Any]) -> ServerSettings:
     )
     names = (
         "model", "host", "port", "scheduler", "fairness", "rule", "layout", "device", "dtype", "max_streams",
-        "max_length", "threads", "insecure", "drain_s",
+        "max_length", "threads", "tensor_parallel", "insecure", "drain_s",
     )  # fmt: skip
     files = {name: None if given[name] is None else expanded(Path(given[name])) for name in _FILES}
     return ServerSettings(
@@ -275,16 +281,29 @@ def _run(main: Coroutine[None, None, T], *, starts_tls: bool = False) -> T:
         return runner.run(main)
 
 
-async def _serve(settings: ServerSettings, *, monitor: bool) -> bool:
-    """Serve to the end; whether a pass still runs then."""
+async def _serve(settings: ServerSettings, *, monitor: bool, log_json: bool) -> bool:
+    """Serve to the end, or be a rank other than the first; whether a pass still runs then."""
     # Imported here, so that `--help` and `top` do not wait for torch.
     try:
+        from goodspeed_server.follower import be_follower
+        from goodspeed_server.parts import PartSettings, place_by_torchrun
+        from goodspeed_server.ranks import gathered
         from goodspeed_server.server import load_server
     except ModuleNotFoundError as error:
         lacking = f"a server needs torch and transformers ({error.name} is missing): pip install 'goodspeed[models]'"
         raise ModelError(lacking) from None
 
-    server = load_server(settings)
+    place = place_by_torchrun(settings.tensor_parallel)
+    if place is not None and place.rank:
+        be_follower(PartSettings.of(settings), place)
+        return False
+    with gathered(settings, place, log_json=log_json) as ranks:
+        server = load_server(settings, ranks)
+        await _serve_and_draw(server, monitor=monitor)
+        return server.stuck
+
+
+async def _serve_and_draw(server: VerificationServer, *, monitor: bool) -> None:
     drawings: list[asyncio.Task[None]] = []
 
     def draw() -> None:
@@ -299,7 +318,6 @@ async def _serve(settings: ServerSettings, *, monitor: bool) -> bool:
         for trouble in await asyncio.gather(*drawings, return_exceptions=True):
             if isinstance(trouble, Exception):
                 logger.error("the monitor failed", exc_info=trouble)
-    return server.stuck
 
 
 def _log_to(file: Path | None, *, log_json: bool, verbose: bool) -> None:

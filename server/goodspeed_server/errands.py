@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from goodspeed.errors import GoodSpeedError, InvalidRequest
+from goodspeed.errors import GoodSpeedError, InvalidRequest, RankLost
 from goodspeed.logs import say
 
 __all__ = ["end_at_once", "errors_named"]
@@ -28,6 +28,9 @@ def errors_named() -> Iterator[None]:
     """Exit with a sentence; a traceback always means a defect."""
     try:
         yield
+    except RankLost as error:
+        say("goodspeed-server", str(error), logging.ERROR)
+        end_at_once(_FAILED)  # a thread may wait for that rank
     except GoodSpeedError as error:
         say("goodspeed-server", str(error), logging.ERROR)
         raise typer.Exit(_USAGE if isinstance(error, InvalidRequest) else _FAILED) from None
@@ -35,8 +38,8 @@ def errors_named() -> Iterator[None]:
         raise typer.Exit(_INTERRUPTED) from None
 
 
-def end_at_once() -> NoReturn:
-    """End this process in order, with status 0, although one of its threads is stuck.
+def end_at_once(status: int = 0) -> NoReturn:
+    """End this process in order, although one of its threads is stuck.
 
     Everything of ours is closed by now, and what is logged and printed is written here. The interpreter would wait for
     the thread. Were it a daemon, it would be torn down within a library that is at work, which may crash, and the
@@ -47,4 +50,4 @@ def end_at_once() -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
-        os._exit(0)
+        os._exit(status)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import goodspeed
-from goodspeed.catalog import Files, digest, fingerprint, weights_digest
+from goodspeed.catalog import Files, digest, fingerprint
 from goodspeed.engine import Engine
 from goodspeed.errors import InvalidRequest, TokenizerMismatch
 from goodspeed.messages import (
@@ -60,13 +60,15 @@ class ServedModel:
     eos_tokens: frozenset[int]
 
     @classmethod
-    def of(cls, name: str, model: PreTrainedModel, tokenizer: Files, engine: Engine, rule: Rule) -> ServedModel:
+    def of(
+        cls, name: str, model: PreTrainedModel, weights: str, tokenizer: Files, engine: Engine, rule: Rule
+    ) -> ServedModel:
         """What there is to tell of a target, by the name it was asked for, that an engine serves under a rule."""
         return cls(
             server=f"goodspeed {goodspeed.__version__} on {platform.node() or 'a server'}",
             name=name,
             fingerprint=fingerprint(tokenizer),
-            weights=weights_digest(model),
+            weights=weights,
             tokenizer_digest=digest(tokenizer),
             tokenizer_frame=encode(Tokenizer(digest(tokenizer), tokenizer)),
             rule=rule,

@@ -8,6 +8,7 @@ import psutil
 import torch
 from transformers import PretrainedConfig
 
+from goodspeed.engine.support import kv_heads_per_rank
 from goodspeed.errors import InvalidRequest
 
 __all__ = ["free_bytes", "kv_bytes_per_token", "rows_that_fit"]
@@ -16,12 +17,11 @@ _USABLE = 0.8
 """The share of the free memory that the slab may take; activations and logits live in the rest."""
 
 
-def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype) -> int:
-    """The keys and values of one token in all layers, bytes."""
+def kv_bytes_per_token(config: PretrainedConfig, dtype: torch.dtype, ranks: int = 1) -> int:
+    """The keys and values of one token in all layers, on each of so many ranks, bytes."""
     text: Any = config.get_text_config()
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    kv_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    return int(2 * text.num_hidden_layers * kv_heads * head_dim * dtype.itemsize)
+    return int(2 * text.num_hidden_layers * kv_heads_per_rank(config, ranks) * head_dim * dtype.itemsize)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -15,8 +15,8 @@ import torch
 from websockets.asyncio.server import Server
 
 from goodspeed.addresses import is_loopback_host, url_of
-from goodspeed.catalog import Files, load_model, tokenizer_files
-from goodspeed.engine import Engine, Layout
+from goodspeed.catalog import Files, load_model, tokenizer_files, weights_digest
+from goodspeed.engine import Engine
 from goodspeed.errors import InvalidRequest
 from goodspeed.logs import about, announce
 from goodspeed.messages import Snapshot, encode
@@ -31,7 +31,6 @@ from goodspeed_server.draining import RESTART_S, Drain, stop_on_signals
 from goodspeed_server.greeting import ServedModel
 from goodspeed_server.link import SNAPSHOT_INTERVAL_S, Link
 from goodspeed_server.listener import Connection, Door
-from goodspeed_server.memory import free_bytes, kv_bytes_per_token, rows_that_fit
 from goodspeed_server.metrics import ServerMetrics
 from goodspeed_server.observer import Observer
 from goodspeed_server.planner import Planner
@@ -39,14 +38,17 @@ from goodspeed_server.probes import Probes
 from goodspeed_server.recording import Recorder
 from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.sessions import Sessions
-from goodspeed_server.settings import AUTO_MAX_LENGTH, AUTO_MAX_STREAMS, ServerSettings, what_auto_means
+from goodspeed_server.settings import ServerSettings, what_auto_means
 from goodspeed_server.shards import ShardFolder
+from goodspeed_server.target import engine_of
 from goodspeed_server.telemetry import ServerFacts, Telemetry
 from goodspeed_server.tokens import TokenStore
 from goodspeed_server.tracing import TraceFile, Tracer, trace_header
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from goodspeed_server.ranks import Ranks
 
 __all__ = ["VerificationServer", "load_server"]
 
@@ -62,8 +64,12 @@ _CUT_OFF = 4
 """A frame so many times larger than that gets a close code, before it has cost anybody the memory to read it."""
 
 
-def load_server(settings: ServerSettings) -> VerificationServer:
+def load_server(settings: ServerSettings, ranks: Ranks | None = None) -> VerificationServer:
     """Load the target by name and build the server around it; blocks while the model loads.
+
+    Args:
+        settings: the operator's choices.
+        ranks: that are to share it; None for one alone.
 
     Raises:
         ModelError: the model cannot be loaded or served.
@@ -82,8 +88,8 @@ def load_server(settings: ServerSettings) -> VerificationServer:
             f"there are no tokens in {settings.tokens}, so nobody could link up: make one first, "
             f"goodspeed-server token create NAME --tokens {settings.tokens}"
         )
-    model = load_model(settings.model, device=settings.device, dtype=settings.dtype)
-    return VerificationServer(settings, model, tokenizer_files(settings.model))
+    model = load_model(settings.model, device=settings.device, dtype=settings.dtype) if ranks is None else ranks.load()
+    return VerificationServer(settings, model, tokenizer_files(settings.model), ranks=ranks)
 
 
 class VerificationServer:
@@ -91,8 +97,9 @@ class VerificationServer:
 
     Args:
         settings: the operator's choices.
-        model: the target, loaded.
+        model: the target, loaded, or this rank's part of it.
         tokenizer: its tokenizer files.
+        ranks: that share it; None where it is here as a whole.
         make_engine: what runs the target; a benchmark may put an engine there that keeps another pace.
         observer: is told about every verdict and every round.
 
@@ -107,36 +114,18 @@ class VerificationServer:
         model: PreTrainedModel,
         tokenizer: Files,
         *,
+        ranks: Ranks | None = None,
         make_engine: Callable[..., Engine] = Engine,
         observer: Observer | None = None,
     ) -> None:
         self._settings = settings
-        layout: Layout
-        if settings.layout == "auto":
-            # Packed is the faster on a CPU; a GPU wants the padded layout's fixed shapes.
-            layout = "packed" if model.device.type == "cpu" else "padded"
-        else:
-            layout = settings.layout
+        self._ranks = ranks
         rule = use_rule("coupled" if settings.rule == "auto" else settings.rule)
         utility = AlphaFair(settings.fairness)
         rounds = settings.rounds
         chosen = what_auto_means(settings.scheduler, rounds.rounds, utility)
         rounds = replace(rounds, rounds=chosen.rounds)
-        limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or AUTO_MAX_LENGTH
-        if settings.max_length is not None and settings.max_length > limit:
-            raise InvalidRequest(f"max-length is {settings.max_length} and {settings.model} was made for {limit}")
-        max_length = settings.max_length or min(limit, AUTO_MAX_LENGTH)
-        token_bytes = kv_bytes_per_token(model.config, model.dtype)
-        engine = make_engine(
-            model,
-            rows=rows_that_fit(
-                settings.max_streams, max_length, token_bytes, free_bytes(model.device), at_most=AUTO_MAX_STREAMS
-            ),
-            max_length=max_length,
-            layout=layout,
-            device=model.device,
-            dtype=model.dtype,
-        )
+        engine = engine_of(settings, model, ranks, make_engine)
         measured = measure_passes(engine)
         now = time.monotonic()
         self._metrics = ServerMetrics(self.snapshot, observer)
@@ -149,7 +138,7 @@ class VerificationServer:
                 model=settings.model,
                 scheduler=chosen.name,
                 rule=rule,
-                layout=layout,
+                layout=engine.layout,
                 rows=engine.rows,
                 max_length=engine.max_length,
                 utility=utility,
@@ -159,7 +148,8 @@ class VerificationServer:
             self._metrics,
             self._tracer,
         )
-        self._model = ServedModel.of(settings.model, model, tokenizer, engine, rule)
+        weights = weights_digest(model) if ranks is None else ranks.weights
+        self._model = ServedModel.of(settings.model, model, weights, tokenizer, engine, rule)
         self._recorder = (
             Recorder(ShardFolder(settings.record, settings.record_max_bytes)) if settings.record is not None else None
         )
@@ -246,7 +236,8 @@ class VerificationServer:
             self._probes.answer,
             max_bytes=_CUT_OFF * self._model.max_frame_bytes,
         )
-        self._running = asyncio.create_task(self._rounds.run(), name="rounds")
+        rounds = self._rounds.run() if self._ranks is None else self._ranks.while_whole(self._rounds.run())
+        self._running = asyncio.create_task(rounds, name="rounds")
         self._running.add_done_callback(self._rounds_ended)
         watching = [
             asyncio.create_task(self._watch_tokens(), name="tokens"),

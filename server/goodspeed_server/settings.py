@@ -179,7 +179,9 @@ class ServerSettings:
     max_length: int | None = None
     """Tokens a stream, prompt included; None: what the model was made for, at most `AUTO_MAX_LENGTH`."""
     threads: int | None = None
-    """CPU threads of the forward pass; None: torch's own choice."""
+    """CPU threads of the forward pass, on each rank; None: torch's own choice, shared out among the ranks."""
+    tensor_parallel: int = 1
+    """How many processes share the target, a GPU each where there are any; torchrun, if it starts us, says so."""
     rounds: RoundSettings = field(default_factory=RoundSettings)
     record: Path | None = None
     """Where to keep what tuning needs of every verdict, the users' texts among it; None keeps nothing."""
@@ -210,6 +212,7 @@ class ServerSettings:
             "max_length", self.max_length is None or self.max_length >= 2, "2 or above: a prompt token, and one more"
         )
         _check("threads", self.threads is None or self.threads >= 1, "1 or above")
+        _check("tensor_parallel", self.tensor_parallel >= 1, "1 or above")
         _check("drain_s", 0 <= self.drain_s <= LONGEST_DRAIN_S, f"0 or above, and at most {LONGEST_DRAIN_S:,}")
         utility = AlphaFair(self.fairness)
         if self.scheduler != "auto":

@@ -64,6 +64,12 @@ class Forked:
         return forked
 
     @property
+    def pid(self) -> int:
+        """Its number."""
+        number: int = self._process.pid
+        return number
+
+    @property
     def returncode(self) -> int | None:
         """The exit status, below 0 for a signal's; None while it runs."""
         code: int | None = self._process.exitcode

@@ -1,0 +1,55 @@
+"""The engine that a server's settings ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from goodspeed.engine import Engine, Layout
+from goodspeed.errors import InvalidRequest
+from goodspeed_server.memory import free_bytes, kv_bytes_per_token, rows_that_fit
+from goodspeed_server.settings import AUTO_MAX_LENGTH, AUTO_MAX_STREAMS, ServerSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from goodspeed_server.ranks import Ranks
+
+__all__ = ["engine_of"]
+
+
+def engine_of(
+    settings: ServerSettings, model: PreTrainedModel, ranks: Ranks | None, make_engine: Callable[..., Engine]
+) -> Engine:
+    """Make the engine: its layout, and as many rows of such a length as were asked for, or as fit.
+
+    Args:
+        settings: the operator's choices.
+        model: the target, or this rank's part of it.
+        ranks: that share it; None where it is here as a whole.
+        make_engine: as `Engine`, where it is here as a whole.
+
+    Raises:
+        InvalidRequest: the model is not made for such a length, or the memory not for so many rows.
+        UnsupportedModel: the engine cannot serve this architecture.
+        RankLost: a rank is gone.
+    """
+    # Packed is the faster on a CPU; a GPU wants the padded layout's fixed shapes.
+    fastest: Layout = "packed" if model.device.type == "cpu" else "padded"
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or AUTO_MAX_LENGTH
+    if settings.max_length is not None and settings.max_length > limit:
+        raise InvalidRequest(f"max-length is {settings.max_length} and {settings.model} was made for {limit}")
+    max_length = settings.max_length or min(limit, AUTO_MAX_LENGTH)
+    if ranks is None:
+        size, free = 1, free_bytes(model.device)
+    else:
+        size, free, make_engine = ranks.size, ranks.free_bytes, ranks.make_engine
+    token_bytes = kv_bytes_per_token(model.config, model.dtype, size)
+    return make_engine(
+        model,
+        rows=rows_that_fit(settings.max_streams, max_length, token_bytes, free, at_most=AUTO_MAX_STREAMS),
+        max_length=max_length,
+        layout=fastest if settings.layout == "auto" else settings.layout,
+        device=model.device,
+        dtype=model.dtype,
+    )
