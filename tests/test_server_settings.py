@@ -6,13 +6,11 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from goodspeed.errors import InvalidRequest
 from goodspeed.scheduling import SCHEDULERS
-from goodspeed_server import server
-from goodspeed_server.memory import kv_bytes_per_token, rows_that_fit
+from goodspeed_server import memory
+from goodspeed_server.memory import Footprint
 from goodspeed_server.server import VerificationServer
 from goodspeed_server.settings import AUTO_MAX_LENGTH, AUTO_MAX_STREAMS, DoorSettings, RoundSettings, ServerSettings
 from tests.planted import PlantedEngine
@@ -62,7 +60,7 @@ def start(settings: ServerSettings, **model: Any) -> VerificationServer:
 @pytest.mark.parametrize(("made_for", "max_length"), [(CONTEXT, CONTEXT), (10**6, AUTO_MAX_LENGTH)])
 def test_what_auto_stands_for(monkeypatch: pytest.MonkeyPatch, made_for: int, max_length: int) -> None:
     """The scheduler's and the rounds' are in the tests of rolling rounds."""
-    monkeypatch.setattr(server, "free_bytes", lambda _device: 10**12)
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: 10**12)
     seen = start(ServerSettings(), max_position_embeddings=made_for).snapshot()
     assert (seen.rule, seen.layout) == ("coupled", "packed")  # packed, since this is a CPU
     assert (seen.rows, seen.kv_tokens) == (AUTO_MAX_STREAMS, AUTO_MAX_STREAMS * max_length)
@@ -83,31 +81,11 @@ def test_what_was_chosen_is_what_runs() -> None:
 
 
 def test_without_a_number_of_streams_memory_sets_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_llama()
-    row_bytes = CONTEXT * kv_bytes_per_token(model.config, model.dtype)
-    monkeypatch.setattr(server, "free_bytes", lambda _device: 10 * row_bytes)
-    rows = start(ServerSettings()).snapshot().rows
-    assert rows in range(5, 10), "most of what is free, since activations and logits want some too"
-
-
-@given(st.integers(1, 5000), st.integers(1, 10**5), st.integers(0, 10**11), st.integers(1, 64))
-def test_the_streams_chosen_are_the_most_that_would_have_been_granted(
-    max_length: int, token_bytes: int, free: int, at_most: int
-) -> None:
-    def granted(streams: int) -> bool:
-        try:
-            return rows_that_fit(streams, max_length, token_bytes, free) == streams
-        except InvalidRequest:
-            return False
-
-    if granted(1):
-        chosen = rows_that_fit(None, max_length, token_bytes, free, at_most=at_most)
-        assert granted(chosen)
-        assert chosen == at_most or not granted(chosen + 1)
-    else:
-        with pytest.raises(InvalidRequest) as refused:
-            rows_that_fit(None, max_length, token_bytes, free, at_most=at_most)
-        assert refused.value.code == "kv_memory"
+    rounds = RoundSettings(prefill_chunk=1)
+    footprint = Footprint.of(tiny_llama(), rounds)
+    monkeypatch.setattr(memory, "free_bytes", lambda _device: footprint.bytes(10, CONTEXT))
+    rows = start(ServerSettings(rounds=rounds)).snapshot().rows
+    assert rows in range(7, 10), "most of what is free, and not all of it"
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,14 @@ class Engine:
             self._written[row] = start
 
     @torch.inference_mode()
+    def copy(self, source: int, target: int, end: int) -> None:
+        """Have a row hold what another has cached of its first tokens, which both texts begin with."""
+        assert source != target
+        assert end <= self._written.get(source, 0)
+        self._slab.copy(source, target, end)
+        self._written[target] = max(self._written.get(target, 0), end)
+
+    @torch.inference_mode()
     def resize(self, rows: int, max_length: int) -> None:
         """Hold more rows, or longer ones; what is cached stays.
 

@@ -74,6 +74,12 @@ class Slab:
             keys[row, :, start:end] = 0
             values[row, :, start:end] = 0
 
+    def copy(self, source: int, target: int, end: int) -> None:
+        """Store in the first slots of a row what another has there."""
+        for keys, values in self._layers.values():
+            keys[target, :, :end] = keys[source, :, :end]
+            values[target, :, :end] = values[source, :, :end]
+
     def resize(self, rows: int, max_length: int) -> None:
         """Hold more rows, or longer ones; what is stored stays where it is."""
         assert rows >= self.rows

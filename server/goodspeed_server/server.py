@@ -31,7 +31,7 @@ from goodspeed_server.draining import RESTART_S, Drain, stop_on_signals
 from goodspeed_server.greeting import ServedModel
 from goodspeed_server.link import SNAPSHOT_INTERVAL_S, Link
 from goodspeed_server.listener import Connection, Door
-from goodspeed_server.memory import free_bytes, kv_bytes_per_token, rows_that_fit
+from goodspeed_server.memory import rows_for
 from goodspeed_server.metrics import ServerMetrics
 from goodspeed_server.observer import Observer
 from goodspeed_server.planner import Planner
@@ -39,7 +39,7 @@ from goodspeed_server.probes import Probes
 from goodspeed_server.recording import Recorder
 from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.sessions import Sessions
-from goodspeed_server.settings import AUTO_MAX_LENGTH, AUTO_MAX_STREAMS, ServerSettings, what_auto_means
+from goodspeed_server.settings import AUTO_MAX_LENGTH, ServerSettings, what_auto_means
 from goodspeed_server.shards import ShardFolder
 from goodspeed_server.telemetry import ServerFacts, Telemetry
 from goodspeed_server.tokens import TokenStore
@@ -126,12 +126,9 @@ class VerificationServer:
         if settings.max_length is not None and settings.max_length > limit:
             raise InvalidRequest(f"max-length is {settings.max_length} and {settings.model} was made for {limit}")
         max_length = settings.max_length or min(limit, AUTO_MAX_LENGTH)
-        token_bytes = kv_bytes_per_token(model.config, model.dtype)
         engine = make_engine(
             model,
-            rows=rows_that_fit(
-                settings.max_streams, max_length, token_bytes, free_bytes(model.device), at_most=AUTO_MAX_STREAMS
-            ),
+            rows=rows_for(model, settings, max_length),
             max_length=max_length,
             layout=layout,
             device=model.device,

@@ -17,7 +17,7 @@ from goodspeed.sampling.bending import bend
 from goodspeed.sampling.warping import RowParams, log_probs, sample
 from goodspeed.verification import Judgement, Rule, judge_coupled
 
-__all__ = ["Chunk", "Outcome", "Pass", "Turn", "Verifier"]
+__all__ = ["Chunk", "Outcome", "Pass", "Reuse", "Turn", "Verifier"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,24 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Reuse:
+    """The beginning of a prompt that some row holds already."""
+
+    row: int
+    """Which is to hold it."""
+    source: int
+    """Which does; it may be the same, left by the stream before."""
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Pass:
     """Everything one forward pass carries."""
 
     turns: Sequence[Turn]
     chunks: Sequence[Chunk]
+    reused: Sequence[Reuse] = ()
+    """To be copied before anything is run, in this order."""
 
     @property
     def tokens(self) -> int:
