@@ -75,6 +75,11 @@ def windows_and_none() -> PreTrainedModel:
     )  # fmt: skip
 
 
+def of_type(build: Build, dtype: torch.dtype) -> Any:
+    model: Any = build()
+    return model.to(dtype)
+
+
 # By hand: layers, key-value heads, and the sizes of a key and of a value.
 BY_HAND: list[tuple[Build, tuple[int, int, int, int]]] = [
     (tiny_llama, (2, 2, 8, 8)),
@@ -94,7 +99,7 @@ def test_a_tokens_bytes_are_those_of_its_keys_and_values(
     build: Build, shape: tuple[int, int, int, int], dtype: torch.dtype
 ) -> None:
     layers, kv_heads, key_dim, value_dim = shape
-    model: Any = build().to(dtype)
+    model = of_type(build, dtype)
     token_bytes = kv_bytes_per_token(model)
     assert token_bytes == layers * kv_heads * (key_dim + value_dim) * dtype.itemsize
     engine = Engine(model, rows=3, max_length=20, layout="packed", device="cpu", dtype=dtype)
@@ -118,22 +123,23 @@ def test_a_slab_takes_of_the_machine_what_was_computed() -> None:
     assert taken == pytest.approx(computed, rel=0.1)
 
 
-class PeakMemory(TorchDispatchMode):
+class PeakMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows what operators make, until nobody holds it any more."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak = 0
-        self._held: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._held: dict[int, tuple[Any, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        weak: Any = StorageWeakRef
         before = {tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if torch.is_tensor(tensor)}
         made = func(*args, **(kwargs or {}))
         self._held = {key: held for key, held in self._held.items() if not held[0].expired()}
         for tensor in tree_leaves(made):
             if torch.is_tensor(tensor) and tensor.untyped_storage()._cdata not in before:
                 storage = tensor.untyped_storage()
-                self._held[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+                self._held[storage._cdata] = (weak(storage), storage.nbytes())
         self.peak = max(self.peak, sum(size for _, size in self._held.values()))
         return made
 
@@ -146,7 +152,7 @@ def test_a_pass_takes_no_more_than_was_computed(
     build: Build, shape: object, layout: Layout, dtype: torch.dtype, passes: str
 ) -> None:
     """What it takes beyond that is within a few operators, and there for a moment."""
-    model: Any = build().to(dtype)
+    model = of_type(build, dtype)
     rows, length = 4, CONTEXT
     footprint = Footprint.of(model, RoundSettings(capacity=8 * rows, prefill_chunk=1))
     engine = Engine(model, rows=rows, max_length=length, layout=layout, device="cpu", dtype=dtype)
