@@ -91,6 +91,12 @@ class PrefixIndex(Generic[HolderT]):
             node.holders[holder] = None
             held.path.append(node)
 
+    def copy(self, source: HolderT, target: HolderT) -> None:
+        """Note that one holds what another does, and nothing else."""
+        held = self._held[source]
+        self.cut(target, 0)
+        self.hold(target, held.scope, held.tokens, len(held.tokens))
+
     def cut(self, holder: HolderT, length: int) -> None:
         """Note that of what one holds only the first `length` tokens are still there, if so many were."""
         held = self._held.get(holder)

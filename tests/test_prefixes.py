@@ -27,13 +27,24 @@ def brute_force(held: dict[int, tuple[str, list[int]]], scope: str, text: list[i
     return best
 
 
-@given(st.lists(st.tuples(ROWS, SCOPES, st.integers(0, 80), TEXTS), max_size=25), SCOPES, TEXTS, ROWS)
+WRITES = st.tuples(ROWS, SCOPES, st.integers(0, 80), TEXTS)
+COPIES = st.tuples(ROWS, ROWS)
+
+
+@given(st.lists(st.one_of(WRITES, WRITES, COPIES), max_size=25), SCOPES, TEXTS, ROWS)
 def test_what_is_found_is_the_longest_that_anybody_holds(
-    writes: list[tuple[int, str, int, list[int]]], scope: str, text: list[int], prefer: int
+    events: list[tuple[int, str, int, list[int]] | tuple[int, int]], scope: str, text: list[int], prefer: int
 ) -> None:
     index: PrefixIndex[int] = PrefixIndex()
     held: dict[int, tuple[str, list[int]]] = {}
-    for row, where, kept, more in writes:
+    for event in events:
+        if len(event) == 2:
+            source, target = event
+            if source in index and source != target:
+                index.copy(source, target)
+                held[target] = held[source]
+            continue
+        row, where, kept, more = event
         before, tokens = held.get(row, (where, []))
         tokens = tokens[:kept] + more
         index.cut(row, kept)

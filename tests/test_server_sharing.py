@@ -98,6 +98,18 @@ async def test_a_conversation_goes_on_behind_the_text_that_was_written(records: 
 
 
 @pytest.mark.parametrize(("shared", "reused"), [(SHORTEST_SHARED - 1, 0), (SHORTEST_SHARED, SHORTEST_SHARED)])
+@pytest.mark.parametrize(("back", "reused"), [(1, LENGTH - 1), (0, 0)])
+async def test_a_conversation_that_pauses_finds_its_beginning(
+    back: int, reused: int, records: list[RoundRecord]
+) -> None:
+    """Of three that took the lower of two rows one after another, what was of use last is still in the other."""
+    apart = [question + SYSTEM for question in QUESTIONS]
+    async with serving(tiny_settings(max_streams=2)) as (_, address), linked(address) as peer:
+        for number, prompt in enumerate([*apart[:3], apart[back]]):
+            assert await written(peer, number, prompt) == expected(prompt)
+    assert run_and_reused(records)[1] == reused
+
+
 async def test_less_than_is_worth_it_is_run_again(shared: int, reused: int, records: list[RoundRecord]) -> None:
     async with serving() as (_, address), linked(address) as peer:
         for number, question in enumerate(QUESTIONS[:2]):
@@ -106,12 +118,15 @@ async def test_less_than_is_worth_it_is_run_again(shared: int, reused: int, reco
     assert run_and_reused(records)[1] == reused
 
 
-async def test_the_row_of_a_text_without_numbers_is_nothing_to_begin_from(records: list[RoundRecord]) -> None:
+async def test_what_a_text_without_numbers_has_begun_with_is_run_again(records: list[RoundRecord]) -> None:
+    """For whatever became of it in this row may be in another's copy."""
     async with serving_poisoned() as (_, address), linked(address) as peer:
-        for number in range(2):
-            await peer.open(number, [*SYSTEM, POISON, 1], max_draft=0)
-            assert (await peer.failure()).code == "not_finite"
-    assert run_and_reused(records)[1] == 0
+        assert await written(peer, 0, PROMPTS[0]) == expected(PROMPTS[0])
+        await peer.open(1, [*SYSTEM, POISON, 1], max_draft=0)
+        assert (await peer.failure()).code == "not_finite"
+        assert run_and_reused(records)[1] == len(SYSTEM)
+        assert await written(peer, 2, PROMPTS[0]) == expected(PROMPTS[0])
+    assert run_and_reused(records)[1] == len(SYSTEM)
 
 
 @every_layout

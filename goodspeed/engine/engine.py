@@ -91,6 +91,11 @@ class Engine:
         return self._slab.free_rows
 
     @property
+    def free(self) -> Sequence[int]:
+        """Which they are, in no order."""
+        return self._slab.free
+
+    @property
     def busy_clock(self) -> Callable[[], float]:
         """The clock that busy time is read from, by the thread that is busy, seconds.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -34,6 +35,11 @@ class Slab:
     def free_rows(self) -> int:
         """How many rows are free."""
         return len(self._free)
+
+    @property
+    def free(self) -> Sequence[int]:
+        """Which they are, in no order."""
+        return tuple(self._free)
 
     @property
     def layers(self) -> int:

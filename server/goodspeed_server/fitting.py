@@ -127,9 +127,8 @@ class Fitting:
     def run(self, work: Pass) -> Settled:
         """Verify; blocks for as long as the forward passes take."""
         begun = self._engine.busy_clock()
-        for reuse in work.reused:
-            if reuse.source != reuse.row:
-                self._engine.copy(reuse.source, reuse.row, reuse.tokens)
+        for copy in work.copies:
+            self._engine.copy(copy.source, copy.row, copy.tokens)
         limits = [most for most in (self._most, self.limit.tokens) if most is not None]
         to_run = deque(cut_up(_without(work, self._lacked), min(limits, default=None)))
         to_run += [Pass([turn], []) for turn in work.turns if turn.row in self._lacked]
@@ -274,7 +273,7 @@ def _settled(
     logits = [outcome.logits for outcome in outcomes if outcome.logits is not None]
     asked = any(turn.logprobs >= 0 for turn in turns)
     return Settled(
-        Pass(turns, _without(Pass([], chunks), faults.keys() | lacking).chunks, work.reused),
+        Pass(turns, _without(Pass([], chunks), faults.keys() | lacking).chunks, work.copies, work.reused),
         [judgement for outcome in outcomes for judgement in outcome.judgements],
         forward_s,
         busy_s - forward_s,

@@ -78,7 +78,7 @@ class RoundRecord:
             committed=sum(commit.size for commit in commits),
             arrivals=arrivals,
             out_of_memory=settled.out_of_memory,
-            reused=sum(reuse.tokens for reuse in work.reused),
+            reused=work.reused,
             price=price,
         )
 

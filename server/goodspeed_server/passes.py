@@ -61,7 +61,7 @@ def plan_pass(
 
     Args:
         batch: the streams to verify.
-        prompts: those that it may carry, and what is copied of them, which counts as cached.
+        prompts: those that it may carry, and what is copied for them, which counts as cached.
         prefill_chunk: how many prompt tokens the pass may carry.
         most: how many tokens the pass may carry in all; a prompt goes on by one in any case.
         scarce: streams that lacked the memory for one token: of their prompts one is tried.
@@ -78,17 +78,16 @@ def plan_pass(
     if most is not None:
         prefill_chunk = max(1, min(prefill_chunk, most - sum(turn.size for turn in turns)))
     chunks, prefilled = [], []
-    reused = {reuse.row for reuse in prompts.reused}
     wanted = [_left(live.stream, 1 if live in scarce else None) for live in prompts.going_on]
     for live, size in zip(prompts.going_on, share_out(wanted, prefill_chunk), strict=True):
         cached = live.stream.cached
         if size > 0:
             chunks.append(Chunk(live.row, cached, live.stream.tokens[cached : cached + size]))
-        elif live.row not in reused:
+        elif not live.stream.prefilled:
             continue
         live.use.in_pass = True
         prefilled.append((live, cached + size))
-    return PlannedPass(Pass(turns, chunks, prompts.reused), batch, prefilled)
+    return PlannedPass(Pass(turns, chunks, prompts.copies, prompts.reused), batch, prefilled)
 
 
 def _left(stream: ServedStream, most: int | None) -> int:

@@ -97,7 +97,7 @@ class RoundLoop:
         )
         self.auditing = Auditing(self._streams, planner, telemetry, self.ask_no_more)
         self._shortage: Shortage[LiveStream] = Shortage()
-        sharing = self._sharing = Sharing(settings.prefix_sharing)
+        sharing = self._sharing = Sharing(settings.prefix_sharing, lambda: engine.free)
         self._settling = Settling(self._streams, planner, telemetry, recorder, self.auditing, self._shortage, sharing)
         self._changed = asyncio.Event()
         self.boundary = Boundary(self._changed.set)

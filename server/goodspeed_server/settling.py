@@ -124,7 +124,7 @@ class Settling:
         The latter are told when to come back: they go on then from their agents' transcripts.
         """
         for live, fault in unfit.faulty:
-            self._sharing.forget(live.row)
+            self._sharing.forget(live)
             if self._streams.pass_over(live):
                 self._end(live, Failure(fault.code, str(fault), live.number))
         for live in unfit.lacking:

@@ -17,7 +17,7 @@ from goodspeed.sampling.bending import bend
 from goodspeed.sampling.warping import RowParams, log_probs, sample
 from goodspeed.verification import Judgement, Rule, judge_coupled
 
-__all__ = ["Chunk", "Outcome", "Pass", "Reuse", "Turn", "Verifier"]
+__all__ = ["Chunk", "Copy", "Outcome", "Pass", "Turn", "Verifier"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +58,13 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Reuse:
-    """The beginning of a prompt that some row holds already."""
+class Copy:
+    """What one row holds is to be in another too."""
 
-    row: int
-    """Which is to hold it."""
     source: int
-    """Which does; it may be the same, left by the stream before."""
+    row: int
     tokens: int
+    """How many, from the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +73,10 @@ class Pass:
 
     turns: Sequence[Turn]
     chunks: Sequence[Chunk]
-    reused: Sequence[Reuse] = ()
-    """To be copied before anything is run, in this order."""
+    copies: Sequence[Copy] = ()
+    """To be made before anything is run, in this order."""
+    reused: int = 0
+    """How many prompt tokens do not have to be run, since a row held them."""
 
     @property
     def tokens(self) -> int:
