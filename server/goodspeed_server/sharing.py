@@ -101,10 +101,10 @@ class Sharing:
 
         Whatever made them may have been copied to or fro. A stream whose pass has numbers is believed again with that.
         """
-        scope, text, found = self._scope(live), live.stream.tokens, Shared(live.row, self._shortest)
-        while found is not None and found.tokens >= self._shortest:
+        self._rows.cut(live.row, 0)
+        scope, text = self._scope(live), live.stream.tokens
+        while (found := self._rows.longest(scope, text)) is not None and found.tokens >= self._shortest:
             self._rows.cut(found.holder, 0)
-            found = self._rows.longest(scope, text)
 
     def _look_for_leaders(self, prompts: Sequence[LiveStream]) -> None:
         for live in self._ahead.keys() - set(prompts):
