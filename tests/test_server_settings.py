@@ -6,14 +6,12 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from goodspeed.engine import Layout
 from goodspeed.errors import InvalidRequest
 from goodspeed.scheduling import SCHEDULERS
 from goodspeed_server import target
-from goodspeed_server.memory import kv_bytes_per_token, rows_that_fit
+from goodspeed_server.memory import Footprint, kv_bytes_per_token
 from goodspeed_server.server import VerificationServer
 from goodspeed_server.settings import AUTO_MAX_LENGTH, AUTO_MAX_STREAMS, DoorSettings, RoundSettings, ServerSettings
 from tests.planted import PlantedEngine
@@ -88,31 +86,12 @@ def test_what_was_chosen_is_what_runs() -> None:
 
 
 def test_without_a_number_of_streams_memory_sets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = RoundSettings(prefill_chunk=1)
     model = tiny_llama()
-    row_bytes = CONTEXT * kv_bytes_per_token(model.config, model.dtype)
-    monkeypatch.setattr(target, "free_bytes", lambda _device: 10 * row_bytes)
-    rows = start(ServerSettings()).snapshot().rows
-    assert rows in range(5, 10), "most of what is free, since activations and logits want some too"
-
-
-@given(st.integers(1, 5000), st.integers(1, 10**5), st.integers(0, 10**11), st.integers(1, 64))
-def test_the_streams_chosen_are_the_most_that_would_have_been_granted(
-    max_length: int, token_bytes: int, free: int, at_most: int
-) -> None:
-    def granted(streams: int) -> bool:
-        try:
-            return rows_that_fit(streams, max_length, token_bytes, free) == streams
-        except InvalidRequest:
-            return False
-
-    if granted(1):
-        chosen = rows_that_fit(None, max_length, token_bytes, free, at_most=at_most)
-        assert granted(chosen)
-        assert chosen == at_most or not granted(chosen + 1)
-    else:
-        with pytest.raises(InvalidRequest) as refused:
-            rows_that_fit(None, max_length, token_bytes, free, at_most=at_most)
-        assert refused.value.code == "kv_memory"
+    footprint = Footprint.of(model, kv_bytes_per_token(model), rounds)
+    monkeypatch.setattr(target, "free_bytes", lambda _device: footprint.bytes(10, CONTEXT))
+    rows = start(ServerSettings(rounds=rounds)).snapshot().rows
+    assert rows in range(7, 10), "most of what is free, and not all of it"
 
 
 @pytest.mark.parametrize(

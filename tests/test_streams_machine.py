@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import Phase, settings
@@ -11,8 +12,10 @@ from hypothesis.stateful import initialize, run_state_machine_as_test
 
 from goodspeed.errors import ProtocolError
 from goodspeed.messages import Verdict
+from goodspeed.prefixes import PrefixIndex
 from goodspeed.stream import ServedStream, Transcript
 from tests.streams.machine import StreamsMachine
+from tests.streams.target import RememberingEngine
 
 TestStreams = StreamsMachine.TestCase
 TestStreams.settings = settings(max_examples=50, stateful_step_count=40)
@@ -42,6 +45,23 @@ def _with_prompts_that_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ServedStream, "prefilled", property(lambda self: self.cached >= self.length - 2))
 
 
+def _without_the_last_token_that_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = RememberingEngine.copy
+    monkeypatch.setattr(RememberingEngine, "copy", lambda self, source, row, end: copy(self, source, row, end - 1))
+
+
+def _with_rows_that_nobody_writes_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they are taken to be as long as no newcomer has what they hold."""
+    hold = PrefixIndex.hold
+
+    def hold_on(self: PrefixIndex[Any], holder: Any, scope: Hashable, tokens: Sequence[int], length: int) -> None:
+        if length > self.held(holder):
+            hold(self, holder, scope, tokens, length)
+
+    monkeypatch.setattr(PrefixIndex, "cut", lambda *_: None)
+    monkeypatch.setattr(PrefixIndex, "hold", hold_on)
+
+
 class BehindTheBarrier(StreamsMachine):
     """Begins where each stream is verified upon a draft, which tells by its base alone whether it is the one."""
 
@@ -56,6 +76,8 @@ class BehindTheBarrier(StreamsMachine):
         (_without_the_servers_base, BehindTheBarrier),
         (_without_the_agents_base, StreamsMachine),
         (_with_prompts_that_are_skipped, StreamsMachine),
+        (_without_the_last_token_that_is_copied, StreamsMachine),
+        (_with_rows_that_nobody_writes_to, StreamsMachine),
     ],
 )
 def test_it_finds_a_planted_bug(

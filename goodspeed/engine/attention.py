@@ -137,10 +137,10 @@ def causal_mask(positions: Tensor, first: int, end: int, window: int | None, gro
         [batch, 1, new * groups, end - first] of 0 and -inf.
     """
     slots = torch.arange(first, end, device=positions.device)
-    behind = positions.repeat_interleave(groups, dim=1)[:, None, :, None] - slots  # [batch, 1, new * groups, slots]
-    hidden = behind < 0
+    seeing = positions.repeat_interleave(groups, dim=1)[:, None, :, None]
+    hidden = slots > seeing  # [batch, 1, new * groups, slots]: of bytes, where their distances would be 8 each
     if window is not None:
-        hidden |= behind >= window
+        hidden |= slots <= seeing - window
     return torch.zeros(hidden.shape, dtype=dtype, device=positions.device).masked_fill_(hidden, float("-inf"))
 
 

@@ -91,6 +91,11 @@ class Engine:
         return self._slab.free_rows
 
     @property
+    def free(self) -> Sequence[int]:
+        """Which they are, in no order."""
+        return self._slab.free
+
+    @property
     def busy_clock(self) -> Callable[[], float]:
         """The clock that busy time is read from, by the thread that is busy, seconds.
 
@@ -124,6 +129,14 @@ class Engine:
         if start < end:
             self._slab.clear(row, start, end)
             self._written[row] = start
+
+    @torch.inference_mode()
+    def copy(self, source: int, target: int, end: int) -> None:
+        """Have a row hold what another has cached of its first tokens, which both texts begin with."""
+        assert source != target
+        assert end <= self._written.get(source, 0)
+        self._slab.copy(source, target, end)
+        self._written[target] = max(self._written.get(target, 0), end)
 
     @torch.inference_mode()
     def resize(self, rows: int, max_length: int) -> None:

@@ -54,6 +54,14 @@ class _Clear(msgspec.Struct, tag=True, array_like=True, frozen=True):
     start: int
 
 
+class _Copy(msgspec.Struct, tag=True, array_like=True, frozen=True):
+    """As `Engine.copy`."""
+
+    source: int
+    target: int
+    end: int
+
+
 class _Resize(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """As `Engine.resize`."""
 
@@ -72,7 +80,7 @@ class _End(msgspec.Struct, tag=True, array_like=True, frozen=True):
     """There is nothing more to do."""
 
 
-_Call = _Make | _Run | _Clear | _Resize | _BeginAnew | _End
+_Call = _Make | _Run | _Clear | _Copy | _Resize | _BeginAnew | _End
 _decoder = msgspec.msgpack.Decoder(_Call)
 
 
@@ -127,6 +135,11 @@ class LeadingEngine(Engine):
         """As `Engine.clear`."""
         with self._in_step(_Clear(row, start)):
             super().clear(row, start)
+
+    def copy(self, source: int, target: int, end: int) -> None:
+        """As `Engine.copy`."""
+        with self._in_step(_Copy(source, target, end)):
+            super().copy(source, target, end)
 
     def resize(self, rows: int, max_length: int) -> None:
         """As `Engine.resize`."""
@@ -226,6 +239,8 @@ def _do(engine: Engine, call: _Call) -> None:
             engine.forward([Segment(*segment) for segment in segments])
         case _Clear(row, start):
             engine.clear(row, start)
+        case _Copy(source, target, end):
+            engine.copy(source, target, end)
         case _Resize(rows, max_length):
             engine.resize(rows, max_length)
         case _BeginAnew(rows, max_length):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -34,6 +35,11 @@ class Slab:
     def free_rows(self) -> int:
         """How many rows are free."""
         return len(self._free)
+
+    @property
+    def free(self) -> Sequence[int]:
+        """Which they are, in no order."""
+        return tuple(self._free)
 
     @property
     def layers(self) -> int:
@@ -73,6 +79,12 @@ class Slab:
         for keys, values in self._layers.values():
             keys[row, :, start:end] = 0
             values[row, :, start:end] = 0
+
+    def copy(self, source: int, target: int, end: int) -> None:
+        """Store in the first slots of a row what another has there."""
+        for keys, values in self._layers.values():
+            keys[target, :, :end] = keys[source, :, :end]
+            values[target, :, :end] = values[source, :, :end]
 
     def resize(self, rows: int, max_length: int) -> None:
         """Hold more rows, or longer ones; what is stored stays where it is."""

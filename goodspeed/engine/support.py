@@ -9,7 +9,7 @@ from transformers.distributed.tensor_parallel import get_kv_heads_per_rank
 
 from goodspeed.errors import UnsupportedModel
 
-__all__ = ["check_layers", "check_positions", "check_ranks", "kv_heads_per_rank", "reach"]
+__all__ = ["check_layers", "check_positions", "check_ranks", "reach"]
 
 _SERVED = {"full_attention", "sliding_attention"}
 
@@ -84,17 +84,6 @@ def check_ranks(name: str, config: PretrainedConfig, ranks: int) -> None:
             f"{name!r} has {heads} heads and {kv_heads} of keys and values, and {ranks} ranks cannot have as many each:"
             f" choose --tensor-parallel {' or '.join(['1', *ways])}"
         )
-
-
-def kv_heads_per_rank(config: PretrainedConfig, ranks: int) -> int:
-    """How many heads of keys and values each of so many ranks holds; `check_ranks` has passed."""
-    text: Any = config.get_text_config()
-    kv_heads = _kv_heads(text)
-    if ranks == 1:
-        return kv_heads
-    share = get_kv_heads_per_rank(text.base_model_tp_plan, kv_heads, ranks)
-    assert isinstance(share, int)
-    return share
 
 
 def _kv_heads(text: Any) -> int:

@@ -43,6 +43,7 @@ from goodspeed_server.settings import (
     OVERDUE,
     DoorSettings,
     LayoutName,
+    PrefixSharing,
     RoundSettings,
     RoundsName,
     ServerSettings,
@@ -130,6 +131,9 @@ def run(
         float, typer.Option(min=0, help=f"How long the barrier waits; drafts {OVERDUE} times as late go unused.")
     ] = 500.0,
     prefill_chunk: Annotated[int, typer.Option(min=1, help="Prompt tokens one pass may carry.")] = 512,
+    prefix_sharing: Annotated[
+        PrefixSharing, typer.Option(help="Run what prompts begin with once, for each token's holder or for all.")
+    ] = "holder",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the forward pass, on each rank.")] = None,
     tensor_parallel: Annotated[
         int, typer.Option(min=1, help="Processes that share the target, a GPU each where there are any.")
@@ -223,6 +227,7 @@ def _settings(given: Mapping[str, Any]) -> ServerSettings:
         capacity=given["capacity"],
         round_timeout_s=given["round_timeout_ms"] / 1e3,
         prefill_chunk=given["prefill_chunk"],
+        prefix_sharing=given["prefix_sharing"],
         max_waiting=given["max_waiting"],
         max_waiting_tokens=given["max_waiting_tokens"],
         max_streams_per_agent=given["max_streams_per_agent"],

@@ -168,8 +168,11 @@ _ROWS: dict[str, Sequence[_Panel]] = {
             [_Curve(_total("request_success_total", by="finished_reason"), "{{finished_reason}}")], stacked=True,
         ),
         _Panel(
-            "Prompts", "Tokens that went through the target.", "tokens/s",
-            [_Curve(_total("prompt_tokens_total"), "prompts")],
+            "Prompts", "Tokens that went through the target, and those that did not have to.", "tokens/s",
+            [
+                _Curve(_total("prompt_tokens_total"), "prompts"),
+                _Curve(_total("prefix_cache_hits_total"), "prompts, held already"),
+            ],
         ),
         _Panel(
             "Refusals", "By the code that the peer is told.", "ops",

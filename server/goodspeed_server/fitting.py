@@ -113,11 +113,13 @@ class Fitting:
     Args:
         verifier: runs a piece.
         engine: that it runs on.
+        most: tokens that there is memory for in one piece, if that is known.
     """
 
-    def __init__(self, verifier: Verifier, engine: Engine) -> None:
+    def __init__(self, verifier: Verifier, engine: Engine, most: int | None = None) -> None:
         self._verifier = verifier
         self._engine = engine
+        self._most = most
         self._lacked: frozenset[int] = frozenset()
         """Rows of which not even one token fitted the last time: others are not held up by what may fail again."""
         self.limit = PassLimit()
@@ -125,7 +127,10 @@ class Fitting:
     def run(self, work: Pass) -> Settled:
         """Verify; blocks for as long as the forward passes take."""
         begun = self._engine.busy_clock()
-        to_run = deque(cut_up(_without(work, self._lacked), self.limit.tokens))
+        for copy in work.copies:
+            self._engine.copy(copy.source, copy.row, copy.tokens)
+        limits = [most for most in (self._most, self.limit.tokens) if most is not None]
+        to_run = deque(cut_up(_without(work, self._lacked), min(limits, default=None)))
         to_run += [Pass([turn], []) for turn in work.turns if turn.row in self._lacked]
         to_run += [Pass([], [chunk]) for chunk in work.chunks if chunk.row in self._lacked]
         outcomes: list[Outcome] = []
@@ -268,7 +273,7 @@ def _settled(
     logits = [outcome.logits for outcome in outcomes if outcome.logits is not None]
     asked = any(turn.logprobs >= 0 for turn in turns)
     return Settled(
-        Pass(turns, _without(Pass([], chunks), faults.keys() | lacking).chunks),
+        Pass(turns, _without(Pass([], chunks), faults.keys() | lacking).chunks, work.copies, work.reused),
         [judgement for outcome in outcomes for judgement in outcome.judgements],
         forward_s,
         busy_s - forward_s,

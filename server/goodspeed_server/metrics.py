@@ -51,6 +51,9 @@ class ServerMetrics:
             return Histogram(f"goodspeed_{name}_seconds", what, labels, buckets=_SECONDS, registry=registry)
 
         self._prompt = counter("prompt_tokens", "Prompt tokens that went through the target.")
+        self._reused = counter(
+            "prefix_cache_hits", "Prompt tokens that did not, since a row held what the prompt begins with."
+        )
         self._generated = counter("generation_tokens", "Committed tokens.")
         self._finished = counter("request_success", "Texts that ended.", "finished_reason")
         self._drafts = counter("spec_decode_num_drafts", "Drafts of at least one token that were verified.")
@@ -124,6 +127,7 @@ class ServerMetrics:
             self._draft_price.value = fmean(self._prices) if self._prices else None
             self._prices.clear()
         self._prompt.inc(record.prefilled)
+        self._reused.inc(record.reused)
         self._forward.observe(record.forward_s)
         for phase in ("gather", "plan", "verify", "commit"):
             self._phases.labels(phase).observe(getattr(record, f"{phase}_s"))

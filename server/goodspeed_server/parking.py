@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from goodspeed.estimation import AcceptanceEstimator, HitOrMiss
+from goodspeed.prefixes import common_length
 from goodspeed.timing import Pace
 from goodspeed_server.live import LiveStream, RowUse, Session
 
@@ -80,7 +81,7 @@ class Parked:
 
     def cached_of(self, tokens: list[int]) -> int:
         """How many tokens of a transcript need not go through the target again; its last one always has to."""
-        return min(_common(self.tokens, tokens), self.cached, len(tokens) - 1)
+        return min(common_length(self.tokens, tokens), self.cached, len(tokens) - 1)
 
     def hand_over(self, live: LiveStream) -> None:
         """Let a stream that has just been given the row go on with what is cached there and was learned.
@@ -147,11 +148,3 @@ class Parking:
 def text_name(key: ParkedKey, prompt: Sequence[int]) -> Hashable:
     """Names a stream and its prompt: another text under the same number is another."""
     return key, hash(tuple(prompt))
-
-
-def _common(ours: list[int], theirs: list[int]) -> int:
-    """The length of what two transcripts begin with."""
-    shorter = min(len(ours), len(theirs))
-    if ours[:shorter] == theirs[:shorter]:
-        return shorter
-    return next(place for place in range(shorter) if ours[place] != theirs[place])

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from goodspeed.catalog import load_model, weights_digest
 from goodspeed.engine.group import Group, Place
 from goodspeed.errors import InvalidRequest, ModelError
-from goodspeed_server.memory import free_bytes
+from goodspeed_server.free_memory import free_bytes
+from goodspeed_server.memory import kv_bytes_per_token
 from goodspeed_server.settings import ServerSettings
 
 __all__ = ["Part", "PartSettings", "check_device", "place_by_torchrun"]
@@ -44,6 +45,8 @@ class Part:
     model: PreTrainedModel
     weights: str
     """The digest of the whole target, as every rank has it."""
+    token_bytes: int
+    """The keys and values of one token in all layers, of this rank's heads."""
     free_bytes: int
     """Memory for each rank's share of the slab: that of the rank which has the least."""
 
@@ -52,7 +55,7 @@ class Part:
         """Meet the others, and load this rank's part; blocks until all of them have.
 
         Raises:
-            ModelError: it cannot be loaded, or cannot be shared by so many.
+            ModelError: it cannot be loaded or served, or cannot be shared by so many.
             RuntimeError: another rank is gone.
         """
         device_type = check_device(settings.device, place.local_size)
@@ -61,9 +64,11 @@ class Part:
         group = Group(place, device_type)
         model = load_model(settings.model, device=device_type, dtype=settings.dtype, ranks=place.size)
         weights = weights_digest(model)
+        token_bytes = kv_bytes_per_token(model)
         free = free_bytes(model.device)
         # Ranks upon CPUs take from one memory.
-        return cls(group, model, weights, group.least(free // place.local_size if device_type == "cpu" else free))
+        least = group.least(free // place.local_size if device_type == "cpu" else free)
+        return cls(group, model, weights, token_bytes, least)
 
 
 def check_device(device: str, local_size: int) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from goodspeed.errors import StreamFault
 from goodspeed.rounds import share_out
+from goodspeed.stream import ServedStream
 from goodspeed_server.fitting import Settled
 from goodspeed_server.live import LiveStream
+from goodspeed_server.sharing import Beginning
 from goodspeed_server.verifier import Chunk, Pass, Turn
 
 __all__ = ["PlannedPass", "Unfit", "plan_pass"]
@@ -22,7 +24,7 @@ class PlannedPass:
     work: Pass
     verified: Sequence[LiveStream]
     prefilled: Sequence[tuple[LiveStream, int]]
-    """Streams with a prompt chunk in the pass, and how many tokens stand in the slab when it is over."""
+    """Streams of whose prompts the pass runs or copies something, and how many tokens stand in the slab behind it."""
 
     def as_run(self, settled: Settled) -> tuple[PlannedPass, Unfit]:
         """The pass as it was run in the end, and the streams of which nothing was."""
@@ -50,7 +52,7 @@ class Unfit(NamedTuple):
 
 def plan_pass(
     batch: Sequence[LiveStream],
-    prefilling: Collection[LiveStream],
+    prompts: Beginning,
     prefill_chunk: int,
     most: int | None = None,
     scarce: Container[LiveStream] = (),
@@ -59,7 +61,7 @@ def plan_pass(
 
     Args:
         batch: the streams to verify.
-        prefilling: the streams whose prompts are on their way, in order of admission.
+        prompts: those that it may carry, and what is copied for them, which counts as cached.
         prefill_chunk: how many prompt tokens the pass may carry.
         most: how many tokens the pass may carry in all; a prompt goes on by one in any case.
         scarce: streams that lacked the memory for one token: of their prompts one is tried.
@@ -76,14 +78,19 @@ def plan_pass(
     if most is not None:
         prefill_chunk = max(1, min(prefill_chunk, most - sum(turn.size for turn in turns)))
     chunks, prefilled = [], []
-    waiting = list(prefilling)
-    wanted = [1 if live in scarce else live.stream.length - 1 - live.stream.cached for live in waiting]
-    sizes = share_out(wanted, prefill_chunk)
-    for live, size in zip(waiting, sizes, strict=True):
-        stream = live.stream
-        if size <= 0:
+    wanted = [_left(live.stream, 1 if live in scarce else None) for live in prompts.going_on]
+    for live, size in zip(prompts.going_on, share_out(wanted, prefill_chunk), strict=True):
+        cached = live.stream.cached
+        if size > 0:
+            chunks.append(Chunk(live.row, cached, live.stream.tokens[cached : cached + size]))
+        elif not live.stream.prefilled:
             continue
         live.use.in_pass = True
-        chunks.append(Chunk(live.row, stream.cached, stream.tokens[stream.cached : stream.cached + size]))
-        prefilled.append((live, stream.cached + size))
-    return PlannedPass(Pass(turns, chunks), batch, prefilled)
+        prefilled.append((live, cached + size))
+    return PlannedPass(Pass(turns, chunks, prompts.copies, prompts.reused), batch, prefilled)
+
+
+def _left(stream: ServedStream, most: int | None) -> int:
+    """How many tokens of a prompt are still to be run, or how many of them may be."""
+    left = max(0, stream.length - 1 - stream.cached)
+    return left if most is None else min(most, left)

@@ -63,6 +63,11 @@ class Ranks:
         return self._loaded.free_bytes
 
     @property
+    def token_bytes(self) -> int:
+        """As in `Part`, once that is loaded."""
+        return self._loaded.token_bytes
+
+    @property
     def _loaded(self) -> Part:
         assert self._part is not None
         return self._part

@@ -36,6 +36,7 @@ from goodspeed_server.planner import Planner
 from goodspeed_server.recording import Recorder
 from goodspeed_server.settings import OVERDUE, RoundSettings
 from goodspeed_server.settling import Settling
+from goodspeed_server.sharing import Sharing
 from goodspeed_server.shortage import Shortage
 from goodspeed_server.streams import Streams
 from goodspeed_server.telemetry import Telemetry
@@ -71,7 +72,8 @@ class RoundLoop:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
-        self._fitting = Fitting(Verifier(engine, rule, keep_logits=recorder is not None), engine)
+        verifier = Verifier(engine, rule, keep_logits=recorder is not None)
+        self._fitting = Fitting(verifier, engine, settings.largest_pass(engine.rows))
         self._intake = Intake(planner, telemetry, rule, engine.vocab_size, clock)
         self.planner = planner
         planner.on_overtaken = telemetry.overtaken
@@ -95,7 +97,8 @@ class RoundLoop:
         )
         self.auditing = Auditing(self._streams, planner, telemetry, self.ask_no_more)
         self._shortage: Shortage[LiveStream] = Shortage()
-        self._settling = Settling(self._streams, planner, telemetry, recorder, self.auditing, self._shortage)
+        sharing = self._sharing = Sharing(settings.prefix_sharing, lambda: engine.free)
+        self._settling = Settling(self._streams, planner, telemetry, recorder, self.auditing, self._shortage, sharing)
         self._changed = asyncio.Event()
         self.boundary = Boundary(self._changed.set)
         """Between two rounds."""
@@ -267,15 +270,14 @@ class RoundLoop:
         try:
             while not self._stopping:
                 gathering = self._clock()
-                batch = await self._gather()
-                if batch is None:
+                if (batch := await self._gather()) is None:
                     break
                 gathered = self._clock()
                 # Neighbouring rows in order are one block of the slab, which the padded layout reads without a copy.
                 batch.sort(key=lambda live: live.row)
                 chunk, most = self.settings.prefill_chunk, self._fitting.limit.tokens
-                planned = plan_pass(batch, self._prompts, chunk, most, self._shortage)
-                if not planned.work.turns and not planned.work.chunks:
+                planned = plan_pass(batch, self._sharing.begin(batch, self._prompts), chunk, most, self._shortage)
+                if not planned.verified and not planned.prefilled:
                     continue
                 arrivals = self._look_back(planned, gathering, gathered)
                 self._round += 1
@@ -291,8 +293,7 @@ class RoundLoop:
                     self._settling.set_aside(unfit, verified)
                     commits = self._commit(planned, settled)
                     phases = Phases(gathering, gathered, verifying, verified, self._clock())
-                    price = self.planner.price
-                    self._telemetry.round_over(RoundRecord.of(settled, commits, phases, arrivals, price))
+                    self._telemetry.round_over(RoundRecord.of(settled, commits, phases, arrivals, self.planner.price))
         finally:
             self._stopping = True
             self._streams.give_up_parked(math.inf)

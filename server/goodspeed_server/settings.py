@@ -13,6 +13,7 @@ from goodspeed.addresses import is_loopback_host
 from goodspeed.catalog import DEFAULT_TARGET
 from goodspeed.credentials import server_tls
 from goodspeed.errors import InvalidRequest
+from goodspeed.messages import MAX_DRAFT_TOKENS
 from goodspeed.plugins import find, unknown
 from goodspeed.rules import RULE, use_rule
 from goodspeed.scheduling import CAPACITY_PER_STREAM, SCHEDULER, Scheduler, make_scheduler, needs_no_capacity
@@ -30,6 +31,7 @@ __all__ = [
     "OVERDUE",
     "DoorSettings",
     "LayoutName",
+    "PrefixSharing",
     "RoundSettings",
     "RoundsName",
     "ServerSettings",
@@ -38,6 +40,8 @@ __all__ = [
 
 LayoutName: TypeAlias = Literal["auto", "packed", "padded"]
 RoundsName: TypeAlias = Literal["auto", "barrier", "rolling"]
+PrefixSharing: TypeAlias = Literal["off", "holder", "all"]
+"""Whose prompts share what they begin with: nobody's, those of one token's holder, or everybody's."""
 
 MAX_PORT = 65_535
 LONGEST_DRAIN_S = 86_400
@@ -47,6 +51,8 @@ FAILED_TOKENS_PER_MINUTE = 10
 OVERDUE = 10
 """How many round timeouts a draft may be late."""
 AUTO_MAX_STREAMS = 64
+LARGEST_DRAFT = 8
+"""For how many drafted tokens of each row a pass has memory: the mean, of which single rows may have more."""
 AUTO_MAX_LENGTH = 4096
 """The most tokens a stream gets unless the operator asks for more."""
 
@@ -69,6 +75,8 @@ class RoundSettings:
     """How long the barrier waits for drafts; a stream whose draft is `OVERDUE` times as late goes on without it."""
     prefill_chunk: int = 512
     """Prompt tokens one pass may carry beside its drafts, so that a long prompt stalls nobody."""
+    prefix_sharing: PrefixSharing = "holder"
+    """Prompts that begin alike are run once, and copied. Without tokens a holder is a name at an address."""
     max_waiting: int = 64
     """Streams that may wait for a row."""
     max_waiting_tokens: int = 2**20
@@ -87,6 +95,7 @@ class RoundSettings:
         _check("capacity", self.capacity is None or self.capacity >= 0, "0 or above")
         _check("round_timeout_s", 0 <= self.round_timeout_s < math.inf, "0 or above, and finite")
         _check("prefill_chunk", self.prefill_chunk >= 1, "1 or above")
+        _choose("prefix_sharing", self.prefix_sharing, get_args(PrefixSharing))
         _check("max_waiting", self.max_waiting >= 0, "0 or above")
         _check("max_waiting_tokens", self.max_waiting_tokens >= 1, "1 or above")
         _check(
@@ -94,6 +103,15 @@ class RoundSettings:
         )
         _check("park_s", 0 <= self.park_s < math.inf, "0 or above, and finite")
         _check("beta", 0 < self.beta <= 1, "above 0 and at most 1")
+
+    def largest_pass(self, rows: int) -> int:
+        """How many tokens a server of so many rows has memory for in one pass.
+
+        A last token and a draft for each row, or all of the capacity, and a chunk of prompts. Whatever is larger is run
+        in pieces.
+        """
+        drafts = LARGEST_DRAFT * rows if self.capacity is None else min(self.capacity, MAX_DRAFT_TOKENS * rows)
+        return rows + drafts + self.prefill_chunk
 
 
 @dataclass(frozen=True, slots=True)

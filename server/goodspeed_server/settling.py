@@ -16,6 +16,7 @@ from goodspeed_server.live import AgentAccount, LiveStream
 from goodspeed_server.passes import PlannedPass, Unfit
 from goodspeed_server.planner import Planner
 from goodspeed_server.recording import Recorder, Verified
+from goodspeed_server.sharing import Sharing
 from goodspeed_server.shortage import KEEP_S, Shortage
 from goodspeed_server.streams import Streams
 from goodspeed_server.telemetry import Telemetry
@@ -58,6 +59,7 @@ class Settling:
         recorder: keeps what tuning needs of them; None keeps nothing.
         auditing: looks at what was claimed of drafts.
         shortage: keeps the streams that lack memory.
+        sharing: is told what stands in the rows.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Settling:
         recorder: Recorder | None,
         auditing: Auditing,
         shortage: Shortage[LiveStream],
+        sharing: Sharing,
     ) -> None:
         self._streams = streams
         self._planner = planner
@@ -75,6 +78,7 @@ class Settling:
         self._recorder = recorder
         self._auditing = auditing
         self._shortage = shortage
+        self._sharing = sharing
 
     def commit(self, planned: PlannedPass, settled: Settled, now: float, *, spell_out: bool) -> Settlement:
         """Extend transcripts, learn from what happened, and end what is at its end.
@@ -120,6 +124,7 @@ class Settling:
         The latter are told when to come back: they go on then from their agents' transcripts.
         """
         for live, fault in unfit.faulty:
+            self._sharing.forget(live)
             if self._streams.pass_over(live):
                 self._end(live, Failure(fault.code, str(fault), live.number))
         for live in unfit.lacking:
@@ -140,6 +145,7 @@ class Settling:
             if not self._streams.pass_over(live):
                 continue
             live.stream.cached = cached
+            self._sharing.wrote(live)
             if live.stream.prefilled:
                 del self._streams.prefilling[live]
                 complete.append(live)
@@ -149,6 +155,7 @@ class Settling:
         self, live: LiveStream, turn: Turn, judgement: Judgement, logprobs: bytes, now: float, done: Settlement
     ) -> Commit:
         commit = live.stream.commit(turn.drafted, judgement)
+        self._sharing.wrote(live)
         live.logprobs = logprobs[: commit.size * entry_bytes(turn.logprobs)]
         if self._auditing.found_out(live.account, turn, judgement):
             done.found_out.append(live.account)

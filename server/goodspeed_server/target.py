@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from goodspeed.engine import Engine, Layout
 from goodspeed.errors import InvalidRequest
-from goodspeed_server.memory import free_bytes, kv_bytes_per_token, rows_that_fit
-from goodspeed_server.settings import AUTO_MAX_LENGTH, AUTO_MAX_STREAMS, ServerSettings
+from goodspeed_server.free_memory import free_bytes
+from goodspeed_server.memory import Footprint, kv_bytes_per_token, rows_that_fit
+from goodspeed_server.settings import AUTO_MAX_LENGTH, ServerSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,13 +42,14 @@ def engine_of(
         raise InvalidRequest(f"max-length is {settings.max_length} and {settings.model} was made for {limit}")
     max_length = settings.max_length or min(limit, AUTO_MAX_LENGTH)
     if ranks is None:
-        size, free = 1, free_bytes(model.device)
+        token_bytes = kv_bytes_per_token(model)
+        free = free_bytes(model.device)
     else:
-        size, free, make_engine = ranks.size, ranks.free_bytes, ranks.make_engine
-    token_bytes = kv_bytes_per_token(model.config, model.dtype, size)
+        token_bytes, free, make_engine = ranks.token_bytes, ranks.free_bytes, ranks.make_engine
+    footprint = Footprint.of(model, token_bytes, settings.rounds)
     return make_engine(
         model,
-        rows=rows_that_fit(settings.max_streams, max_length, token_bytes, free, at_most=AUTO_MAX_STREAMS),
+        rows=rows_that_fit(settings.max_streams, max_length, footprint, free),
         max_length=max_length,
         layout=fastest if settings.layout == "auto" else settings.layout,
         device=model.device,

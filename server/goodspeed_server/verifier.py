@@ -17,7 +17,7 @@ from goodspeed.sampling.bending import bend
 from goodspeed.sampling.warping import RowParams, log_probs, sample
 from goodspeed.verification import Judgement, Rule, judge_coupled
 
-__all__ = ["Chunk", "Outcome", "Pass", "Turn", "Verifier"]
+__all__ = ["Chunk", "Copy", "Outcome", "Pass", "Turn", "Verifier"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +58,25 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
+class Copy:
+    """What one row holds is to be in another too."""
+
+    source: int
+    row: int
+    tokens: int
+    """How many, from the first."""
+
+
+@dataclass(frozen=True, slots=True)
 class Pass:
     """Everything one forward pass carries."""
 
     turns: Sequence[Turn]
     chunks: Sequence[Chunk]
+    copies: Sequence[Copy] = ()
+    """To be made before anything is run, in this order."""
+    reused: int = 0
+    """How many prompt tokens do not have to be run, since a row held them."""
 
     @property
     def tokens(self) -> int:

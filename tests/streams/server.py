@@ -76,6 +76,8 @@ class Served:
             telemetry=self.telemetry,
             clock=now,
         )
+        # So that texts as short as these share what they begin with.
+        self.loop._sharing._shortest = 1
         # There is no event loop here to be woken by: `give_up_parked` is what it would do.
         self.loop._streams._wait_for_expiry = lambda: None  # type: ignore[method-assign]
         self.wires: list[Wire] = []
@@ -117,8 +119,9 @@ class Served:
     def begin_pass(self) -> None:
         loop = self.loop
         batch = loop._rounds.close(loop.now(), prompts=bool(loop._streams.prefilling))
-        planned = plan_pass(batch, loop._streams.prefilling, loop.settings.prefill_chunk)
-        if planned.work.turns or planned.work.chunks:
+        prompts = loop._sharing.begin(batch, list(loop._streams.prefilling))
+        planned = plan_pass(batch, prompts, loop.settings.prefill_chunk)
+        if planned.verified or planned.prefilled:
             self.planned = planned
 
     def compute(self) -> None:

@@ -50,6 +50,10 @@ class RememberingEngine(PlantedEngine):
         self.vocab_size = VOCAB
         self._slots = [[_EMPTY] * MAX_LENGTH for _ in range(ROWS)]
 
+    def copy(self, source: int, target: int, end: int) -> None:
+        super().copy(source, target, end)
+        self._slots[target][:end] = self._slots[source][:end]
+
     def _run(self, segments: Sequence[Segment]) -> torch.Tensor:
         drawn = []
         for segment in segments:
