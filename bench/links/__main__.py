@@ -15,7 +15,7 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +30,8 @@ __all__ = ["main"]
 AIM_LAG_MS = 50.0
 _WARM_UP_LINKS = 64
 """That come and go before memory is looked at."""
+_HELD = ("memory_bytes", "tasks", "descriptors")
+_OF_IDLE = ("lag_ms", "process_cores")
 _SETTLE_S = 5.0
 
 
@@ -64,6 +66,10 @@ class _Agents:
     async def work(self, count: int) -> None:
         """Have so many of them write, and the others rest."""
         await asyncio.gather(*(player.ask("work", count=share) for player, _, share in self._shares(count)))
+
+    async def watch(self, whether: bool) -> None:
+        """Have somebody watch the server's monitor, or nobody any more."""
+        await self._players[0].ask("watch", whether=whether)
 
     async def check(self) -> None:
         """See that nothing was refused but what met the end of its text on the way.
@@ -106,9 +112,11 @@ async def _served(plan: Plan, rows: int) -> AsyncIterator[tuple[Child, str]]:
         yield server, (await server.ask("where"))["address"]
 
 
-async def _left(server: Child) -> None:
-    while (await server.ask("held"))["links"]:
-        await asyncio.sleep(0.1)
+async def _until(server: Child, reached: Callable[[dict[str, int]], bool]) -> dict[str, int]:
+    """Look at what a server holds until that is as it is to be."""
+    while not reached(held := await server.ask("held")):
+        await asyncio.sleep(0.5)
+    return held
 
 
 async def _measured(plan: Plan, rows: int, loads: Sequence[int]) -> dict[str, Any]:
@@ -116,36 +124,43 @@ async def _measured(plan: Plan, rows: int, loads: Sequence[int]) -> dict[str, An
     async with _served(plan, rows) as (server, address):
         async with _played(address, plan) as agents:
             await agents.link(_WARM_UP_LINKS)
-        await _left(server)
-        before = await server.ask("held")
+        before = await _until(server, lambda held: not held["links"])
         async with _played(address, plan) as agents:
             await agents.link(plan.links)
-            await asyncio.sleep(_SETTLE_S)
-            after = await server.ask("held")
-            resting = await server.ask("measured", seconds=plan.seconds, profile=_profile(plan, rows, 0))
-            at_work = []
-            for load in loads:
-                await agents.work(load)
-                await asyncio.sleep(_SETTLE_S)
-                at_work.append(
-                    {"at_work": load}
-                    | await server.ask("measured", seconds=plan.seconds, profile=_profile(plan, rows, load))
-                )
-                await agents.work(0)
+            idle = await _idle(plan, rows, server, agents, before)
+            at_work = [{"at_work": load} | await _at_work(plan, rows, server, agents, load) for load in loads]
             await agents.check()
-    return {
-        "rows": rows,
-        "idle": {
-            f"{name}_per_link": (after[name] - before[name]) / plan.links
-            for name in ("memory_bytes", "tasks", "descriptors")
-        }
-        | {"lag_ms": resting["lag_ms"], "process_cores": resting["process_cores"]},
-        "at_work": at_work,
-    }
+    return {"rows": rows, "idle": idle, "at_work": at_work}
 
 
-def _profile(plan: Plan, rows: int, load: int) -> str | None:
-    return None if plan.profiles is None else str(plan.profiles / f"links-{rows}-rows-{load}-at-work.prof")
+async def _idle(plan: Plan, rows: int, server: Child, agents: _Agents, before: Mapping[str, int]) -> dict[str, Any]:
+    """All links at rest, and then with somebody who watches them."""
+    await asyncio.sleep(_SETTLE_S)
+    after = await server.ask("held")
+    held = {f"{name}_per_link": (after[name] - before[name]) / plan.links for name in _HELD}
+    idle = await server.ask("measured", seconds=plan.seconds, profile=_profile(plan, rows, "idle"))
+    await agents.watch(True)
+    watched = await server.ask("measured", seconds=plan.seconds, profile=_profile(plan, rows, "watched"))
+    await agents.watch(False)
+    return held | {name: idle[name] for name in _OF_IDLE} | {"watched": {name: watched[name] for name in _OF_IDLE}}
+
+
+async def _at_work(plan: Plan, rows: int, server: Child, agents: _Agents, load: int) -> dict[str, Any]:
+    """Some links at work, from when most of them have their prompts behind them."""
+    await agents.work(load)
+    most = min(load, rows)
+    await _until(server, lambda held: held["streams"] == most and held["prefilling"] <= most // 4)
+    await asyncio.sleep(_SETTLE_S)
+    measured: dict[str, Any] = await server.ask(
+        "measured", seconds=plan.seconds, profile=_profile(plan, rows, f"{load}-at-work")
+    )
+    await agents.work(0)
+    await _until(server, lambda held: not held["streams"])
+    return measured
+
+
+def _profile(plan: Plan, rows: int, what: str) -> str | None:
+    return None if plan.profiles is None else str(plan.profiles / f"links-{rows}-rows-{what}.prof")
 
 
 def main(
@@ -187,7 +202,8 @@ def _report(server: Mapping[str, Any]) -> None:
     typer.echo(
         f"{server['rows']} rows, all links idle: {idle['memory_bytes_per_link'] / 1024:.1f} KiB, "
         f"{idle['tasks_per_link']:.2f} tasks and {idle['descriptors_per_link']:.2f} descriptors a link; "
-        f"{idle['process_cores']:.1%} of a core; {_lag(idle)}"
+        f"{idle['process_cores']:.1%} of a core; {_lag(idle)}; watched, {idle['watched']['process_cores']:.1%}; "
+        f"{_lag(idle['watched'])}"
     )
     for load in server["at_work"]:
         typer.echo(

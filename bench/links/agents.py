@@ -12,7 +12,7 @@ import random
 import resource
 from collections import Counter
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
 import typer
@@ -81,10 +81,19 @@ class _Agent(asyncio.Protocol):
         acceptance: how often a token that it drafts is right, if those before it are.
         draft_s: how long it takes for each.
         refused: counts what the server refuses, by code.
+        role: as in `Hello`; a monitor only listens.
     """
 
-    def __init__(self, name: str, acceptance: float, draft_s: float, refused: Counter[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        acceptance: float,
+        draft_s: float,
+        refused: Counter[str],
+        role: Literal["agent", "monitor"] = "agent",
+    ) -> None:
         self._name = name
+        self._role = role
         self._acceptance = acceptance
         self._draft_s = draft_s
         self._refused = refused
@@ -118,7 +127,7 @@ class _Agent(asyncio.Protocol):
                 self._lost(f"the server answered {head.decode(errors='replace')}")
                 return
             self._upgraded, self._read = True, rest
-            self._send(Hello(PROTOCOL_VERSION, "agent", self._name))
+            self._send(Hello(PROTOCOL_VERSION, self._role, self._name))
         for opcode, payload in frames_in(self._read):
             if opcode == _BINARY:
                 self._hear(payload)
@@ -145,6 +154,10 @@ class _Agent(asyncio.Protocol):
             self.writes = False
             self._stop_drafting()
             self._send(Close(self._stream))
+
+    def leave(self) -> None:
+        """Close the link."""
+        self._transport.close()
 
     def _hear(self, payload: bytes) -> None:
         match decode_server(payload):
@@ -197,6 +210,7 @@ class _Agents:
         self._refused: Counter[str] = Counter()
         self._make = functools.partial(_Agent, acceptance=acceptance, draft_s=draft_s, refused=self._refused)
         self._agents: list[_Agent] = []
+        self._monitor: _Agent | None = None
 
     async def link(self, first: int, count: int) -> Answer:
         """Link so many more up, with names from a number on.
@@ -206,7 +220,8 @@ class _Agents:
         """
         numbers = range(first, first + count)
         for start in range(0, count, _AT_ONCE):
-            await asyncio.gather(*(self._link(f"edge-{number}") for number in numbers[start : start + _AT_ONCE]))
+            some = numbers[start : start + _AT_ONCE]
+            self._agents += await asyncio.gather(*(self._linked(f"edge-{number}") for number in some))
         return {}
 
     async def work(self, count: int) -> Answer:
@@ -218,14 +233,24 @@ class _Agents:
                 agent.write()
         return {}
 
+    async def watch(self, whether: bool) -> Answer:
+        """Have a monitor watch the server, or no more."""
+        if whether:
+            self._monitor = await self._linked("monitor", role="monitor")
+        elif self._monitor is not None:
+            self._monitor.leave()
+        return {}
+
     async def refused(self) -> Answer:
         """What the server refused, by code."""
         return dict(self._refused)
 
-    async def _link(self, name: str) -> None:
-        _, agent = await asyncio.get_running_loop().create_connection(lambda: self._make(name), self._host, self._port)
+    async def _linked(self, name: str, **role: Any) -> _Agent:
+        _, agent = await asyncio.get_running_loop().create_connection(
+            lambda: self._make(name, **role), self._host, self._port
+        )
         await agent.welcomed
-        self._agents.append(agent)
+        return agent
 
 
 def main(address: str, acceptance: float, draft_ms: float) -> None:
@@ -237,7 +262,7 @@ def main(address: str, acceptance: float, draft_ms: float) -> None:
 
 async def _play(address: str, acceptance: float, draft_s: float) -> None:
     agents = _Agents(address, acceptance, draft_s)
-    await obey({"link": agents.link, "work": agents.work, "refused": agents.refused})
+    await obey({"link": agents.link, "work": agents.work, "watch": agents.watch, "refused": agents.refused})
 
 
 if __name__ == "__main__":

@@ -46,11 +46,14 @@ class _Watched:
 
     async def held(self) -> Answer:
         """What the process holds."""
+        snapshot = self._server.snapshot()
         return {
             "memory_bytes": self._process.memory_info().rss,
             "descriptors": self._process.num_fds(),
             "tasks": len(asyncio.all_tasks()),
-            "links": len(self._server.snapshot().agents),
+            "links": len(snapshot.agents),
+            "streams": snapshot.streams,
+            "prefilling": sum(agent.prefilling for agent in snapshot.agents),
         }
 
     async def measured(self, seconds: float, profile: str | None) -> Answer:
