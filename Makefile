@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check format install bench bench-quick bench-engine bench-prefixes bench-drafting bench-worth bench-capacity bench-overhead bench-scheduler bench-simulated bench-tune bench-tune-clients bench-tune-losses bench-monitor bench-attacks bench-overload bench-wire chaos fuzz models models-tuned clean picture soak
+.PHONY: demo test check format install bench bench-quick bench-engine bench-prefixes bench-drafting bench-worth bench-capacity bench-overhead bench-scheduler bench-simulated bench-tune bench-tune-clients bench-tune-losses bench-monitor bench-attacks bench-overload bench-wire bench-links chaos fuzz models models-tuned clean picture soak
 
 picture: $(INSTALLED)  ## the pictures of the monitor, from a run of the demo in which one agent has a slow link
 	mkdir -p build
@@ -89,6 +89,9 @@ bench-attacks: $(INSTALLED)  ## what honest agents keep beside attackers, and wh
 
 bench-overload: $(INSTALLED)  ## ten times the load that is admitted: goodput, and how fast a refusal is: over two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.overload --json bench/results/overload.json
+
+bench-links: $(INSTALLED)  ## 2,000 agents' links at one server, idle and at work: under four minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.links --json bench/results/links.json
 
 chaos: $(INSTALLED)  ## 16 agents and a server that are killed, links that are cut: every text is the undisturbed run's
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.chaos --json bench/results/chaos.json

@@ -381,6 +381,22 @@ def test_everybody_knows_its_place_and_is_not_told_all_the_time(steps: list[tupl
         assert places.next_at is None, "in the end everybody knows"
 
 
+def test_of_very_many_some_are_told_at_a_time_and_nobody_is_forgotten() -> None:
+    places: Places[int] = Places()
+    everybody, known, now = list(range(1000)), dict[int, int](), 0.0
+    for order in (everybody, everybody[1:], everybody[2:]):
+        known = {name: place for name, place in known.items() if name in order}
+        calls, now = 0, now + 1.0
+        while known != {name: place for place, name in enumerate(order, start=1)}:
+            due = places.due(order, now)
+            assert 0 < len(due) <= 128, "the event loop has others to serve"
+            known |= dict(due)
+            now, calls = max(now, places.next_at or now), calls + 1
+        assert calls == 8, "nobody is told twice before all others are told once"
+        places.due(order, now + 0.25)
+        assert places.next_at is None
+
+
 AGENTS = 3
 what = st.sampled_from(["open", "open", "open", "close", "drop"])
 actions = st.lists(st.tuples(what, st.integers(0, AGENTS - 1), st.integers(0, 3)), max_size=40)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ _LONGEST_RETRY_S = 30.0
 _STEP = 0.2
 """Of the smoothing of how long streams keep their rows."""
 _TOLD_EVERY_S = 0.25
+_TOLD_AT_ONCE = 128
+"""Places: some milliseconds of the event loop's time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,24 +279,28 @@ class Places(Generic[KeyT]):
         """When somebody whose place has changed may be told so, seconds; None if nobody's has."""
 
     def due(self, order: Iterable[KeyT], now: float) -> list[tuple[KeyT, int]]:
-        """Who is to be told its place now.
+        """Who is to be told its place now: of many, those who have not been told for longest.
 
         Args:
             order: all who wait, the next one first.
             now: seconds.
         """
         told: dict[KeyT, tuple[int, float]] = {}
-        due: list[tuple[KeyT, int]] = []
+        due: list[tuple[float, KeyT, int]] = []
         self.next_at = None
         for place, key in enumerate(order, start=1):
-            before = self._told.get(key)
-            if before is not None and (before[0] == place or now < before[1] + _TOLD_EVERY_S):
-                told[key] = before
-                if before[0] != place:
-                    again_at = before[1] + _TOLD_EVERY_S
-                    self.next_at = again_at if self.next_at is None else min(self.next_at, again_at)
+            known, at = self._told.get(key, (0, -math.inf))
+            if known != place and now >= at + _TOLD_EVERY_S:
+                due.append((at, key, place))
                 continue
-            told[key] = (place, now)
-            due.append((key, place))
-        self._told = told
-        return due
+            told[key] = known, at
+            if known != place:
+                again_at = at + _TOLD_EVERY_S
+                self.next_at = again_at if self.next_at is None else min(self.next_at, again_at)
+        if len(due) > _TOLD_AT_ONCE:
+            due.sort(key=lambda entry: entry[0])
+            told |= {key: self._told[key] for _, key, _ in due[_TOLD_AT_ONCE:] if key in self._told}
+            self.next_at = now
+        chosen = [(key, place) for _, key, place in due[:_TOLD_AT_ONCE]]
+        self._told = told | {key: (place, now) for key, place in chosen}
+        return chosen

@@ -60,6 +60,8 @@ class Intake:
         if message.offset:
             return False  # it was sent while nobody waited, and what it continues is no draft of these rounds
         if missing:
+            if message.base >= live.told_to:
+                return False  # a repetition: its pass is over, and what came of it is about to be said
             live.account.answered(self._clock())
             live.outbox.post(Verdict(message.stream, message.base, 0, missing, live.lead, 0, live.price_percent))
             return False

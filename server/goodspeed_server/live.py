@@ -228,6 +228,11 @@ class LiveStream:
         return about(agent=self.account.name, stream=self.number)
 
     @property
+    def told_to(self) -> int:
+        """The length that its agent was told of last: what is committed beyond is on its way."""
+        return self.told[-1][0] if self.told else self.stream.length
+
+    @property
     def draft_limit(self) -> int:
         """The longest draft that is of use, and wanted."""
         account = self.account

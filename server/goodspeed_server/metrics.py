@@ -73,9 +73,7 @@ class ServerMetrics:
         self._phases = seconds("round_phase", "Of a round.", "phase")
         self._forward = seconds("forward", "Of a forward pass.")
         self._lag = seconds("loop_lag", "How late the event loop is.")
-        self._tasks = Gauge(
-            "goodspeed_server_tasks", "Of the event loop, half a second ago at most.", registry=registry
-        )
+        self._tasks = Gauge("goodspeed_server_tasks", "Of the event loop.", registry=registry)
         threads = Gauge("goodspeed_server_threads", "Python's, of the server's process.", registry=registry)
         threads.set_function(threading.active_count)
         self._refusals = counter("refusals", "What was refused: at the door, links, texts, drafts.", "code")
@@ -147,9 +145,10 @@ class ServerMetrics:
         Gauge(f"goodspeed_{name}", what, registry=self._registry).set_function(value)
 
     async def watch_loop(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Measure, for ever, how late the event loop wakes who sleeps, and count its tasks."""
+        """Measure, for ever, how late the event loop wakes who sleeps; its tasks are counted if somebody asks."""
+        loop = asyncio.get_running_loop()
+        self._tasks.set_function(lambda: len(asyncio.all_tasks(loop)))
         while True:
-            self._tasks.set(len(asyncio.all_tasks()))
             before = clock()
             await asyncio.sleep(_LAG_EVERY_S)
             self._lag.observe(max(0.0, clock() - before - _LAG_EVERY_S))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
@@ -21,7 +21,6 @@ from goodspeed.logs import about
 from goodspeed.messages import Draft, Open, Opened
 from goodspeed.rounds import Barrier, Rolling, Rounds
 from goodspeed.scheduling import Scheduler
-from goodspeed.stream import Commit
 from goodspeed.timing import PassSample
 from goodspeed.verification import Rule
 from goodspeed_server.arrivals import Arrivals, look_back
@@ -35,7 +34,7 @@ from goodspeed_server.passes import PlannedPass, plan_pass
 from goodspeed_server.planner import Planner
 from goodspeed_server.recording import Recorder
 from goodspeed_server.settings import OVERDUE, RoundSettings
-from goodspeed_server.settling import Settling
+from goodspeed_server.settling import Settlement, Settling
 from goodspeed_server.sharing import Sharing
 from goodspeed_server.shortage import Shortage
 from goodspeed_server.streams import Streams
@@ -291,9 +290,12 @@ class RoundLoop:
                         work = planned.work
                         self.planner.meter.observe(PassSample(len(work.rows), work.tokens, verified - verifying))
                     self._settling.set_aside(unfit, verified)
-                    commits = self._commit(planned, settled)
+                    done = Settlement()
+                    for _ in self._commit(planned, settled, done):
+                        await asyncio.sleep(0)
                     phases = Phases(gathering, gathered, verifying, verified, self._clock())
-                    self._telemetry.round_over(RoundRecord.of(settled, commits, phases, arrivals, self.planner.price))
+                    price = self.planner.price
+                    self._telemetry.round_over(RoundRecord.of(settled, done.commits, phases, arrivals, price))
         finally:
             self._stopping = True
             self._streams.give_up_parked(math.inf)
@@ -337,18 +339,16 @@ class RoundLoop:
             drafts, [live for live in self._rounds.drafting if live.asked_at > since], opened_at, closed_at
         )
 
-    def _commit(self, planned: PlannedPass, settled: Settled) -> list[Commit]:
-        """Extend transcripts, learn from what happened, choose the next budgets, and tell the agents."""
-        now = self._clock()
-        done = self._settling.commit(planned, settled, now, spell_out=not self.waits)
+    def _commit(self, planned: PlannedPass, settled: Settled, done: Settlement) -> Iterator[None]:
+        """Extend transcripts, learn from what happened, choose the next budgets, and tell the agents; with pauses."""
+        spell_out = not self.waits
+        yield from self._settling.commit(planned, settled, self._clock(), done, spell_out=spell_out)
         for live in self._settling.prompts_advanced(planned.prefilled):
             self._join(live)
-        self._schedule([live for live, _ in done.going_on])
-        for live, commit in done.going_on:
-            live.tell(commit, now, spell_out=not self.waits)
+        self._schedule([live for live, _ in done.going_on if not live.closed])
+        yield from self._settling.tell(done, self._clock, spell_out=spell_out)
         for account in done.found_out:
             self.auditing.do_without(account)
-        return done.commits
 
     def _schedule(self, streams: Sequence[LiveStream]) -> None:
         """Choose the next budget of each of `streams` and wait for their drafts."""

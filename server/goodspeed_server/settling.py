@@ -1,10 +1,15 @@
-"""What a pass has brought: transcripts grow, everybody learns from it, and who is at an end leaves."""
+"""What a pass has brought: transcripts grow, everybody learns from it, and who is at an end leaves.
+
+Of a pass with many streams so much is to be done that no link would be heard meanwhile. So it is done for some streams
+at a time, and in between others come and go: what was brought for one that has gone is void.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from goodspeed.logprobs import entry_bytes
 from goodspeed.messages import Failure
@@ -32,6 +37,8 @@ _NO_MEMORY = (
 )
 _NO_MEMORY_RETRY_S = 5.0
 """An agent that keeps to it has the text tried twice more before it gives up."""
+_AT_ONCE = 64
+"""Streams: some milliseconds of the event loop's time."""
 
 
 @dataclass(slots=True)
@@ -41,12 +48,18 @@ class Settlement:
     commits: list[Commit] = field(default_factory=list)
     going_on: list[tuple[LiveStream, Commit]] = field(default_factory=list)
     """Streams that want another budget, and what they are to be told with it."""
+    found_out: list[AgentAccount] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Share:
+    """Of some streams of a pass."""
+
     ended: list[LiveStream] = field(default_factory=list)
     verified: list[Verified] = field(default_factory=list)
     """For the recorder, if there is one."""
     renewed: list[LiveStream] = field(default_factory=list)
     """Streams whose next draft is another drafter's."""
-    found_out: list[AgentAccount] = field(default_factory=list)
 
 
 class Settling:
@@ -80,43 +93,73 @@ class Settling:
         self._shortage = shortage
         self._sharing = sharing
 
-    def commit(self, planned: PlannedPass, settled: Settled, now: float, *, spell_out: bool) -> Settlement:
-        """Extend transcripts, learn from what happened, and end what is at its end.
+    def commit(
+        self, planned: PlannedPass, settled: Settled, now: float, done: Settlement, *, spell_out: bool
+    ) -> Iterator[None]:
+        """Extend transcripts, learn from what happened, and end what is at its end; pauses, if there are many streams.
 
         Args:
             planned: the pass as it was run.
             settled: what came of it.
             now: seconds.
+            done: is told what is to be said of the pass.
             spell_out: as in `LiveStream.tell`.
         """
-        done = Settlement()
-        first = 0
         logprobs = settled.logprobs or [b""] * len(settled.judgements)
         turns = zip(planned.verified, planned.work.turns, settled.judgements, logprobs, strict=True)
+        first, many = 0, len(planned.verified) > _AT_ONCE
+        while some := list(islice(turns, _AT_ONCE)):
+            first = self._commit_some(some, first, settled, now, done, spell_out=spell_out)
+            if many:
+                yield
+
+    def _commit_some(
+        self,
+        turns: Iterable[tuple[LiveStream, Turn, Judgement, bytes]],
+        begun: int,
+        settled: Settled,
+        now: float,
+        done: Settlement,
+        *,
+        spell_out: bool,
+    ) -> int:
+        """Commit some turns, whose logits begin at `begun` of the pass; says where the next ones' do."""
+        share, first = _Share(), begun
         for live, turn, judgement, packed in turns:
-            begun, first = first, first + turn.size
+            place, first = first, first + turn.size
             self._shortage.over(live)
             if not self._streams.pass_over(live):
                 continue
             if turn.row in settled.cut:
                 live.budget = len(turn.drafted)  # of what its agent drafted beyond nobody asked the target
-            commit = self._commit_turn(live, turn, judgement, packed, now, done)
+            commit = self._commit_turn(live, turn, judgement, packed, now, done, share)
             done.commits.append(commit)
             if self._recorder is not None:
-                done.verified.append(Verified(live, begun, len(turn.drafted), commit))
+                share.verified.append(Verified(live, place - begun, len(turn.drafted), commit))
             if commit.finish:
                 live.tell(commit, now, spell_out=spell_out)
-                done.ended.append(live)
+                share.ended.append(live)
             else:
                 done.going_on.append((live, commit))
         if self._recorder is not None and settled.logits is not None:
-            self._recorder.passed(settled.logits, done.verified)
-            for live in done.renewed:
+            self._recorder.passed(settled.logits[begun:first], share.verified)
+            for live in share.renewed:
                 # A text is recorded with what drafted it: what follows is another's.
                 self._recorder.ended(live)
-        for live in done.ended:
+        for live in share.ended:
             self._streams.end(live)
-        return done
+        return first
+
+    def tell(self, done: Settlement, clock: Callable[[], float], *, spell_out: bool) -> Iterator[None]:
+        """Tell those that go on what was committed, and what to draft; pauses, if they are many."""
+        many = len(done.going_on) > _AT_ONCE
+        for first in range(0, len(done.going_on), _AT_ONCE):
+            if many:
+                yield
+            now = clock()
+            for live, commit in done.going_on[first : first + _AT_ONCE]:
+                if not live.closed:
+                    live.tell(commit, now, spell_out=spell_out)
 
     def set_aside(self, unfit: Unfit, now: float) -> None:
         """End the streams that cannot go on, and those that have lacked memory for too long; tell their agents why.
@@ -152,7 +195,14 @@ class Settling:
         return complete
 
     def _commit_turn(
-        self, live: LiveStream, turn: Turn, judgement: Judgement, logprobs: bytes, now: float, done: Settlement
+        self,
+        live: LiveStream,
+        turn: Turn,
+        judgement: Judgement,
+        logprobs: bytes,
+        now: float,
+        done: Settlement,
+        share: _Share,
     ) -> Commit:
         commit = live.stream.commit(turn.drafted, judgement)
         self._sharing.wrote(live)
@@ -163,7 +213,7 @@ class Settling:
         live.draft, live.q = None, []
         if live.fresh is not None:
             live.start_afresh()
-            done.renewed.append(live)
+            share.renewed.append(live)
         self._telemetry.committed(live, len(turn.drafted), commit, now)
         live.account.spend(commit.size, now)
         return commit

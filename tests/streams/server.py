@@ -19,6 +19,7 @@ from goodspeed_server.passes import PlannedPass, plan_pass
 from goodspeed_server.planner import Planner
 from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.settings import RoundSettings, RoundsName
+from goodspeed_server.settling import Settlement
 from goodspeed_server.telemetry import ServerFacts, Telemetry
 from tests.streams.target import EOS, MAX_LENGTH, ROWS, VOCAB, RememberingEngine
 
@@ -135,7 +136,8 @@ class Served:
         assert self.outcome is not None
         planned, unfit = self.planned.as_run(self.outcome)
         assert unfit == ([], [])
-        self.loop._commit(planned, self.outcome)
+        for _ in self.loop._commit(planned, self.outcome, Settlement()):
+            pass
         self.planned = self.outcome = None
 
     def give_up_parked(self) -> None:

@@ -1,0 +1,87 @@
+"""A pass of many streams is committed for some of them at a time, and links are heard in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from goodspeed.messages import Draft, Opened, ServerMessage, Verdict
+from goodspeed.scheduling import FixedS
+from goodspeed_server.round_loop import RoundLoop
+from tests.planted import Agent, PlantedEngine, make_rounds
+
+STREAMS = 160
+"""More than are committed, or told, at a time."""
+
+
+@dataclass(eq=False)
+class Link(Agent):
+    """A link on which something happens when it is told the first verdict, as soon as anything can."""
+
+    first: Callable[[], None] = lambda: None
+
+    def post(self, message: ServerMessage) -> None:
+        if isinstance(message, Verdict) and not any(isinstance(posted, Verdict) for posted in self.posted):
+            asyncio.get_running_loop().call_soon(self.first)
+        super().post(message)
+
+    def told(self, stream: int) -> list[Verdict]:
+        """What was said to a stream since it was opened."""
+        return [message for message in self.posted if isinstance(message, Verdict) and message.stream == stream]
+
+
+async def one_round(rounds: RoundLoop, link: Link, meanwhile: Callable[[], object]) -> None:
+    """Run the round in which the link is told its first verdict, and do something as soon as it has been told that."""
+
+    def first() -> None:
+        meanwhile()
+        rounds.stop()
+
+    link.first = first
+    rounds._telemetry.joined(link.account, 0.0)
+    async with asyncio.timeout(60):
+        await rounds.run()
+
+
+async def test_a_text_that_is_closed_while_its_round_is_committed_is_told_nothing() -> None:
+    rounds, last = make_rounds(PlantedEngine(STREAMS)), STREAMS - 1
+    link = Link()
+    for stream in range(STREAMS):
+        link.open(rounds, stream)
+    await one_round(rounds, link, lambda: rounds.close(link, last))
+    assert len(link.told(0)) == 1
+    assert link.told(last) == [], "its link was heard before all were told"
+    assert last not in {live.number for live in rounds.live}
+    assert len(rounds.live) == STREAMS - 1
+
+
+async def test_an_end_that_is_heard_while_its_round_is_committed_frees_the_row_once() -> None:
+    engine = PlantedEngine(STREAMS)
+    rounds = make_rounds(engine)
+    link = Link()
+    for stream in range(STREAMS):
+        link.open(rounds, stream)
+    await one_round(rounds, link, lambda: rounds.drop(link))
+    assert len(rounds.live) == 0
+    assert engine.free_rows == STREAMS
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+async def test_a_draft_that_comes_again_while_its_round_is_committed_is_not_answered_twice(repeated: bool) -> None:
+    rounds, last = make_rounds(PlantedEngine(STREAMS), FixedS(2), rounds="barrier", capacity=2 * STREAMS), STREAMS - 1
+    link = Link()
+    for stream in range(STREAMS):
+        link.open(rounds, stream)
+    drafts = [
+        Draft(message.stream, message.base, [0] * message.budget)
+        for message in link.posted
+        if isinstance(message, Opened)
+    ]
+    for draft in drafts:
+        rounds.draft(link, draft)
+    await one_round(rounds, link, (lambda: rounds.draft(link, drafts[last])) if repeated else (lambda: None))
+    (verdict,) = link.told(last)
+    assert (verdict.base, verdict.accepted) == (1, 2)
