@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check format install bench bench-quick bench-engine bench-drafting bench-worth bench-capacity bench-overhead bench-scheduler bench-simulated bench-tune bench-tune-clients bench-tune-losses bench-monitor bench-attacks bench-overload bench-wire chaos fuzz models models-tuned clean picture soak
+.PHONY: demo test check format install bench bench-quick bench-engine bench-gpu bench-drafting bench-worth bench-capacity bench-overhead bench-scheduler bench-simulated bench-tune bench-tune-clients bench-tune-losses bench-monitor bench-attacks bench-overload bench-wire chaos fuzz models models-tuned clean picture soak
 
 picture: $(INSTALLED)  ## the pictures of the monitor, from a run of the demo in which one agent has a slow link
 	mkdir -p build
@@ -47,6 +47,9 @@ bench-quick: $(INSTALLED)  ## the same in small, into build/: under three minute
 
 bench-engine: $(INSTALLED)  ## ms per round: packed, padded, a loop over rows
 	$(BIN)/python -m bench.engine --json bench/results/engine.json
+
+bench-gpu: $(INSTALLED)  ## rounds on one big GPU against what its hardware would need at least: under nine minutes
+	$(BIN)/python -m bench.gpu --json bench/results/gpu.json
 
 bench-drafting: $(INSTALLED)  ## guesses a second of one agent's streams, in one batch and one by one
 	$(BIN)/python -m bench.drafting --json bench/results/drafting.json

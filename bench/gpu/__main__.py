@@ -20,8 +20,7 @@ from bench.gpu.report import Report, Result
 from bench.gpu.rounds import Bench, segments_of
 from bench.gpu.targets import SHAPES, Weights, build
 from goodspeed.engine import Engine
-from goodspeed.errors import InvalidRequest
-from goodspeed_server.memory import free_bytes, kv_bytes_per_token
+from goodspeed_server.memory import free_bytes
 
 __all__ = ["measure_all"]
 
@@ -51,8 +50,10 @@ def main(
     overtime.daemon = True
     overtime.start()
     console = Console(width=200)
-    report = measure_all(torch.device(device), chosen, rounds, time.monotonic() + limit_s, json_file, console)
-    overtime.cancel()
+    try:
+        report = measure_all(torch.device(device), chosen, rounds, time.monotonic() + limit_s, json_file, console)
+    finally:
+        overtime.cancel()
     report.show(console)
 
 
@@ -88,8 +89,8 @@ def _measure_shape(
     device = report.device
     model = build(SHAPES[shape](), device, dtype)
     weights = Weights.of(model)
-    token_bytes = kv_bytes_per_token(model.config, dtype)
     engine = Engine(model, rows=1, max_length=64, layout="padded", device=device, dtype=dtype)
+    token_bytes = engine.kv_bytes_per_token
     for case in CASES[shape]:
         engine.begin_anew(1, 64)
         _release(device)
@@ -160,7 +161,4 @@ def _give_up() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        typer.run(main)
-    except InvalidRequest as error:
-        raise SystemExit(str(error)) from error
+    typer.run(main)

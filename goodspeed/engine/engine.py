@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from goodspeed.engine.attention import ATTENTION
-from goodspeed.engine.graphs import Capture, Graphs, capture_on
+from goodspeed.engine.graphs import Graphs, Recorder, recorder_on
 from goodspeed.engine.layouts import Batch, Packed, Padded, Segment
 from goodspeed.engine.slab import Slab
 from goodspeed.engine.support import check_layers, check_positions
@@ -38,7 +38,7 @@ class Engine:
         layout: packed for a CPU, padded for a GPU.
         device: where to run.
         dtype: of the weights, and of what is cached.
-        capture: records padded passes, to be replayed; by default as the device does, if it does. See `graphs`.
+        recorder: of padded passes, to be replayed; by default what the device has, if anything. See `graphs`.
 
     Raises:
         UnsupportedModel: the model cannot be served.
@@ -53,7 +53,7 @@ class Engine:
         layout: Layout,
         device: torch.device | str,
         dtype: torch.dtype,
-        capture: Capture | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         check_layers(model)
         check_positions(model, max_length)
@@ -68,8 +68,8 @@ class Engine:
         self._model.set_attn_implementation(ATTENTION)
         self.graphs: Graphs | None = None
         self.vocab_size = self._probe()
-        if capture := capture or capture_on(self.device):
-            self.graphs = Graphs(model, self._slab, self.device, capture)
+        if recorder := recorder or recorder_on(self.device):
+            self.graphs = Graphs(model, self._slab, self.device, recorder)
 
     @property
     def rows(self) -> int:

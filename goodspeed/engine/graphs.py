@@ -20,7 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -31,15 +31,11 @@ from goodspeed.engine.attention import causal_mask, fold_groups, unfold_groups
 from goodspeed.engine.layouts import Segment
 from goodspeed.engine.slab import Slab
 
-__all__ = ["Bucket", "Capture", "Choice", "Graphs", "bucket_of", "capture_on"]
+__all__ = ["Bucket", "Choice", "Graphs", "Recorder", "bucket_of", "recorder_on"]
 
 logger = logging.getLogger(__name__)
 
 Run: TypeAlias = Callable[[], Tensor]
-Capture: TypeAlias = Callable[[Run], Run]
-"""Records what a function does with tensors; what it returns does the same again, into the same output."""
-Timer: TypeAlias = Callable[[Run], float]
-"""How long a function takes until its result is there, seconds."""
 
 _LARGEST = 512
 """Lines times width: beyond, a forward has so much to compute that its launches are hidden behind it."""
@@ -50,6 +46,22 @@ _ASKED = 2
 _CAPTURING_S = 60.0
 """What all captures of an engine may take: each holds up a round."""
 _REPETITIONS = 5
+
+
+class Recorder(Protocol):
+    """What a device has for recording."""
+
+    def record(self, function: Run) -> Run:
+        """Record what a function does with tensors; what is returned does the same again, into the same output.
+
+        Raises:
+            RuntimeError: the function does what cannot be recorded, or memory lacks.
+        """
+        ...
+
+    def time_s(self, run: Run) -> float:
+        """How long a function takes until its result is there."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +129,7 @@ class Graphs:
         model: with the engine's attention in place.
         slab: that it runs on; every layer has its memory.
         device: where both are.
-        capture: records a function.
-        timer: times one; by default the median of a few runs.
+        recorder: of that device.
     """
 
     def __init__(
@@ -126,14 +137,12 @@ class Graphs:
         model: PreTrainedModel,
         slab: Slab,
         device: torch.device,
-        capture: Capture,
-        timer: Timer | None = None,
+        recorder: Recorder,
     ) -> None:
         self._model = model
         self._slab = slab
         self._device = device
-        self._capture = capture
-        self._timer = timer or self._median_s
+        self._recorder = recorder
         self._asked = Counter[Bucket]()
         self._graphs: dict[Bucket, _Graph | None] = {}
         self._left_s = _CAPTURING_S
@@ -173,8 +182,9 @@ class Graphs:
         """A bucket's graph, or None where it cannot be had or eager is the faster."""
         begun_s = time.perf_counter()
         try:
-            graph = _Graph(bucket, self._model, self._slab, self._device, self._capture, segments)
-            choice = Choice(bucket, self._timer(eagerly), self._timer(lambda: graph.run(segments)))
+            graph = _Graph(bucket, self._model, self._slab, self._device, self._recorder, segments)
+            time_s = self._recorder.time_s
+            choice = Choice(bucket, time_s(eagerly), time_s(lambda: graph.run(segments)))
         except RuntimeError as error:
             # What the model does or the memory lacks for one bucket is so for the others: none is tried after it.
             self._left_s = 0.0
@@ -186,16 +196,6 @@ class Graphs:
         logger.info("%s is %s: eager %.2f ms, replay %.2f", bucket, way, 1e3 * choice.eager_s, 1e3 * choice.replay_s)
         return graph if choice.replayed else None
 
-    def _median_s(self, run: Run) -> float:
-        times_s = []
-        for _ in range(_REPETITIONS):
-            begun_s = time.perf_counter()
-            run()
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
-            times_s.append(time.perf_counter() - begun_s)
-        return statistics.median(times_s)
-
 
 class _Graph:
     """One bucket, recorded."""
@@ -206,14 +206,14 @@ class _Graph:
         model: PreTrainedModel,
         slab: Slab,
         device: torch.device,
-        capture: Capture,
+        recorder: Recorder,
         segments: Sequence[Segment],
     ) -> None:
         self._model = model
         self._slab = slab
         self._inputs = _Inputs(bucket, device)
         self._inputs.load(segments)  # what is recorded is also run, and may only store what the pass stores
-        self._replay = capture(self._forward)
+        self._replay = recorder.record(self._forward)
 
     def run(self, segments: Sequence[Segment]) -> Tensor:
         """Replay it for some segments: float32 [sum of `logits`, vocab]."""
@@ -306,24 +306,24 @@ class _StaticBatch:
         return unfold_groups(attended, groups)
 
 
-def capture_on(device: torch.device) -> Capture | None:
+def recorder_on(device: torch.device) -> Recorder | None:
     """How passes are recorded on a device; None where they are not.
 
     Ranks that share a model have to run the same collectives in the same order: there each pass is run as it comes.
     """
     if device.type != "cuda" or (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return None
-    return _CudaCapture(device)
+    return _CudaRecorder(device)
 
 
-class _CudaCapture:
+class _CudaRecorder:
     """Records CUDA graphs that share their memory: one runs at a time, and its output is read before the next."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, function: Run) -> Run:
+    def record(self, function: Run) -> Run:
         with torch.cuda.device(self._device):
             # Libraries make their workspaces when they first run, which must not be while recording.
             current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
@@ -341,3 +341,12 @@ class _CudaCapture:
             return output
 
         return replay
+
+    def time_s(self, run: Run) -> float:
+        times_s = []
+        for _ in range(_REPETITIONS):
+            begun_s = time.perf_counter()
+            run()
+            torch.cuda.synchronize(self._device)
+            times_s.append(time.perf_counter() - begun_s)
+        return statistics.median(times_s)
