@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from goodspeed.engine import Engine, Segment
@@ -88,7 +88,7 @@ def test_replayed_rounds_agree_with_eager_ones(build: Callable[[], PreTrainedMod
     assert replaying.graphs is not None
     kinds = {choice.bucket.block for choice in replaying.graphs.choices}
     assert kinds == {True, False}
-    assert recorder.replayed > 3 * recorder.recorded
+    assert recorder.replayed > 2 * recorder.recorded  # once timed, once run, and again when it came back
 
 
 def test_rows_filled_to_their_last_slot_agree() -> None:
@@ -107,7 +107,7 @@ def test_an_idle_row_may_hold_what_is_no_number() -> None:
     replaying, eager = new_engine(tiny_llama(), Recorder()), new_engine(tiny_llama())
     turns = [Segment(row, 0, tokens(rng, 4), 4) for row in (0, 2)]
     expected = eager.forward(turns)
-    module = replaying._model
+    module: nn.Module = replaying._model
     with torch.no_grad():
         head = next(module.parameters())
         kept = head.clone()
