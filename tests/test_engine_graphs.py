@@ -3,10 +3,13 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from goodspeed.engine import Engine, Segment
@@ -16,6 +19,17 @@ from tests.tiny_models import CONTEXT, VOCAB, tiny_llama, tiny_mistral, tiny_qwe
 ROWS = 12
 TOLERANCE = 1e-4
 Run = Callable[[], Tensor]
+
+
+class Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses what a GPU cannot record: values that the host reads, shapes that depend on values, data of the host."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masks = [one for one in tree_leaves(args) if isinstance(one, Tensor) and one.dtype == torch.bool]
+        if name in {"_local_scalar_dense", "nonzero", "lift_fresh"} or (name == "index" and masks):
+            raise RuntimeError(f"{name} is not permitted when stream is capturing")
+        return func(*args, **kwargs or {})
 
 
 class Recorder:
@@ -31,7 +45,8 @@ class Recorder:
         self.recorded += 1
         if self._fails:
             raise RuntimeError("operation not permitted when stream is capturing")
-        function()
+        with Recording():  # type: ignore[no-untyped-call]
+            function()
 
         def replay() -> Tensor:
             self.replayed += 1
@@ -202,6 +217,20 @@ def turn(row: int, start: int, new: int) -> Segment:
 )
 def test_the_smallest_bucket_that_holds_a_pass(segments: list[Segment], expected: Bucket | None) -> None:
     assert bucket(*segments) == expected
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param(lambda x: x[x > 0], id="a mask"),
+        pytest.param(lambda x: x.amax().item(), id="a value"),
+        pytest.param(lambda x: x + torch.tensor([1.0]), id="data of the host"),
+    ],
+)
+def test_the_stand_in_refuses_what_a_gpu_would(run: Callable[[Tensor], object]) -> None:
+    recording = Recording()  # type: ignore[no-untyped-call]
+    with recording, pytest.raises(RuntimeError, match="not permitted"):
+        run(torch.ones(3))
 
 
 def test_nothing_is_recorded_on_a_cpu() -> None:

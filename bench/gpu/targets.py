@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen3Config
 from transformers.initialization import no_init_weights
 
@@ -83,12 +83,12 @@ class Weights:
     def of(cls, model: PreTrainedModel) -> Weights:
         """Count a model's."""
         config: Any = model.config
-        head = cast(nn.Module, model.get_output_embeddings()).weight
-        embeddings = cast(nn.Module, model.get_input_embeddings()).weight
-        apart = {id(head), id(embeddings)}
-        body = sum(p.numel() for p in cast(nn.Module, model).parameters() if id(p) not in apart)
+        module: Any = model
+        head: Tensor = module.get_output_embeddings().weight
+        apart = {id(head), id(module.get_input_embeddings().weight)}
+        body = sum(weight.numel() for weight in module.parameters() if id(weight) not in apart)
         attention = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim
-        return cls(body, cast(torch.Tensor, head).numel(), model.dtype.itemsize, attention)
+        return cls(body, head.numel(), model.dtype.itemsize, attention)
 
     @property
     def bytes(self) -> int:
@@ -98,18 +98,20 @@ class Weights:
     @staticmethod
     def bytes_of(config: PretrainedConfig, dtype: torch.dtype) -> int:
         """The memory that a model takes, embeddings too, before it is made."""
-        with torch.device("meta"):
-            model: nn.Module = AutoModelForCausalLM.from_config(config)
-        return sum(parameter.numel() for parameter in model.parameters()) * dtype.itemsize
+        made = build(config, torch.device("meta"), dtype)
+        module: nn.Module = made
+        return sum(weight.nbytes for weight in module.parameters())
 
 
 def build(config: PretrainedConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """Make a model with random weights on the device."""
     torch.manual_seed(0)
+    models: Any = AutoModelForCausalLM
     with torch.device(device), no_init_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        model: PreTrainedModel = models.from_config(config, dtype=dtype)
+    module: nn.Module = model
     with torch.no_grad():
-        for parameter in cast(nn.Module, model).parameters():
+        for parameter in module.parameters():
             # Vectors are the scales of norms.
             parameter.fill_(1.0) if parameter.ndim == 1 else parameter.normal_(std=_SPREAD)
     return model

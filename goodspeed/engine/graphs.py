@@ -240,7 +240,7 @@ class _Inputs:
         self.bucket = bucket
         cells = bucket.lines * bucket.width
         self._buffer = torch.zeros(3 * cells + 2 * bucket.lines, dtype=torch.int64, device=device)
-        parts = self._buffer.split([cells, cells, bucket.lines, bucket.lines, cells])
+        parts = torch.split(self._buffer, [cells, cells, bucket.lines, bucket.lines, cells])
         self.tokens: Tensor = parts[0].view(bucket.lines, bucket.width)
         self.positions: Tensor = parts[1].view(bucket.lines, bucket.width)
         self.rows: Tensor = parts[2]  # [lines], of the slab
@@ -326,7 +326,8 @@ class _CudaRecorder:
     def record(self, function: Run) -> Run:
         with torch.cuda.device(self._device):
             # Libraries make their workspaces when they first run, which must not be while recording.
-            current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+            current = torch.cuda.current_stream()
+            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             aside.wait_stream(current)
             with torch.cuda.stream(aside):
                 function()
