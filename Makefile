@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check format install bench bench-quick bench-engine bench-prefixes bench-drafting bench-worth bench-capacity bench-overhead bench-scheduler bench-simulated bench-tune bench-tune-clients bench-tune-losses bench-monitor bench-attacks bench-overload bench-wire bench-links chaos fuzz models models-tuned clean picture soak
+.PHONY: demo test check format install bench bench-quick bench-engine bench-prefixes bench-gpu bench-drafting bench-worth bench-capacity bench-overhead bench-scheduler bench-simulated bench-tune bench-tune-clients bench-tune-losses bench-monitor bench-attacks bench-overload bench-wire bench-links chaos fuzz models models-tuned clean picture soak
 
 picture: $(INSTALLED)  ## the pictures of the monitor, from a run of the demo in which one agent has a slow link
 	mkdir -p build
@@ -50,6 +50,9 @@ bench-engine: $(INSTALLED)  ## ms per round: packed, padded, a loop over rows
 
 bench-prefixes: $(INSTALLED)  ## what prompts begin with, copied and run again
 	$(BIN)/python -m bench.prefixes --json bench/results/prefixes.json
+
+bench-gpu: $(INSTALLED)  ## rounds on one big GPU against what its hardware would need at least: under nine minutes
+	$(BIN)/python -m bench.gpu --json bench/results/gpu.json
 
 bench-drafting: $(INSTALLED)  ## guesses a second of one agent's streams, in one batch and one by one
 	$(BIN)/python -m bench.drafting --json bench/results/drafting.json

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from goodspeed.engine.attention import ATTENTION
+from goodspeed.engine.graphs import Graphs, Recorder, recorder_on
 from goodspeed.engine.layouts import Batch, Packed, Padded, Segment
 from goodspeed.engine.slab import Slab
 from goodspeed.engine.support import check_layers, check_positions
@@ -37,6 +38,7 @@ class Engine:
         layout: packed for a CPU, padded for a GPU.
         device: where to run.
         dtype: of the weights, and of what is cached.
+        recorder: of padded passes, to be replayed; by default what the device has, if anything. See `graphs`.
 
     Raises:
         UnsupportedModel: the model cannot be served.
@@ -51,6 +53,7 @@ class Engine:
         layout: Layout,
         device: torch.device | str,
         dtype: torch.dtype,
+        recorder: Recorder | None = None,
     ) -> None:
         check_layers(model)
         check_positions(model, max_length)
@@ -63,7 +66,10 @@ class Engine:
         """Rows that somebody else has written to, and their new owner has not."""
         self._model = _placed(model, self.device, dtype)
         self._model.set_attn_implementation(ATTENTION)
+        self.graphs: Graphs | None = None
         self.vocab_size = self._probe()
+        if recorder := recorder or recorder_on(self.device):
+            self.graphs = Graphs(model, self._slab, self.device, recorder)
 
     @property
     def rows(self) -> int:
@@ -147,6 +153,7 @@ class Engine:
         """
         check_positions(self._model, max_length)
         self._slab.resize(rows, max_length)
+        self._forget_graphs()
 
     def begin_anew(self, rows: int, max_length: int) -> None:
         """Hold nothing any more, in so many rows of that length.
@@ -158,6 +165,7 @@ class Engine:
         self._slab = Slab(rows, max_length)
         self._written.clear()
         self._inherited.clear()
+        self._forget_graphs()
 
     def forward(self, segments: Sequence[Segment]) -> Tensor:
         """Run every segment's tokens over what its row has cached, and cache them too.
@@ -198,7 +206,16 @@ class Engine:
             pieces.update(zip(group, logits, strict=True))
         return torch.cat([pieces[index] for index in range(len(segments))])
 
+    def _forget_graphs(self) -> None:
+        if self.graphs is not None:
+            self.graphs.forget(self._slab)
+
     def _run_batch(self, segments: Sequence[Segment]) -> Tensor:
+        if self.graphs is None or self.layout != "padded":
+            return self._run_eagerly(segments)
+        return self.graphs.run(segments, lambda: self._run_eagerly(segments))
+
+    def _run_eagerly(self, segments: Sequence[Segment]) -> Tensor:
         batch = _LAYOUTS[self.layout](segments, self._slab, self.device)
         output = self._model(
             input_ids=batch.tokens,
