@@ -48,6 +48,8 @@ def passes(engine: Engine) -> Tensor:
     logits.append(engine.forward([Segment(a, 0, tokens(7), 7), Segment(b, 34, tokens(4), 4)]))
     engine.clear(b, 30)
     logits.append(engine.forward([Segment(b, 30, tokens(6), 6)]))
+    engine.copy(b, a, 30)
+    logits.append(engine.forward([Segment(a, 30, tokens(2), 2)]))
     engine.resize(ROWS + 1, CONTEXT)
     logits.append(engine.forward([Segment(row, 7, tokens(2), 2) for row in (a, b)]))
     engine.begin_anew(ROWS, CONTEXT)

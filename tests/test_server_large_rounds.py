@@ -85,3 +85,48 @@ async def test_a_draft_that_comes_again_while_its_round_is_committed_is_not_answ
     await one_round(rounds, link, (lambda: rounds.draft(link, drafts[last])) if repeated else (lambda: None))
     (verdict,) = link.told(last)
     assert (verdict.base, verdict.accepted) == (1, 2)
+
+
+@dataclass(eq=False)
+class Drafting(Link):
+    """A link that drafts upon what it is told; something happens when it has been told of a second round."""
+
+    rounds: RoundLoop | None = None
+    second: Callable[[], None] | None = None
+
+    def post(self, message: ServerMessage) -> None:
+        super().post(message)
+        assert self.rounds is not None
+        if isinstance(message, Opened):
+            upon = message.base
+        elif isinstance(message, Verdict):
+            upon = message.base + message.accepted + len(message.tokens)
+            if message.base > 1 and self.second is not None:
+                asyncio.get_running_loop().call_soon(self.second)
+                self.second = None
+        else:
+            return
+        draft = Draft(message.stream, upon, [0] * message.budget)
+        asyncio.get_running_loop().call_soon(self.rounds.draft, self, draft)
+
+
+async def test_who_is_late_while_its_round_is_committed_is_told_what_others_know_of_it() -> None:
+    """The rest is said with the verdict, of whose log-probabilities and budget it would know nothing otherwise."""
+    rounds, last = make_rounds(PlantedEngine(STREAMS), FixedS(2), rounds="barrier", capacity=2 * STREAMS), STREAMS - 1
+    link = Drafting(rounds=rounds)
+
+    def late() -> None:
+        (live,) = (live for live in rounds.live if live.number == last)
+        assert (live.told_to, live.stream.length) == (4, 7)
+        rounds.draft(link, Draft(last, 1, [0, 0]))
+        rounds.stop()
+
+    link.second = late
+    for stream in range(STREAMS):
+        link.open(rounds, stream)
+    rounds._telemetry.joined(link.account, 0.0)
+    async with asyncio.timeout(60):
+        await rounds.run()
+    assert [(verdict.base, verdict.accepted + len(verdict.tokens)) for verdict in link.told(last)] == [
+        (1, 3), (1, 3), (4, 3)
+    ]  # fmt: skip

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 
 from goodspeed.engine import Engine, Layout, Segment
+from goodspeed_server.live import LiveStream
 from goodspeed_server.observer import RoundRecord
 from goodspeed_server.settings import PrefixSharing
-from goodspeed_server.sharing import SHORTEST_SHARED
+from goodspeed_server.sharing import SHORTEST_SHARED, Sharing
 from tests.serving import Peer, linked, serving, tiny_settings
 from tests.test_server import target_text
 from tests.test_server_isolation import POISON, alone, engine, every_layout, plant, serving_poisoned, some
@@ -81,6 +84,28 @@ async def test_with_whom_prompts_are_shared(among: PrefixSharing, shares: int, r
     assert run_and_reused(records)[1] == shares * len(SYSTEM)
 
 
+class Prompt:
+    """Of a stream, as far as sharing looks at it; none is like another."""
+
+    def __init__(self, row: int) -> None:
+        self.row = row
+        self.stream = SimpleNamespace(tokens=[*SYSTEM, 100 + row, 0], cached=0)
+        self.account = SimpleNamespace(holder="one")
+
+
+def test_who_rests_and_comes_back_waits_for_nobody_that_waits_for_it() -> None:
+    """It finds no memory for a moment; those behind it go on, one of them without a token of the pass."""
+    leader, second, third = (Prompt(row) for row in range(3))
+    sharing = Sharing("holder", lambda: [])
+
+    def going_on(*prompts: Prompt) -> Sequence[object]:
+        return sharing.begin([], cast(list[LiveStream], prompts)).going_on
+
+    assert going_on(leader, second, third) == [leader]
+    assert going_on(second, third)
+    assert going_on(leader, third)
+
+
 async def test_a_prompt_that_is_all_there_is_not_run_at_all(records: list[RoundRecord]) -> None:
     async with serving() as (_, address), linked(address) as peer:
         for number in range(2):
@@ -97,7 +122,6 @@ async def test_a_conversation_goes_on_behind_the_text_that_was_written(records: 
     assert run_and_reused(records)[1] == LENGTH + len(text) - 1
 
 
-@pytest.mark.parametrize(("shared", "reused"), [(SHORTEST_SHARED - 1, 0), (SHORTEST_SHARED, SHORTEST_SHARED)])
 @pytest.mark.parametrize(("back", "reused"), [(1, LENGTH - 1), (0, 0)])
 async def test_a_conversation_that_pauses_finds_its_beginning(
     back: int, reused: int, records: list[RoundRecord]
@@ -110,6 +134,7 @@ async def test_a_conversation_that_pauses_finds_its_beginning(
     assert run_and_reused(records)[1] == reused
 
 
+@pytest.mark.parametrize(("shared", "reused"), [(SHORTEST_SHARED - 1, 0), (SHORTEST_SHARED, SHORTEST_SHARED)])
 async def test_less_than_is_worth_it_is_run_again(shared: int, reused: int, records: list[RoundRecord]) -> None:
     async with serving() as (_, address), linked(address) as peer:
         for number, question in enumerate(QUESTIONS[:2]):

@@ -113,24 +113,28 @@ class Fitting:
     Args:
         verifier: runs a piece.
         engine: that it runs on.
-        most: tokens that there is memory for in one piece, if that is known.
+        there: tokens that there is memory for in one piece, as far as is known from the start; None if nothing is.
     """
 
-    def __init__(self, verifier: Verifier, engine: Engine, most: int | None = None) -> None:
+    def __init__(self, verifier: Verifier, engine: Engine, there: int | None = None) -> None:
         self._verifier = verifier
         self._engine = engine
-        self._most = most
+        self._there = there
         self._lacked: frozenset[int] = frozenset()
         """Rows of which not even one token fitted the last time: others are not held up by what may fail again."""
         self.limit = PassLimit()
+
+    @property
+    def most(self) -> int | None:
+        """How many tokens fit into one piece; None if nothing is known of it."""
+        return min((most for most in (self._there, self.limit.tokens) if most is not None), default=None)
 
     def run(self, work: Pass) -> Settled:
         """Verify; blocks for as long as the forward passes take."""
         begun = self._engine.busy_clock()
         for copy in work.copies:
             self._engine.copy(copy.source, copy.row, copy.tokens)
-        limits = [most for most in (self._most, self.limit.tokens) if most is not None]
-        to_run = deque(cut_up(_without(work, self._lacked), min(limits, default=None)))
+        to_run = deque(cut_up(_without(work, self._lacked), self.most))
         to_run += [Pass([turn], []) for turn in work.turns if turn.row in self._lacked]
         to_run += [Pass([], [chunk]) for chunk in work.chunks if chunk.row in self._lacked]
         outcomes: list[Outcome] = []

@@ -66,5 +66,5 @@ def _left(kind: str, folder: Path) -> int | None:
             return None
         counts = dict(line.split(" ", 1) for line in (folder / "memory.stat").read_text().splitlines())
         return int(most) - int((folder / used).read_text()) + sum(int(counts.get(page, 0)) for page in pages)
-    except FileNotFoundError:  # the root group has no limit, and no file for one
+    except OSError:  # the root group has no limit, and no file for one; and some may not be looked at
         return None

@@ -63,7 +63,8 @@ class Intake:
             if message.base >= live.told_to:
                 return False  # a repetition: its pass is over, and what came of it is about to be said
             live.account.answered(self._clock())
-            live.outbox.post(Verdict(message.stream, message.base, 0, missing, live.lead, 0, live.price_percent))
+            told = missing[: live.told_to - message.base]  # the rest is about to be said
+            live.outbox.post(Verdict(message.stream, message.base, 0, told, live.lead, 0, live.price_percent))
             return False
         return live.draft is None and self.draft(live, message, rounds, prefilling=prefilling)
 

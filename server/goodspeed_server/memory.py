@@ -1,8 +1,8 @@
 """What a server takes beside the target's weights, found out before it takes it: how many streams can be admitted.
 
 The slab takes `rows * length * token_bytes`, all of it from the start. A pass takes something for each of its tokens,
-and something more for each slot that a token may see: the mask. The largest pass is what `RoundSettings.largest_pass`
-says; `Fitting` runs whatever is larger in pieces.
+and something more for each slot that a token may see: the mask. A server that cannot run the pass that
+`RoundSettings.largest_pass` says does not start; `Fitting` runs in pieces whatever is larger than what then fits.
 """
 
 from __future__ import annotations
@@ -73,6 +73,11 @@ class Footprint:
     def bytes(self, rows: int, length: int) -> int:
         """So many rows of so many tokens, and the largest pass over them."""
         return self.slab_bytes(rows, length) + self.largest_pass(rows) * (self.run_bytes + length * self.seen_bytes)
+
+    def pass_tokens(self, rows: int, length: int, free: int) -> int:
+        """How many tokens one pass may carry on what so many rows of such a length leave of so many free bytes."""
+        left = int(_USABLE * free) - self.slab_bytes(rows, length)
+        return max(1, left // (self.run_bytes + length * self.seen_bytes))
 
     def slab_bytes(self, rows: int, length: int) -> int:
         """The rows alone."""

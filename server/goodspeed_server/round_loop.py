@@ -55,6 +55,7 @@ class RoundLoop:
         settings: the operator's choices.
         telemetry: is told about every round.
         recorder: is told what tuning needs of every verdict; None records nothing.
+        pass_tokens: that there is memory for in one pass; None if that is not known.
         clock: seconds, monotonic.
     """
 
@@ -68,11 +69,12 @@ class RoundLoop:
         settings: RoundSettings,
         telemetry: Telemetry,
         recorder: Recorder | None = None,
+        pass_tokens: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
         verifier = Verifier(engine, rule, keep_logits=recorder is not None)
-        self._fitting = Fitting(verifier, engine, settings.largest_pass(engine.rows))
+        self._fitting = Fitting(verifier, engine, pass_tokens)
         self._intake = Intake(planner, telemetry, rule, engine.vocab_size, clock)
         self.planner = planner
         planner.on_overtaken = telemetry.overtaken
@@ -131,7 +133,7 @@ class RoundLoop:
     @property
     def capacity(self) -> int:
         """Draft tokens the next pass may verify."""
-        capacity, most = self.planner.capacity(self.live), self._fitting.limit.tokens
+        capacity, most = self.planner.capacity(self.live), self._fitting.most
         return capacity if most is None else min(capacity, max(0, most - len(self._streams)))
 
     @property
@@ -159,6 +161,7 @@ class RoundLoop:
     def open(self, outbox: Outbox, account: AgentAccount, message: Open) -> None:
         """Admit a stream, or queue it; raises as `Streams.open`."""
         self._streams.open(outbox, account, message)
+        self._changed.set()  # it may have a place to be told
 
     def draft(self, outbox: Outbox, message: Draft) -> None:
         """Take a draft: `Intake.take`.
@@ -274,9 +277,10 @@ class RoundLoop:
                 gathered = self._clock()
                 # Neighbouring rows in order are one block of the slab, which the padded layout reads without a copy.
                 batch.sort(key=lambda live: live.row)
-                chunk, most = self.settings.prefill_chunk, self._fitting.limit.tokens
+                chunk, most = self.settings.prefill_chunk, self._fitting.most
                 planned = plan_pass(batch, self._sharing.begin(batch, self._prompts), chunk, most, self._shortage)
                 if not planned.verified and not planned.prefilled:
+                    await asyncio.sleep(0)  # whatever is waited for, others have to be heard
                     continue
                 arrivals = self._look_back(planned, gathering, gathered)
                 self._round += 1
@@ -286,16 +290,16 @@ class RoundLoop:
                     settled = await loop.run_in_executor(self._engine_thread, run)
                     verified = self._clock()
                     planned, unfit = planned.as_run(settled)
-                    if not settled.out_of_memory:  # how long it takes to fail says nothing of the next
-                        work = planned.work
+                    work = planned.work
+                    # How long it takes to fail, or to copy, says nothing of the next.
+                    if work.rows and not settled.out_of_memory:
                         self.planner.meter.observe(PassSample(len(work.rows), work.tokens, verified - verifying))
                     self._settling.set_aside(unfit, verified)
                     done = Settlement()
                     for _ in self._commit(planned, settled, done):
                         await asyncio.sleep(0)
                     phases = Phases(gathering, gathered, verifying, verified, self._clock())
-                    price = self.planner.price
-                    self._telemetry.round_over(RoundRecord.of(settled, done.commits, phases, arrivals, price))
+                    self._telemetry.round_over(RoundRecord.of(settled, done.commits, phases, arrivals, done.price))
         finally:
             self._stopping = True
             self._streams.give_up_parked(math.inf)
@@ -346,6 +350,7 @@ class RoundLoop:
         for live in self._settling.prompts_advanced(planned.prefilled):
             self._join(live)
         self._schedule([live for live, _ in done.going_on if not live.closed])
+        done.price = self.planner.price  # before a newcomer has one of its own
         yield from self._settling.tell(done, self._clock, spell_out=spell_out)
         for account in done.found_out:
             self.auditing.do_without(account)

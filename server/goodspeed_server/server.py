@@ -125,7 +125,7 @@ class VerificationServer:
         rounds = settings.rounds
         chosen = what_auto_means(settings.scheduler, rounds.rounds, utility)
         rounds = replace(rounds, rounds=chosen.rounds)
-        engine = engine_of(settings, model, ranks, make_engine)
+        engine, pass_tokens = engine_of(settings, model, ranks, make_engine)
         measured = measure_passes(engine)
         now = time.monotonic()
         self._metrics = ServerMetrics(self.snapshot, observer)
@@ -161,6 +161,7 @@ class VerificationServer:
             settings=rounds,
             telemetry=self._telemetry,
             recorder=self._recorder,
+            pass_tokens=pass_tokens,
         )
         self._drain = Drain(settings.drain_s)
         self._control = LiveControl(

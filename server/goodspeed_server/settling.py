@@ -49,6 +49,8 @@ class Settlement:
     going_on: list[tuple[LiveStream, Commit]] = field(default_factory=list)
     """Streams that want another budget, and what they are to be told with it."""
     found_out: list[AgentAccount] = field(default_factory=list)
+    price: float = 0.0
+    """Of a drafted token, as of the budgets that were chosen then."""
 
 
 @dataclass(slots=True)

@@ -12,8 +12,8 @@ which go first, are used again and again, and a conversation that pauses still f
 What is copied are keys and values of the very tokens at the very positions, so that the text is what it would have
 been, up to the arithmetic: the passes that computed them had other shapes.
 
-A prompt that begins like one that is on its way already waits for that, and goes on from where the two part. It loses
-nothing by it: the pass carries so many prompt tokens, and those of both would have shared them.
+A prompt that begins like one that is on its way already waits for that, and goes on from where the two part. Where a
+pass carries as many prompt tokens as it may it loses nothing by it: those of both would have shared them.
 """
 
 from __future__ import annotations
@@ -107,9 +107,14 @@ class Sharing:
             self._rows.cut(found.holder, 0)
 
     def _look_for_leaders(self, prompts: Sequence[LiveStream]) -> None:
-        for live in self._ahead.keys() - set(prompts):
+        gone = self._ahead.keys() - set(prompts)
+        for live in gone:
             del self._ahead[live]
             self._prompts.cut(live, 0)
+        for live, ahead in self._ahead.items():
+            if ahead is not None and ahead.holder in gone:
+                # It may come back, behind those that waited for it: were it waited for then, nobody would go on.
+                self._ahead[live] = None
         for live in prompts:
             if live in self._ahead:
                 continue

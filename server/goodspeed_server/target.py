@@ -21,7 +21,7 @@ __all__ = ["engine_of"]
 
 def engine_of(
     settings: ServerSettings, model: PreTrainedModel, ranks: Ranks | None, make_engine: Callable[..., Engine]
-) -> Engine:
+) -> tuple[Engine, int]:
     """Make the engine: its layout, and as many rows of such a length as were asked for, or as fit.
 
     Args:
@@ -29,6 +29,9 @@ def engine_of(
         model: the target, or this rank's part of it.
         ranks: that share it; None where it is here as a whole.
         make_engine: as `Engine`, where it is here as a whole.
+
+    Returns:
+        It, and how many tokens there is memory for in one pass.
 
     Raises:
         InvalidRequest: the model is not made for such a length, or the memory not for so many rows.
@@ -47,11 +50,13 @@ def engine_of(
     else:
         token_bytes, free, make_engine = ranks.token_bytes, ranks.free_bytes, ranks.make_engine
     footprint = Footprint.of(model, token_bytes, settings.rounds)
-    return make_engine(
+    rows = rows_that_fit(settings.max_streams, max_length, footprint, free)
+    engine = make_engine(
         model,
-        rows=rows_that_fit(settings.max_streams, max_length, footprint, free),
+        rows=rows,
         max_length=max_length,
         layout=fastest if settings.layout == "auto" else settings.layout,
         device=model.device,
         dtype=model.dtype,
     )
+    return engine, footprint.pass_tokens(rows, max_length, free)
