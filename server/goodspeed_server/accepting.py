@@ -24,8 +24,11 @@ _BACKLOG = 256
 _AT_ONCE = 8
 _REST_S = 0.05
 """So a flood is met 160 times a second at most, and who comes behind a full queue of it waits 1.6 s."""
-_GONE = frozenset({errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO, errno.EINTR})
-"""It went before it was accepted."""
+_GONE = frozenset({
+    errno.ECONNABORTED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.EINTR, errno.ENETDOWN, errno.ENETUNREACH,
+    errno.EOPNOTSUPP, errno.ENOPROTOOPT, errno.EPERM, errno.EPROTO, errno.ETIMEDOUT,
+})  # fmt: skip
+"""It went before it was accepted, or its network did: Linux hands that to `accept`."""
 _FAULT_REST_S = 1.0
 """Behind anything else, as having no files left."""
 _RESET = struct.pack("ii", 1, 0)

@@ -150,6 +150,12 @@ class Connection(ServerConnection):
         """It is known whose link it is."""
         self.pace = LinkPace(peer)
 
+    def hear_out(self) -> None:
+        """It is told goodbye, and its answer stands behind whatever else it has said: wait for none of that."""
+        self.pace.gone()
+        self.pace = LinkPace(PeerPace(1.0))  # which is as much as anybody may send at once
+        self._unread.read_on()
+
     def cut_off(self) -> None:
         """End it without a word."""
         self._raw.abort()
@@ -298,10 +304,16 @@ class Door:
         logger.info("%s is refused: %s", connection.host, refusal.sentence)
         return later(connection, refusal.status, refusal.sentence, refusal.retry_after_s)
 
+    def hear_out(self) -> None:
+        """All links are told goodbye: `Connection.hear_out`."""
+        for connection in self.gate.everybody():
+            if connection.served is not None:
+                connection.hear_out()
+
     def close(self) -> None:
-        """Cut off whoever has not become a link, and whoever still comes: the listener may have accepted it already."""
+        """Cut off everybody, and whoever still comes: the listener may have accepted it already."""
         self._closed = True
-        for connection in self.gate.waiting():
+        for connection in self.gate.everybody():
             connection.cut_off()
 
     def _sheds(self, host: str) -> bool:
