@@ -73,7 +73,7 @@ class Connection(ServerConnection):
         super().__init__(*arguments, **options)
         self._door = door
         self.host = host
-        self._raw: asyncio.Transport
+        self._raw: asyncio.Transport | None = None
         self._early: list[bytes] | None = []
         """What came before the connection was made, which takes until TLS is spoken; None from then on."""
         self._encrypting: asyncio.Task[None] | None = None
@@ -85,14 +85,16 @@ class Connection(ServerConnection):
         """How many of them there were in what was read last."""
         self.pace = LinkPace(None)
         """How much of it is read."""
-        self.visitor: Visitor[Connection]
+        self._cut = False
+        """Whether it was ended without a word."""
         self.served: Served | None = None
+        self.visitor = self._door.arrive(self)
+        self._cut |= self.visitor.cut
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It was accepted."""
+        """It has its transport."""
         self._raw = raw = cast(asyncio.Transport, transport)  # uvloop's have that type's methods alone
-        self.visitor = self._door.arrive(self)
-        if self.visitor.cut:
+        if self._cut:
             raw.abort()
         elif self._door.tls is None:
             self._made(raw)
@@ -158,7 +160,9 @@ class Connection(ServerConnection):
 
     def cut_off(self) -> None:
         """End it without a word."""
-        self._raw.abort()
+        self._cut = True
+        if self._raw is not None:
+            self._raw.abort()
 
     async def _encrypt(self, raw: asyncio.Transport, tls: ssl.SSLContext) -> None:
         encrypted = None

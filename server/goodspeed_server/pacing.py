@@ -102,7 +102,7 @@ class LinkPace:
         messages_per_s: of nobody.
     """
 
-    __slots__ = ("_asked", "_at", "_level", "_peer")
+    __slots__ = ("_asked", "_at", "_here", "_level", "_peer")
 
     def __init__(self, peer: PeerPace | None, messages_per_s: float = 1.0) -> None:
         self._peer = peer or PeerPace(messages_per_s, _STRANGERS)
@@ -110,14 +110,16 @@ class LinkPace:
         if peer is not None:
             # After an outage many of a peer's links come at once, with texts to go on with.
             peer.unasked.give_back(_OF_A_LINK)
+        self._here = True
         self._level = _OF_A_LINK
         self._at = -math.inf
         self._asked = 0.0
         """Tokens that it was asked to draft and has not sent."""
 
     def gone(self) -> None:
-        """The link is no more."""
-        self._peer.links -= 1
+        """The link is no more; said twice it is no more gone."""
+        self._peer.links -= self._here
+        self._here = False
 
     def came(self, now: float, size_bytes: int, frames: int) -> float:
         """So much of it was read, with so many frames in it: how long not to read on, seconds.
