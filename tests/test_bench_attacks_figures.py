@@ -92,6 +92,7 @@ def test_a_flood_is_met_that_meets_another_defence_in_each_turn() -> None:
     assert row(MET, other).met
     assert not row(MET, replace(CALM, refusals=Counter(unauthorized=3))).met
     assert row(MET, other).met_by == {"too_many_failures": 9, "too_many_handshakes": 7}
+    assert row_of(FLOODS["nothing"], [Compared(CALM, CALM, CALM)]).met
 
 
 def test_what_is_below_the_aim_is_told_and_what_is_not_met() -> None:

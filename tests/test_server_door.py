@@ -282,6 +282,24 @@ async def test_a_link_that_sends_too_fast_is_read_slowly_and_nobody_else() -> No
         assert throttled(server) > 0
 
 
+async def test_a_link_that_is_held_is_heard_to_say_goodbye() -> None:
+    """What it sent before stands in front of its answer, and would be read slowly."""
+    serving_it = serving(tiny_settings(door=DoorSettings(messages_per_s=1)))
+    server, address = await serving_it.__aenter__()
+    async with asyncio.timeout(60), linked(address) as peer:
+        (link,) = server._links
+        for _ in range(1300):
+            await peer.send(Close(99))
+        while not throttled(server):
+            await asyncio.sleep(0)
+        closing = asyncio.create_task(serving_it.__aexit__(None, None, None))
+        with pytest.raises(ConnectionClosed):
+            while True:
+                await peer.receive()
+        await closing
+        assert link.connection.protocol.close_rcvd is not None
+
+
 def port_at(peer: Peer) -> int:
     port: int = peer.connection.local_address[1]
     return port

@@ -77,3 +77,11 @@ def test_kinds_that_are_made_up_are_one() -> None:
     for n in range(10_000):
         lines.handle(line("websockets.server", f"made up {n}"))
     assert len(lines.said) == 256 + 50
+
+
+def test_what_strangers_can_have_the_event_loop_say_is_limited() -> None:
+    """It complains of every answer to who has gone."""
+    lines = limited([0.0])
+    for _ in range(1000):
+        lines.handle(line("asyncio", "socket.send() raised exception."))
+    assert len(lines.said) == 50

@@ -49,7 +49,7 @@ class Flooding:
         self.read_again_at = now + self.pace.came(now, 0, frames)
         if refused:
             self.pace.answered(now)
-        return PIECE + frames + ANSWER * refused
+        return (frames * (1 + PIECE) if frames else PIECE) + ANSWER * refused
 
 
 @given(
@@ -72,7 +72,7 @@ def test_all_links_of_a_peer_together_cost_no_more_than_it_may(
         now += pause
         spent += flooding[which % links].send(now, frames, refused)
         # What a link overdraws once, it waits for.
-        overdrawn = (links + 1) * (LARGEST + PIECE + ANSWER)
+        overdrawn = (links + 1) * (LARGEST * (1 + PIECE) + ANSWER)
         assert spent <= BURST + rate * now + links * OF_A_LINK + overdrawn + 1e-6
 
 
@@ -98,7 +98,7 @@ def test_drafts_that_are_asked_for_cost_nothing() -> None:
         for _ in range(64 * 32):
             now += 0.05 / (64 * 32)
             assert pace.came(now, 0, 1) == 0.0
-            pace.draft_came()
+            pace.draft_came(1)
 
 
 def test_what_is_asked_for_pays_for_nothing_else() -> None:
@@ -114,7 +114,7 @@ def test_drafts_that_nobody_asked_for_cost_what_others_do() -> None:
     pace.asked(8)
     for _ in range(BURST + 100):
         waited_s = pace.came(0.0, 0, 1)
-        pace.draft_came()
+        pace.draft_came(1)
     assert waited_s > 0.0
 
 
@@ -128,10 +128,70 @@ def test_long_messages_count_as_many_and_so_does_being_woken() -> None:
         assert now == pytest.approx((cost - BURST) / 1000, rel=0.02)
 
 
-def test_little_is_read_of_who_is_not_known() -> None:
+@pytest.mark.parametrize("uptime_s", [0.0, 1e6])
+def test_little_is_read_of_who_is_not_known(uptime_s: float) -> None:
     pace = LinkPace(None)
-    assert pace.came(0.0, 400, 0) == 0.0
-    assert pace.came(0.0, 512, 85) > 10.0
+    assert pace.came(uptime_s, 400, 0) == 0.0
+    assert pace.came(uptime_s, 512, 85) > 10.0
+
+
+def test_what_is_asked_for_is_not_waited_for_where_a_neighbour_has_left_nothing() -> None:
+    """It cannot be told from anything else before it is handled."""
+    peer = PeerPace(200.0)
+    asked, _ = LinkPace(peer), [LinkPace(peer) for _ in range(255)]
+    LinkPace(peer).came(0.0, 0, 4000)
+    for _ in range(8):
+        asked.asked(64)
+        assert asked.came(0.0, 64 * 20, 64) == 0.0
+        for _ in range(64):
+            asked.draft_came(1)
+    assert asked.came(0.0, 64 * 20, 64) > 0.0
+
+
+def test_a_neighbour_that_sends_what_nobody_asked_it_for_takes_from_no_other() -> None:
+    peer = PeerPace(200.0)
+    asked, other = LinkPace(peer), LinkPace(peer)
+    asked.asked(64)
+    for _ in range(2000):
+        other.came(0.0, 20, 1)
+        other.draft_came(1)
+    assert asked.came(0.0, 64 * 20, 64) == 0.0
+
+
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(0, 8)), max_size=40))
+def test_drafts_bring_no_more_than_they_cost(slices: list[tuple[int, int]]) -> None:
+    """However they are bundled, and however many tokens they hold."""
+    peer = PeerPace(1.0)
+    pace = LinkPace(peer)
+    pace.came(0.0, 0, 1000)
+    owed_s = peer.unasked.due_s()
+    for frames, tokens in slices:
+        pace.asked(10**6)
+        pace.came(0.0, 0, frames)
+        for _ in range(frames):
+            pace.draft_came(tokens)
+    assert peer.unasked.due_s() == pytest.approx(owed_s)
+
+
+def test_as_many_tokens_are_free_as_were_asked_for_in_however_few_drafts() -> None:
+    peer = PeerPace(1.0)
+    pace = LinkPace(peer)
+    pace.came(0.0, 0, 1000)
+    owed_s = peer.unasked.due_s()
+    pace.asked(8)
+    for tokens in (4, 4, 4):
+        pace.came(0.0, 0, 1)
+        pace.draft_came(tokens)
+    assert peer.unasked.due_s() == pytest.approx(owed_s + 1 + PIECE)
+
+
+def test_what_is_owed_has_an_end() -> None:
+    """Who is let in again and again can overdraw again and again, and others have their share only meanwhile."""
+    peer, now = PeerPace(200.0), 0.0
+    for _ in range(5 * 3600):
+        now += 0.2
+        LinkPace(peer).came(now, 512, 85)
+    assert peer.unasked.due_s() <= 4 * BURST / 200
 
 
 def test_what_is_read_or_answered_when_a_link_has_gone_is_no_trouble() -> None:

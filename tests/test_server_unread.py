@@ -16,9 +16,10 @@ class Transport:
 
     def __init__(self) -> None:
         self.reads = True
+        self.closing = False
 
     def is_closing(self) -> bool:
-        return False
+        return self.closing
 
     def pause_reading(self) -> None:
         self.reads = False
@@ -105,3 +106,19 @@ async def test_that_nothing_more_comes_is_told_when_all_is_read() -> None:
     assert not told.is_set()
     await told.wait()
     assert len(reader.read) == 2000
+
+
+async def test_nothing_is_read_on_of_a_connection_that_ends() -> None:
+    """Each answer to it would be a complaint in the log."""
+    reader = Reader()
+    reader.transport.closing = True
+    reader.unread.bring(bytes(10_000))
+    assert reader.read == b""
+
+
+async def test_what_waits_can_be_read_at_once() -> None:
+    reader = Reader(wait_s=1e6)
+    reader.unread.bring(bytes(600))
+    assert len(reader.read) == 512
+    reader.unread.read_on()
+    assert len(reader.read) == 600

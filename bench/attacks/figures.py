@@ -75,7 +75,7 @@ class Row:
     kept_out: int
     """Newcomers that were refused, were cut off, or gave up, in all turns."""
     met: bool
-    """Whether in every turn one of the flood's defences met it."""
+    """Whether in every turn one of the flood's defences met it, if it has any."""
     met_by: Mapping[str, int]
     """These defences' refusals, by code, in all turns."""
     refusals: Mapping[str, int]
@@ -114,7 +114,7 @@ def row_of(flood: Flood, turns: Sequence[Compared[Case]]) -> Row:
             [wait_s for case in cases for wait_s in case.newcomers.waited_s],
         ),
         kept_out=sum(case.newcomers.kept_out for case in cases),
-        met=all(case.met_by(flood) for case in cases),
+        met=not flood.met_by or all(case.met_by(flood) for case in cases),
         met_by={code: refusals[code] for code in flood.met_by if refusals[code]},
         refusals=dict(refusals.most_common()),
         throttled_s=sum(case.throttled_s for case in cases),
@@ -159,7 +159,7 @@ def _defences(row: Row) -> str:
     parts = [f"{code} {count}" for code, count in row.met_by.items()]
     if row.throttled_s:
         parts.append(f"not read for {row.throttled_s:.0f} s")
-    return ", ".join(parts) or "NOTHING"
+    return ", ".join(parts) or ("nothing, as it does nothing" if row.met else "NOTHING")
 
 
 def _indented(text: str) -> list[str]:

@@ -27,7 +27,8 @@ class Flood:
     name: str
     run: Run
     met_by: Sequence[str]
-    """The codes that the server counts refusals by, or `THROTTLED`; one of them at least, or else it was not met."""
+    """The codes that the server counts refusals by, or `THROTTLED`; one of them at least, or else it was not met; none
+    if there is nothing to be met."""
     rounds: RoundsName
     """Of the server that it is most trouble to."""
     beside: str | None

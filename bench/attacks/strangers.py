@@ -19,6 +19,12 @@ KNOCKING = 64
 _DRIP_S = 1.0
 
 
+@flood("nothing")
+async def nothing(target: Target, tally: Tally) -> None:
+    """Whoever does nothing: what its row says is how far one run of this measurement is from the next."""
+    await asyncio.Event().wait()
+
+
 @flood("slowloris", "too_many_links_of_address", "too_many_handshakes")
 async def slowloris(target: Target, tally: Tally) -> None:
     """Requests of which a byte a second comes."""

@@ -100,7 +100,8 @@ class Patience(Generic[StreamT]):
             self._in_vain(self._pledges.pop(stream))
         for stream, worth_s in pledged_s.items():
             pledge = self._pledges.setdefault(stream, _Pledge(self._holder(stream), worth_s))
-            pledge.worth_s = worth_s
+            # What no longer fits into the wait was waited for all the same.
+            pledge.worth_s = max(pledge.worth_s, worth_s)
 
     def round_over(self, now: float) -> None:
         """A round has closed."""

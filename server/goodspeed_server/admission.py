@@ -131,9 +131,11 @@ class Admission(Generic[KeyT, OwnerT, RequestT]):
             raise self.refusal(now)
         gone = [(other, self._take(other).request) for other in displaced]
         arrival = next(self._ticks) if place is None else place.arrival
-        queue = self._queues.get(owner, {}) | {key: _Waiting(key, request, arrival, tokens, weight)}
+        queue = self._queues.setdefault(owner, {})
+        queue[key] = _Waiting(key, request, arrival, tokens, weight)
         self._owners[key] = owner
-        self._queues[owner] = dict(sorted(queue.items(), key=lambda item: item[1].arrival))
+        if place is not None:
+            self._queues[owner] = dict(sorted(queue.items(), key=lambda item: item[1].arrival))
         self.tokens += tokens
         self._make_room()
         return gone

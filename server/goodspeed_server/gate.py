@@ -140,9 +140,9 @@ class Gate(Generic[WhoT]):
         """Of how many addresses something is known."""
         return len(self._here) + len(self._calm) + len(self._limited)
 
-    def waiting(self) -> list[WhoT]:
-        """Whose connections are no links yet."""
-        return [visitor.who for visitor in self._pending]
+    def everybody(self) -> list[WhoT]:
+        """Who has a connection."""
+        return [visitor.who for visitor in (*self._pending, *self._links)]
 
     def sheds(self, host: str, now: float) -> Refusal | None:
         """Why a connection of this host, were it made, would be cut off without a word; None if it would not.

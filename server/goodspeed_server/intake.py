@@ -53,7 +53,6 @@ class Intake:
         Raises:
             ProtocolError: the draft builds on more than was ever committed.
         """
-        live.account.draft_came()
         missing = live.stream.missing(message.base)
         if not waits:
             return self.guesses(live, message, rounds, len(missing))

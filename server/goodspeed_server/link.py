@@ -282,6 +282,7 @@ class Link:
     def _take(self, account: AgentAccount, message: AgentMessage) -> None:
         match message:
             case Draft():
+                account.draft_came(len(message.tokens))
                 self._rounds.draft(self, message)
             case Open():
                 self._drain.check()

@@ -73,7 +73,7 @@ class Connection(ServerConnection):
         super().__init__(*arguments, **options)
         self._door = door
         self.host = host
-        self._raw: asyncio.Transport
+        self._raw: asyncio.Transport | None = None
         self._early: list[bytes] | None = []
         """What came before the connection was made, which takes until TLS is spoken; None from then on."""
         self._encrypting: asyncio.Task[None] | None = None
@@ -85,14 +85,16 @@ class Connection(ServerConnection):
         """How many of them there were in what was read last."""
         self.pace = LinkPace(None)
         """How much of it is read."""
-        self.visitor: Visitor[Connection]
+        self._cut = False
+        """Whether it was ended without a word."""
         self.served: Served | None = None
+        self.visitor = self._door.arrive(self)
+        self._cut |= self.visitor.cut
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It was accepted."""
+        """It has its transport."""
         self._raw = raw = cast(asyncio.Transport, transport)  # uvloop's have that type's methods alone
-        self.visitor = self._door.arrive(self)
-        if self.visitor.cut:
+        if self._cut:
             raw.abort()
         elif self._door.tls is None:
             self._made(raw)
@@ -150,9 +152,17 @@ class Connection(ServerConnection):
         """It is known whose link it is."""
         self.pace = LinkPace(peer)
 
+    def hear_out(self) -> None:
+        """It is told goodbye, and its answer stands behind whatever else it has said: wait for none of that."""
+        self.pace.gone()
+        self.pace = LinkPace(PeerPace(1.0))  # which is as much as anybody may send at once
+        self._unread.read_on()
+
     def cut_off(self) -> None:
         """End it without a word."""
-        self._raw.abort()
+        self._cut = True
+        if self._raw is not None:
+            self._raw.abort()
 
     async def _encrypt(self, raw: asyncio.Transport, tls: ssl.SSLContext) -> None:
         encrypted = None
@@ -298,10 +308,16 @@ class Door:
         logger.info("%s is refused: %s", connection.host, refusal.sentence)
         return later(connection, refusal.status, refusal.sentence, refusal.retry_after_s)
 
+    def hear_out(self) -> None:
+        """All links are told goodbye: `Connection.hear_out`."""
+        for connection in self.gate.everybody():
+            if connection.served is not None:
+                connection.hear_out()
+
     def close(self) -> None:
-        """Cut off whoever has not become a link, and whoever still comes: the listener may have accepted it already."""
+        """Cut off everybody, and whoever still comes: the listener may have accepted it already."""
         self._closed = True
-        for connection in self.gate.waiting():
+        for connection in self.gate.everybody():
             connection.cut_off()
 
     def _sheds(self, host: str) -> bool:

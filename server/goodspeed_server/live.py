@@ -134,10 +134,10 @@ class AgentAccount:
         if self.hearing is not None:
             self.hearing.asked(tokens)
 
-    def draft_came(self) -> None:
-        """For one of its streams."""
+    def draft_came(self, tokens: int) -> None:
+        """One of so many tokens, whatever becomes of it: those that cross the end of a text were asked for, too."""
         if self.hearing is not None:
-            self.hearing.draft_came()
+            self.hearing.draft_came(tokens)
 
     def answered(self, now: float) -> None:
         """It was told again what it had been told."""

@@ -21,6 +21,7 @@ class _Most(NamedTuple):
 
 _OF_STRANGERS, _OF_TEXTS = _Most(50, 20 / 60), _Most(1000, 10)
 _CAUSED_BY_PEERS = {
+    "asyncio": _OF_STRANGERS,
     "goodspeed_server.accepting": _OF_STRANGERS,
     "goodspeed_server.auditing": _OF_STRANGERS,
     "goodspeed_server.doorkeeper": _OF_STRANGERS,

@@ -19,11 +19,15 @@ _STRANGERS = 16.0
 _LONG_BYTES = 4096
 """To read so many costs as much as to take a message."""
 _PIECE = 0.25
-"""To be woken for anything at all, likewise."""
+"""To be woken for anything at all, and to part a frame from what comes with it, likewise."""
+_FRAME = 1.0 + _PIECE
+"""A message."""
 _ANSWER = 2.0
 """To refuse something, likewise."""
 _MOST_ASKED = 8192.0
 """As much as is asked of 128 texts by one pass."""
+_DEEPEST = 4.0
+"""So many bursts may be owed, and what is overdrawn beyond is forgotten: who is owed so much waits for it as it is."""
 
 
 class Bucket:
@@ -50,8 +54,12 @@ class Bucket:
     def take(self, now: float, count: float = 1.0) -> float:
         """Take one or more, whether they are there or not; says how long it will be until they were."""
         self._fill(now)
-        self._level -= count
-        return max(0.0, -self._level / self._per_s)
+        self._level = max(-_DEEPEST * self._burst, self._level - count)
+        return self.due_s()
+
+    def due_s(self, coming: float = 0.0) -> float:
+        """How long until nothing is owed, if so many are given back; as of when one was last taken."""
+        return max(0.0, -(self._level + coming) / self._per_s)
 
     def give_back(self, count: float) -> None:
         """Some of what was taken was not to be."""
@@ -67,66 +75,60 @@ class Bucket:
 class PeerPace:
     """Of a peer: of a token's holder, or of an address where nobody shows a token.
 
-    It is counted in messages. `messages_per_s` may come whatever they are, and for each token that the peer is asked to
-    draft one draft costs nothing.
+    It is counted in messages, of which `messages_per_s` may come whatever they are.
 
     Args:
         messages_per_s: those.
+        burst: how many of them may come at once.
     """
 
-    __slots__ = ("_asked", "links", "messages_per_s", "unasked")
+    __slots__ = ("links", "messages_per_s", "unasked")
 
-    def __init__(self, messages_per_s: float) -> None:
+    def __init__(self, messages_per_s: float, burst: float = _BURST) -> None:
         self.messages_per_s = messages_per_s
-        self.unasked = Bucket(_BURST, messages_per_s)
+        self.unasked = Bucket(burst, messages_per_s)
         self.links = 0
         """That share it."""
-        self._asked = 0.0
-        """Drafts that it was asked for and has not sent."""
-
-    def asked(self, tokens: int) -> None:
-        """It is asked to draft so many."""
-        self._asked = min(_MOST_ASKED, self._asked + tokens)
-
-    def draft_came(self) -> float:
-        """One came for a text that it has: what it is given back of what it cost."""
-        if self._asked < 1.0:
-            return 0.0
-        self._asked -= 1.0
-        self.unasked.give_back(1.0 + _PIECE)
-        return 1.0 + _PIECE
 
 
 class LinkPace:
     """Of one link. It waits when its peer has nothing left, and then for no more than its share of what the peer may.
 
-    So a link that sends little does not wait for another that floods, though the two have one peer.
+    So a link that sends little does not wait for another that floods, though the two have one peer; nor does one that
+    sends what it is asked for. For each token that it is asked to draft one comes for nothing.
 
     Args:
         peer: whose link it is; None while nobody knows, of whom little is read.
         messages_per_s: of nobody.
     """
 
-    __slots__ = ("_at", "_level", "_peer")
+    __slots__ = ("_asked", "_at", "_here", "_level", "_peer")
 
     def __init__(self, peer: PeerPace | None, messages_per_s: float = 1.0) -> None:
-        self._peer = peer or PeerPace(messages_per_s)
+        self._peer = peer or PeerPace(messages_per_s, _STRANGERS)
         self._peer.links += 1
-        if peer is None:
-            self._peer.unasked.take(0.0, _BURST - _STRANGERS)
-        else:
+        if peer is not None:
             # After an outage many of a peer's links come at once, with texts to go on with.
             peer.unasked.give_back(_OF_A_LINK)
+        self._here = True
         self._level = _OF_A_LINK
         self._at = -math.inf
+        self._asked = 0.0
+        """Tokens that it was asked to draft and has not sent."""
 
     def gone(self) -> None:
-        """The link is no more."""
-        self._peer.links -= 1
+        """The link is no more; said twice it is no more gone."""
+        self._peer.links -= self._here
+        self._here = False
 
     def came(self, now: float, size_bytes: int, frames: int) -> float:
-        """So much of it was read, with so many frames in it: how long not to read on, seconds."""
-        return self._spend(now, _PIECE + frames + size_bytes / _LONG_BYTES)
+        """So much of it was read, with so many frames in it: how long not to read on, seconds.
+
+        Frames may be what was asked for, which only shows when they are handled. So many are not waited for.
+        """
+        self._spend(now, (frames * _FRAME if frames else _PIECE) + size_bytes / _LONG_BYTES)
+        coming = _FRAME * min(frames, self._asked)
+        return min(self._peer.unasked.due_s(coming), max(0.0, -(self._level + coming) / self._share_per_s))
 
     def answered(self, now: float) -> None:
         """It was refused something, or told again what it had been told: that counts with whatever it sends next."""
@@ -134,16 +136,23 @@ class LinkPace:
 
     def asked(self, tokens: int) -> None:
         """It is asked to draft so many."""
-        self._peer.asked(tokens)
+        self._asked = min(_MOST_ASKED, self._asked + tokens)
 
-    def draft_came(self) -> None:
-        """One came for a text that it has."""
-        self._level = min(_OF_A_LINK, self._level + self._peer.draft_came())
+    def draft_came(self, tokens: int) -> None:
+        """One of so many tokens came: what it cost is given back, if it was asked for."""
+        if self._asked < 1.0:
+            return
+        self._asked = max(0.0, self._asked - max(1, tokens))
+        self._peer.unasked.give_back(_FRAME)
+        self._level = min(_OF_A_LINK, self._level + _FRAME)
 
-    def _spend(self, now: float, cost: float) -> float:
-        share_per_s = self._peer.messages_per_s / max(1, self._peer.links)  # whoever has gone may be answered yet
+    @property
+    def _share_per_s(self) -> float:
+        return self._peer.messages_per_s / max(1, self._peer.links)  # whoever has gone may be answered yet
+
+    def _spend(self, now: float, cost: float) -> None:
         if now > self._at:
-            self._level = min(_OF_A_LINK, self._level + (now - self._at) * share_per_s)
+            self._level = min(_OF_A_LINK, self._level + (now - self._at) * self._share_per_s)
             self._at = now
         self._level -= cost
-        return min(self._peer.unasked.take(now, cost), max(0.0, -self._level / share_per_s))
+        self._peer.unasked.take(now, cost)

@@ -183,8 +183,8 @@ class RoundLoop:
 
     def close(self, outbox: Outbox, number: int, session: Session | None = None) -> None:
         """End a stream its agent wants no more of: `Streams.close`."""
-        self._streams.close(outbox, number, session)
-        self._changed.set()  # others may have moved up
+        if self._streams.close(outbox, number, session):
+            self._changed.set()  # others may have moved up
 
     def drop(self, outbox: Outbox) -> None:
         """End every stream of a link that has gone, and will not come back for them."""

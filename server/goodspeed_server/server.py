@@ -328,6 +328,7 @@ class VerificationServer:
             logger.error("a pass has not returned in %g s: the server ends without it", _LAST_PASS_S)
             self._running.cancel()
             await asyncio.wait([self._running])
+        self._door.hear_out()
         goodbyes = [asyncio.create_task(link.say_goodbye(_GOING_AWAY, RESTART_S)) for link in self._links]
         if goodbyes:
             await asyncio.wait(goodbyes, timeout=_CLOSE_TIMEOUT_S)
@@ -343,7 +344,13 @@ class VerificationServer:
             closing.cancel()
         for keeper in (self._recorder, self._tracer):
             if keeper is not None:
-                await asyncio.to_thread(keeper.close)
+                try:
+                    await asyncio.to_thread(keeper.close)
+                except OSError:
+                    if not self.stuck:
+                        raise
+                    # The process has to end itself then, and does so where this returns.
+                    logger.exception("what the server keeps could not be written to its end")
 
     def _rounds_ended(self, running: asyncio.Task[None]) -> None:
         if not running.cancelled() and running.exception() is not None:

@@ -162,8 +162,12 @@ class Streams:
                 outbox.post(Queued(number, place))
         return self._places.next_at
 
-    def close(self, outbox: Outbox, number: int, session: Session | None = None) -> None:
-        """End a stream its agent wants no more of, or what is parked of it; none is no error: verdicts cross closes."""
+    def close(self, outbox: Outbox, number: int, session: Session | None = None) -> bool:
+        """End a stream its agent wants no more of, or what is parked of it; none is no error: verdicts cross closes.
+
+        Returns:
+            Whether there was anything to end.
+        """
         key = (outbox, number)
         if (waiting := self._admission.withdraw(key)) is not None:
             waiting[0].give_back()
@@ -173,6 +177,9 @@ class Streams:
         elif session is not None and (parked := self._parking.find((session, number))):
             self._parking.take(parked)
             self._give_up(parked.row, parked.use)
+        else:
+            return False
+        return True
 
     def drop(self, outbox: Outbox) -> None:
         """End every stream of a link that has gone."""

@@ -60,6 +60,12 @@ class Unread:
         self._full = False
         self._loop.call_soon(self._read)
 
+    def read_on(self) -> None:
+        """Do not wait any more."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._read_on()
+
     def drop(self) -> None:
         """Read nothing any more."""
         self._over = True
@@ -98,4 +104,4 @@ class Unread:
 
     @property
     def _may_read(self) -> bool:
-        return not (self._over or self._full or self._alarm is not None)
+        return not (self._over or self._full or self._alarm is not None or self._transport.is_closing())
