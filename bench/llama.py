@@ -39,6 +39,7 @@ class LlamaRounds:
     """
 
     def __init__(self, path: Path, rows: int, max_length: int, threads: int) -> None:
+        self._rows = rows
         self._api = api = _library()
         self._model = api.llama_model_load_from_file(str(path).encode(), api.llama_model_default_params())
         self._vocab_size: int = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
@@ -52,10 +53,14 @@ class LlamaRounds:
             raise RuntimeError(f"llama.cpp makes no context of {rows} rows of {max_length} tokens for {path}")
         self._batch = api.llama_batch_init(_CHUNK, 0, 1)
 
-    def fill(self, row: int, tokens: Sequence[int]) -> None:
-        """Cache the tokens of a row, from its beginning."""
+    def fill(self, tokens: Sequence[int]) -> None:
+        """Cache some tokens in every row, from its beginning."""
+        for row in range(self._rows):
+            self._cut_off(row, 0)
         for start in range(0, len(tokens), _CHUNK):
-            self._decode([(row, start, tokens[start : start + _CHUNK])], wanted=False)
+            self._decode([(0, start, tokens[start : start + _CHUNK])], wanted=False)
+        for row in range(1, self._rows):
+            self._api.llama_memory_seq_cp(self._api.llama_get_memory(self._context), 0, row, -1, -1)
 
     def verify(self, starts: Sequence[int], tokens: Sequence[Sequence[int]]) -> NDArray[np.float32]:
         """Run new tokens in every row, and forget them: [sum of new tokens, vocab]."""
@@ -65,9 +70,8 @@ class LlamaRounds:
         count = sum(map(len, tokens))
         pointer = self._api.llama_get_logits(self._context)
         logits = np.ctypeslib.as_array(pointer, shape=(count, self._vocab_size)).copy()
-        memory = self._api.llama_get_memory(self._context)
         for row, start in enumerate(starts):
-            self._api.llama_memory_seq_rm(memory, row, start, -1)
+            self._cut_off(row, start)
         return logits
 
     def close(self) -> None:
@@ -75,6 +79,9 @@ class LlamaRounds:
         self._api.llama_batch_free(self._batch)
         self._api.llama_free(self._context)
         self._api.llama_model_free(self._model)
+
+    def _cut_off(self, row: int, start: int) -> None:
+        self._api.llama_memory_seq_rm(self._api.llama_get_memory(self._context), row, start, -1)
 
     def _decode(self, pieces: Sequence[tuple[int, int, Sequence[int]]], *, wanted: bool) -> None:
         batch = self._batch

@@ -1,8 +1,9 @@
 """Decoders like Llama, run by a few functions in the place of transformers' modules.
 
-On a CPU a small model's pass is mostly steps of Python and small kernels. Here a layer is one product for queries, keys
-and values, one rotation of queries and keys, one attention, and one product for gate and up. Weights that are multiplied
-together stand together in memory, and the model's own parameters become views of them: nothing is there twice.
+On a CPU much of a small model's pass is steps of Python and small kernels. Here a layer is one product for queries,
+keys and values, one rotation of queries and keys, one attention, and one product for gate and up. Weights that are
+multiplied together stand together in memory, and the model's own parameters become views of them: nothing is there
+twice.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class _Linear:
     @classmethod
     def of(cls, *linears: nn.Linear) -> _Linear:
         """Several as one, whose outputs stand side by side."""
-        biases = [linear.bias for linear in linears if linear.bias is not None]
+        biases = [linear.bias for linear in linears if isinstance(linear.bias, nn.Parameter)]
         return cls(_together([linear.weight for linear in linears]), _together(biases) if biases else None)
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -143,7 +144,7 @@ def _together(parameters: Sequence[nn.Parameter]) -> Tensor:
         rows = sum(len(parameter) for parameter in parameters)
         return first.as_strided((rows, *first.shape[1:]), first.stride(), first.storage_offset())
     whole = torch.cat([parameter.data for parameter in parameters])
-    for parameter, piece in zip(parameters, whole.split([len(one) for one in parameters]), strict=True):
+    for parameter, piece in zip(parameters, torch.split(whole, [len(one) for one in parameters]), strict=True):
         parameter.data = piece
     return whole
 

@@ -1,4 +1,4 @@
-"""How many CPU threads the target's passes are quickest with: tried at the start, since the cores alone do not say it."""
+"""How many CPU threads the target's passes are quickest with: tried at the start, since cores alone do not say it."""
 
 from __future__ import annotations
 
