@@ -134,7 +134,9 @@ def run(
     prefix_sharing: Annotated[
         PrefixSharing, typer.Option(help="Run what prompts begin with once, for each token's holder or for all.")
     ] = "holder",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the forward pass, on each rank.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of the forward pass, on each rank; measured if not said.")
+    ] = None,
     tensor_parallel: Annotated[
         int, typer.Option(min=1, help="Processes that share the target, a GPU each where there are any.")
     ] = 1,
