@@ -40,7 +40,7 @@ class LlamaRounds:
 
     def __init__(self, path: Path, rows: int, max_length: int, threads: int) -> None:
         self._rows = rows
-        self._api = api = _library()
+        self._api = api = _library()[0]
         self._model = api.llama_model_load_from_file(str(path).encode(), api.llama_model_default_params())
         self._vocab_size: int = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._model))
         params = api.llama_context_default_params()
@@ -98,11 +98,11 @@ class LlamaRounds:
 
 
 @functools.cache
-def _library() -> Any:
+def _library() -> tuple[Any, Any]:
+    """The C interface, which says nothing, and what it must not outlive."""
     from llama_cpp import llama_cpp as api
 
     silent = api.llama_log_callback(lambda level, text, data: None)
     api.llama_log_set(silent, ctypes.c_void_p(0))
     api.llama_backend_init()
-    api.kept_for_good = silent
-    return api
+    return api, silent

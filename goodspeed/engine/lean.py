@@ -109,7 +109,7 @@ class _Linear:
     @classmethod
     def of(cls, *linears: nn.Linear) -> _Linear:
         """Several as one, whose outputs stand side by side."""
-        biases = [linear.bias for linear in linears if isinstance(linear.bias, nn.Parameter)]
+        biases = [bias for linear in linears if (bias := linear.bias) is not None]
         return cls(_together([linear.weight for linear in linears]), _together(biases) if biases else None)
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -134,11 +134,11 @@ class _Norm:
 def _normed(hidden: Tensor, epsilon: float) -> Tensor:
     """Divided by the root mean square of the last dimension; torch's own does the same in more steps."""
     norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
-    scale = norm.square_().div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
+    scale: Tensor = norm.square_().div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
     return (hidden * scale).to(hidden.dtype)
 
 
-def _together(parameters: Sequence[nn.Parameter]) -> Tensor:
+def _together(parameters: Sequence[Tensor]) -> Tensor:
     """Several parameters as one tensor, one behind the other, of which they become views unless they are already."""
     first = parameters[0].data
     expected = first.storage_offset()

@@ -335,4 +335,4 @@ def _log_to(file: Path | None, *, log_json: bool, verbose: bool) -> None:
         raise InvalidRequest(f"cannot log to {file}: {error.strerror}") from None
     handler.addFilter(FloodLimit())
     formatter = JsonLines() if log_json else Readable("%(asctime)s %(levelname)s %(message)s")
-    log_to(handler, formatter, ours=("goodspeed_server", "websockets.server"), verbose=verbose)
+    log_to(handler, formatter, ours=("goodspeed_server", "goodspeed.engine", "websockets.server"), verbose=verbose)
