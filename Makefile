@@ -5,7 +5,7 @@ INSTALLED := $(VENV)/.installed
 
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test check format install bench bench-quick bench-engine bench-prefixes bench-gpu bench-drafting bench-worth bench-capacity bench-overhead bench-scheduler bench-simulated bench-tune bench-tune-clients bench-tune-losses bench-monitor bench-attacks bench-overload bench-wire bench-links chaos fuzz models models-tuned clean picture soak
+.PHONY: demo test check format install bench bench-quick bench-engine bench-cpu bench-prefixes bench-gpu bench-drafting bench-worth bench-capacity bench-overhead bench-scheduler bench-simulated bench-tune bench-tune-clients bench-tune-losses bench-monitor bench-attacks bench-overload bench-wire bench-links chaos fuzz models models-tuned clean picture soak
 
 picture: $(INSTALLED)  ## the pictures of the monitor, from a run of the demo in which one agent has a slow link
 	mkdir -p build
@@ -47,6 +47,9 @@ bench-quick: $(INSTALLED)  ## the same in small, into build/: under three minute
 
 bench-engine: $(INSTALLED)  ## ms per round: packed, padded, a loop over rows
 	$(BIN)/python -m bench.engine --json bench/results/engine.json
+
+bench-cpu: $(INSTALLED)  ## rounds on a CPU: before and after, other precisions, llama.cpp
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.cpu --json bench/results/cpu.json
 
 bench-prefixes: $(INSTALLED)  ## what prompts begin with, copied and run again
 	$(BIN)/python -m bench.prefixes --json bench/results/prefixes.json

@@ -113,7 +113,8 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto", ranks: i
     Args:
         name: bundled, a local folder, or a Hugging Face name.
         device: a torch device, or `auto`: a GPU if there is one.
-        dtype: a torch floating-point type, or `auto`: float32 on a CPU, bfloat16 elsewhere.
+        dtype: a torch floating-point type, or `auto`: bfloat16, but on a CPU float32, unless that is measured to be
+            much slower and the model was stored in bfloat16.
         ranks: how many processes share it, by transformers' own plan; all of them load it, each its part, once they
             have met (`torch.distributed.init_process_group`).
 
@@ -141,6 +142,8 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto", ranks: i
     with _loading(name):
         config = AutoConfig.from_pretrained(source, local_files_only=local)
         refuse_recurrent(name, config)
+        if dtype == "auto" and where.type == "cpu" and ranks == 1:  # ranks could not agree on what they measure
+            kind = _precision_on_cpu(config)
         load = cast("Any", AutoModelForCausalLM.from_pretrained)
         shared = _shared(name, config, ranks) if ranks > 1 else {}
         model, loading = load(source, dtype=kind, local_files_only=local, output_loading_info=True, **shared)
@@ -153,6 +156,12 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto", ranks: i
         )
     placed = model.to(where).eval().requires_grad_(False)
     return cast("PreTrainedModel", placed)
+
+
+def _precision_on_cpu(config: PretrainedConfig) -> torch.dtype:
+    from goodspeed.engine.precision import precision_on_cpu
+
+    return precision_on_cpu(config)
 
 
 def check_sharing(name: str, ranks: int) -> None:

@@ -25,7 +25,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 @pytest.fixture(autouse=True)
 def _logs_as_they_were() -> Iterator[None]:
     """A command sets up the log of its process, which is the tests' where it runs in this one."""
-    logs = [logging.getLogger(name) for name in (None, "goodspeed_agent", "goodspeed_server", "websockets.server")]
+    names = (None, "goodspeed_agent", "goodspeed_server", "goodspeed.engine", "websockets.server")
+    logs = [logging.getLogger(name) for name in names]
     before = [(log.level, list(log.handlers)) for log in logs]
     yield
     for log, (level, handlers) in zip(logs, before, strict=True):

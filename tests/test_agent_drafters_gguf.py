@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
+from bench.gguf import write_gguf
 from goodspeed.errors import TokenizerMismatch, UnknownModel, UnsupportedModel
 from goodspeed.sampling import SamplingParams
 from goodspeed.verification import RATIO_TOP_K, Rule, unpack_q
@@ -27,7 +28,7 @@ from goodspeed_agent.drafters.gguf import GgufDrafter
 from goodspeed_agent.drafters.llama import ContextPool, LlamaContext, LlamaModel
 from goodspeed_agent.drafters.model import ModelDrafter
 from goodspeed_agent.tokenizer import TokenizerCache
-from tests.gguf_files import require_llama_cpp, tiny_cohere2, tiny_mamba, word_tokens, write_gguf
+from tests.gguf_files import require_llama_cpp, tiny_cohere2, tiny_mamba, word_tokens
 from tests.linking import QUICK
 from tests.serving import serving, tiny_settings
 from tests.tiny_models import CONTEXT, VOCAB, tiny_llama

@@ -196,10 +196,8 @@ def mixed_pass(rng: random.Random, chunked: Sequence[int] = (), long: int = 0) -
 def forward_shapes(model: PreTrainedModel) -> list[tuple[int, ...]]:
     """A list to which every further forward of the model adds its shape, [lines, width]."""
     shapes: list[tuple[int, ...]] = []
-    module: nn.Module = model
-    module.register_forward_pre_hook(
-        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
-    )
+    embedding: nn.Module = model.get_input_embeddings()
+    embedding.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
     return shapes
 
 

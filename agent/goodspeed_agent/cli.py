@@ -380,4 +380,9 @@ def _write_utf8() -> None:
 def _log_to_stderr(verbose: bool, *, log_json: bool = False, name: str | None = None) -> None:
     # A person knows which agent it is.
     formatter = JsonLines({"agent": name or platform.node()}) if log_json else Readable("goodspeed-agent: %(message)s")
-    log_to(logging.StreamHandler(), formatter, ours=("goodspeed_agent", "uvicorn.access"), verbose=verbose)
+    log_to(
+        logging.StreamHandler(),
+        formatter,
+        ours=("goodspeed_agent", "goodspeed.engine", "uvicorn.access"),
+        verbose=verbose,
+    )

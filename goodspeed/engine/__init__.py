@@ -3,10 +3,13 @@
 A server verifies with it, and an agent that has several streams drafts with it.
 
 ```
-Segment, ...  ->  layouts: Packed | Padded  ->  the model, untouched  ->  logits where they are wanted
+Segment, ...  ->  layouts: Packed | Padded  ->  the model, or lean in its place  ->  logits where they are wanted
                            |                       |
                        grouping      attention  ->  slab
 ```
+
+On a GPU the model's own code runs, recorded where that is faster (`graphs`). On a CPU a model like Llama is run by
+`lean`, after a `trial` has shown that the logits are the same.
 
 A model that is shared by several ranks runs on `parallel.LeadingEngine`, which the others follow.
 """

@@ -13,8 +13,10 @@ from transformers import PreTrainedModel
 from goodspeed.engine.attention import ATTENTION
 from goodspeed.engine.graphs import Graphs, Recorder, recorder_on
 from goodspeed.engine.layouts import Batch, Packed, Padded, Segment
+from goodspeed.engine.lean import Lean
 from goodspeed.engine.slab import Slab
 from goodspeed.engine.support import check_layers, check_positions
+from goodspeed.engine.trial import run_leanly
 from goodspeed.errors import UnsupportedModel
 
 __all__ = ["Engine", "Layout"]
@@ -39,6 +41,7 @@ class Engine:
         device: where to run.
         dtype: of the weights, and of what is cached.
         recorder: of padded passes, to be replayed; by default what the device has, if anything. See `graphs`.
+        lean: whether to run it by `Lean` where that is possible, on a CPU.
 
     Raises:
         UnsupportedModel: the model cannot be served.
@@ -54,6 +57,7 @@ class Engine:
         device: torch.device | str,
         dtype: torch.dtype,
         recorder: Recorder | None = None,
+        lean: bool = True,
     ) -> None:
         check_layers(model)
         check_positions(model, max_length)
@@ -67,7 +71,11 @@ class Engine:
         self._model = _placed(model, self.device, dtype)
         self._model.set_attn_implementation(ATTENTION)
         self.graphs: Graphs | None = None
+        self._lean: Lean | None = None
+        """Runs the model where it may be run so."""
         self.vocab_size = self._probe()
+        if lean and self.device.type == "cpu":
+            self._lean = run_leanly(model)
         if recorder := recorder or recorder_on(self.device):
             self.graphs = Graphs(model, self._slab, self.device, recorder)
 
@@ -100,6 +108,11 @@ class Engine:
     def free(self) -> Sequence[int]:
         """Which they are, in no order."""
         return self._slab.free
+
+    @property
+    def is_lean(self) -> bool:
+        """Whether the model is run by `Lean`, and not by transformers' own code."""
+        return self._lean is not None
 
     @property
     def busy_clock(self) -> Callable[[], float]:
@@ -217,6 +230,8 @@ class Engine:
 
     def _run_eagerly(self, segments: Sequence[Segment]) -> Tensor:
         batch = _LAYOUTS[self.layout](segments, self._slab, self.device)
+        if self._lean is not None:
+            return self._lean(batch.tokens, batch.positions, batch.wanted, batch).float()
         output = self._model(
             input_ids=batch.tokens,
             position_ids=batch.positions,

@@ -134,7 +134,9 @@ def run(
     prefix_sharing: Annotated[
         PrefixSharing, typer.Option(help="Run what prompts begin with once, for each token's holder or for all.")
     ] = "holder",
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the forward pass, on each rank.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of the forward pass, on each rank; measured if not said.")
+    ] = None,
     tensor_parallel: Annotated[
         int, typer.Option(min=1, help="Processes that share the target, a GPU each where there are any.")
     ] = 1,
@@ -333,4 +335,4 @@ def _log_to(file: Path | None, *, log_json: bool, verbose: bool) -> None:
         raise InvalidRequest(f"cannot log to {file}: {error.strerror}") from None
     handler.addFilter(FloodLimit())
     formatter = JsonLines() if log_json else Readable("%(asctime)s %(levelname)s %(message)s")
-    log_to(handler, formatter, ours=("goodspeed_server", "websockets.server"), verbose=verbose)
+    log_to(handler, formatter, ours=("goodspeed_server", "goodspeed.engine", "websockets.server"), verbose=verbose)

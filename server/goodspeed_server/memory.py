@@ -93,7 +93,7 @@ def kv_bytes_per_token(model: PreTrainedModel) -> int:
     Raises:
         UnsupportedModel: the engine cannot serve this architecture.
     """
-    one = Engine(model, rows=1, max_length=1, layout="packed", device=model.device, dtype=model.dtype)
+    one = Engine(model, rows=1, max_length=1, layout="packed", device=model.device, dtype=model.dtype, lean=False)
     return one.kv_bytes_per_token
 
 

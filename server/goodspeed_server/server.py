@@ -42,6 +42,7 @@ from goodspeed_server.settings import ServerSettings, what_auto_means
 from goodspeed_server.shards import ShardFolder
 from goodspeed_server.target import engine_of
 from goodspeed_server.telemetry import ServerFacts, Telemetry
+from goodspeed_server.threads import use_quickest_threads
 from goodspeed_server.tokens import TokenStore
 from goodspeed_server.tracing import TraceFile, Tracer, trace_header
 
@@ -89,6 +90,8 @@ def load_server(settings: ServerSettings, ranks: Ranks | None = None) -> Verific
             f"goodspeed-server token create NAME --tokens {settings.tokens}"
         )
     model = load_model(settings.model, device=settings.device, dtype=settings.dtype) if ranks is None else ranks.load()
+    if settings.threads is None and ranks is None:
+        use_quickest_threads(model)
     return VerificationServer(settings, model, tokenizer_files(settings.model), ranks=ranks)
 
 

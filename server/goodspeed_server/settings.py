@@ -197,7 +197,7 @@ class ServerSettings:
     max_length: int | None = None
     """Tokens a stream, prompt included; None: what the model was made for, at most `AUTO_MAX_LENGTH`."""
     threads: int | None = None
-    """CPU threads of the forward pass, on each rank; None: torch's own choice, shared out among the ranks."""
+    """CPU threads of the forward pass, on each rank; None: as measured at the start, and ranks share the cores."""
     tensor_parallel: int = 1
     """How many processes share the target, a GPU each where there are any; torchrun, if it starts us, says so."""
     rounds: RoundSettings = field(default_factory=RoundSettings)

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from goodspeed.sampling import SamplingParams
 from goodspeed.sampling.bending import bend
+from goodspeed.threads import candidates, quickest, timed, usable_cores
 from goodspeed.verification import Rule
 from goodspeed_agent.drafters.draws import make_draw
 from goodspeed_agent.drafters.interface import DraftSession, Guess
 from goodspeed_agent.drafters.llama import ContextPool, LlamaContext, LlamaModel
-from goodspeed_agent.drafters.threads import candidates, quickest, timed, usable_cores
 
 __all__ = ["GgufDrafter"]
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goodspeed_agent.drafters.threads import candidates, quickest, timed, usable_cores
+from goodspeed.threads import candidates, contenders, quickest, timed, usable_cores
 
 
 @given(st.integers(1, 300))
@@ -73,3 +73,28 @@ def test_what_is_measured_takes_turns_and_leaves_the_first_of_each_out() -> None
 def test_a_slow_machine_is_measured_in_fewer_rounds() -> None:
     machine = Machine({1: 4.0, 2: 2.0})
     assert timed(machine.step, [1, 2], lambda: machine.now_s) == {1: [4.0], 2: [2.0]}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kept"),
+    [
+        ({1: 8.0, 2: 4.0, 4: 2.1, 8: 1.0}, [8]),  # A large model: fewer threads would be run for long, and for nothing.
+        ({1: 1.0, 2: 0.75, 4: 1.0, 8: 1.25}, [1, 2, 4, 8]),
+        ({1: 0.5, 2: 8.0}, [1, 2]),  # The cores are others'.
+        ({1: 8.0, 2: 1.0, 4: 1.5, 8: 9.0}, [2, 4, 8]),
+        ({1: 3.0}, [1]),
+    ],
+)
+def test_fewer_threads_are_not_tried_once_they_take_twice_as_long(seconds: dict[int, float], kept: list[int]) -> None:
+    machine = Machine(seconds)
+    assert contenders(machine.step, list(seconds), lambda: machine.now_s) == kept
+    assert set(machine.steps) <= {max(1, kept[0] // 2), *kept}
+    assert quickest({count: [seconds[count]] for count in kept}) == quickest({n: [s] for n, s in seconds.items()})
+
+
+@given(st.dictionaries(st.integers(1, 64), st.floats(1e-6, 10.0), min_size=1))
+def test_nothing_is_run_for_long(seconds: dict[int, float]) -> None:
+    machine = Machine(seconds)
+    kept = contenders(machine.step, list(seconds), lambda: machine.now_s)
+    assert max(seconds) in kept
+    assert len(machine.steps) <= 2 * len(kept) + 2

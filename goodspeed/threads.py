@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-__all__ = ["candidates", "quickest", "timed", "usable_cores"]
+__all__ = ["candidates", "contenders", "quickest", "timed", "usable_cores"]
 
 _ROUNDS = 7
 _LONGEST_S = 2.0
 """A large model on a slow machine is measured in fewer rounds."""
 _WORTH = 0.05
 """More threads have to save this share of a token's time: there are others who can use them."""
+_HOPELESS = 2.0
+"""Who takes so many times as long as another is not measured more closely."""
 
 
 def usable_cores() -> int:
@@ -29,6 +32,32 @@ def usable_cores() -> int:
 def candidates(cores: int) -> list[int]:
     """What to try: powers of two, and all cores."""
     return [*(2**power for power in range((cores - 1).bit_length())), cores]
+
+
+def contenders(
+    step: Callable[[int], object], counts: Sequence[int], clock: Callable[[], float] = time.perf_counter
+) -> list[int]:
+    """The numbers of threads that are worth measuring, found in a few steps, so that a large model is not run for long.
+
+    From the most downwards, until one takes so long that fewer would only take longer.
+
+    Args:
+        step: does what is measured with so many threads.
+        counts: the numbers of threads, at least one.
+        clock: seconds.
+    """
+    kept: list[int] = []
+    least_s = math.inf
+    for count in sorted(counts, reverse=True):
+        step(count)  # The first is slower.
+        began_s = clock()
+        step(count)
+        took_s = clock() - began_s
+        if took_s >= _HOPELESS * least_s:
+            break
+        kept.insert(0, count)
+        least_s = min(least_s, took_s)
+    return kept
 
 
 def timed(
