@@ -68,7 +68,7 @@ async def watched(folder: Path) -> AsyncIterator[tuple[beside._World, Credential
     store = TokenStore(folder / "tokens.json")
     shown, watching = Credentials(token=store.create("edge", "agent")), store.create("eye", "monitor")
     async with serving(tiny_settings(tokens=folder / "tokens.json")) as (_, address):
-        yield beside._World(address, address, shown, "", watching, beside._Honest(), ()), shown
+        yield beside._World(address, address, shown, "", watching, beside._Honest()), shown
 
 
 async def test_a_case_ends_when_nobody_is_left_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

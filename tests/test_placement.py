@@ -74,7 +74,7 @@ def test_budgets_that_follow_the_price_are_the_optimum_of_a_server(seed: int) ->
         {"type": "ineq", "fun": lambda at: limit * at[0] - at[1:]},
     ]
     start = np.array([0.5 / engine.seconds(count, count), *[0.1] * count])
-    best = optimize.minimize(
+    best = optimize.minimize(  # type: ignore[call-overload]  # its stubs know no dictionaries of constraints
         loss, np.minimum(start, [math.inf, *(limit * start[0])]), bounds=[(1e-3, None), *[(0, None)] * count],
         constraints=within, method="SLSQP", options={"maxiter": 500, "ftol": 1e-12},
     )  # fmt: skip
@@ -161,7 +161,7 @@ def test_fair_counts_are_the_convex_optimum_for_streams_that_are_alike(
     def loss(share: Floats) -> float:
         return float((share * np.log(fixed_s + streams * share * stream_s)).sum())
 
-    best = optimize.minimize(
+    best = optimize.minimize(  # type: ignore[call-overload]  # its stubs know no dictionaries of constraints
         loss, np.full(len(servers), 1 / len(servers)), bounds=[(0, 1)] * len(servers), method="SLSQP",
         constraints=[{"type": "eq", "fun": lambda share: share.sum() - 1}], options={"ftol": 1e-12},
     )  # fmt: skip

@@ -96,7 +96,7 @@ class Prompt:
 def test_who_rests_and_comes_back_waits_for_nobody_that_waits_for_it() -> None:
     """It finds no memory for a moment; those behind it go on, one of them without a token of the pass."""
     leader, second, third = (Prompt(row) for row in range(3))
-    sharing = Sharing("holder", lambda: [])
+    sharing = Sharing("holder", list)
 
     def going_on(*prompts: Prompt) -> Sequence[object]:
         return sharing.begin([], cast(list[LiveStream], prompts)).going_on

@@ -35,7 +35,9 @@ def main(
     agents: Annotated[int, typer.Option(help="Honest agents beside a claim.", min=1)] = 3,
     new_tokens: Annotated[int, typer.Option(help="That each of these writes.", min=1)] = 96,
     draft: Annotated[str, typer.Option(help="Of these.")] = DEFAULT_DRAFT,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures here; with --only beside those of others.")
+    ] = None,
 ) -> None:
     """Measure, and print what came of it; exit with 1 if a flood was not met, or honest agents keep too little."""
     assert REGISTERED
@@ -52,10 +54,14 @@ def main(
     if floods:
         typer.echo("\n".join(flood_lines(rows)))
     if json_file is not None:
+        how = {"turns": turns, "agents": agents, "new_tokens": new_tokens, "draft": draft}
         figures = {
-            "turns": turns, "claims": {"agents": agents, "new_tokens": new_tokens, "draft": draft, "ratios": of_claims},
-            "floods": {"seconds": seconds, "rows": {row.name: row.to_json() for row in rows}},
-        }  # fmt: skip
+            "claims": {name: how | dict(ratios) for name, ratios in of_claims.items()},
+            "floods": {row.name: {"turns": turns, "seconds": seconds} | row.to_json() for row in rows},
+        }
+        if only and json_file.exists():
+            of_others = json.loads(json_file.read_text(encoding="utf-8"))
+            figures = {kind: of_others[kind] | found for kind, found in figures.items()}
         json_file.write_text(json.dumps(figures, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     short = shortfalls(rows, of_claims)
     for sentence in short:

@@ -7,9 +7,10 @@ attacker is left at the server; which cases are compared, `pairing.py` says. In 
 twin it attacks another server of the same machine, at which nobody works: else what attackers themselves compute on a
 machine of two cores, and its kernel with them, would count as what they do to the server.
 
-Whatever is counted is the server's own: committed tokens of the honest agents for every second of the engine's
-*busy* time, and for every second of *processor* time of the whole process, which also has the event loop's work for
-the attacker. Tokens per second of the clock are given too; there the attacker has a core of the same machine.
+All cases are about the same texts, from the first one on. Whatever is counted is the server's own: committed tokens of
+the honest agents for every second of the engine's *busy* time, and for every second of *processor* time of the whole
+process, which also has the event loop's work for the attacker. Tokens per second of the clock are given too; there the
+attacker has a core of the same machine.
 """
 
 from __future__ import annotations
@@ -64,15 +65,50 @@ _ROUNDS: dict[RoundsName, tuple[str, ...]] = {"rolling": (), "barrier": ("--sche
 
 
 class _Honest:
-    """Agents that write one text after another, and how many tokens were committed to them."""
+    """Agents that write one text after another, and how many tokens were committed to them.
 
-    def __init__(self) -> None:
+    Args:
+        agents: those.
+    """
+
+    def __init__(self, agents: Sequence[Agent] = ()) -> None:
         self.tokens = 0
+        self._agents = agents
+        self._working: list[asyncio.Task[None]] = []
+
+    async def begin(self) -> None:
+        """Write from the first text on, whatever was written before: some texts are drafted with less work than others.
+
+        Raises:
+            Exception: whatever ended one of them before.
+        """
+        await self.end()
+        self._working = [
+            asyncio.create_task(self._write_on(agent, number)) for number, agent in enumerate(self._agents)
+        ]
+
+    async def end(self) -> None:
+        """Write no more; raises as `check`."""
+        self.check()
+        for task in self._working:
+            task.cancel()
+        await asyncio.gather(*self._working, return_exceptions=True)
+        self._working = []
+
+    def check(self) -> None:
+        """See that all of them write.
+
+        Raises:
+            Exception: whatever ended one.
+        """
+        for task in self._working:
+            if task.done():
+                task.result()
 
     def _came(self, piece: Piece) -> None:
         self.tokens += len(piece.tokens)
 
-    async def write_on(self, agent: Agent, number: int) -> None:
+    async def _write_on(self, agent: Agent, number: int) -> None:
         """For ever."""
         prompts = bundled_prompts()
         for seed in range(number, 2**31, HONEST):
@@ -134,7 +170,6 @@ class _World:
     watching: str
     """The token of a monitor."""
     honest: _Honest
-    working: Sequence[asyncio.Task[None]]
 
     def target(self, source: str, *, elsewhere: bool) -> Target:
         """It, or the other server, for an attacker who comes from this address."""
@@ -149,9 +184,7 @@ class _World:
         Raises:
             Exception: whatever ended an honest agent.
         """
-        for task in self.working:
-            if task.done():
-                task.result()
+        self.honest.check()
         reading = await asyncio.to_thread(read, self.address, self.watching)
         return reading, self.honest.tokens
 
@@ -177,7 +210,7 @@ class _World:
 @contextlib.asynccontextmanager
 async def _world(rounds: RoundsName) -> AsyncIterator[_World]:
     with tempfile.TemporaryDirectory() as scratch:
-        folder, honest = Path(scratch), _Honest()
+        folder = Path(scratch)
         store = TokenStore(folder / "tokens.json")
         edge, attacker = (store.create(name, "agent") for name in ("edge", "attacker"))
         watching = store.create("eye", "monitor")
@@ -191,21 +224,17 @@ async def _world(rounds: RoundsName) -> AsyncIterator[_World]:
                 await stack.enter_async_context(Agent(address, SuffixDrafter(), cache=cache, credentials=shown))
                 for _ in range(HONEST)
             ]
-            working = [asyncio.create_task(honest.write_on(agent, number)) for number, agent in enumerate(agents)]
-            stack.push_async_callback(_end, working)
-            yield _World(address, elsewhere, shown, attacker, watching, honest, working)
-
-
-async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.wait(tasks)
+            honest = _Honest(agents)
+            stack.push_async_callback(honest.end)
+            await honest.begin()
+            yield _World(address, elsewhere, shown, attacker, watching, honest)
 
 
 async def _case(world: _World, name: str, source: str, seconds: float, *, elsewhere: bool) -> Case:
     first, _ = await world.read()
     async with attacking(name, world.target(source, elsewhere=elsewhere)) as got:
         await asyncio.sleep(_SETTLE_S)
+        await world.honest.begin()
         before, tokens_before = await world.read()
         async with newcomers(world.address, world.shown) as came:
             await asyncio.sleep(seconds)

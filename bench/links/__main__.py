@@ -114,8 +114,10 @@ async def _served(plan: Plan, rows: int) -> AsyncIterator[tuple[Child, str]]:
 
 async def _until(server: Child, reached: Callable[[dict[str, int]], bool]) -> dict[str, int]:
     """Look at what a server holds until that is as it is to be."""
-    while not reached(held := await server.ask("held")):
+    held: dict[str, int] = await server.ask("held")
+    while not reached(held):
         await asyncio.sleep(0.5)
+        held = await server.ask("held")
     return held
 
 

@@ -206,6 +206,8 @@ class _Agents:
 
     def __init__(self, address: str, acceptance: float, draft_s: float) -> None:
         parts = urlsplit(address)
+        assert parts.hostname is not None
+        assert parts.port is not None
         self._host, self._port = parts.hostname, parts.port
         self._refused: Counter[str] = Counter()
         self._make = functools.partial(_Agent, acceptance=acceptance, draft_s=draft_s, refused=self._refused)

@@ -148,7 +148,7 @@ class Run:
         return settled_s if settled_s < until_s - since_s else None
 
 
-def engines(count: int, random: Random) -> list[Engine]:
+def engines(count: int, random: np.random.Generator) -> list[Engine]:
     """Unlike servers."""
     fixed_s = np.exp(random.uniform(np.log(0.010), np.log(0.040), count))
     slower = np.exp(random.uniform(np.log(0.5), np.log(2.0), count))
