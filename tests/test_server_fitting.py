@@ -48,10 +48,10 @@ def tight_engine() -> TightEngine:
     return TightEngine(tiny_llama(), rows=ROWS, max_length=CONTEXT, layout="packed", device="cpu", dtype=torch.float32)
 
 
-def fitting(most: int = CONTEXT * ROWS, never: frozenset[int] = frozenset()) -> Fitting:
+def fitting(most: int = CONTEXT * ROWS, never: frozenset[int] = frozenset(), *, there: int | None = None) -> Fitting:
     engine = tight_engine()
     engine.most, engine.never = most, never
-    return Fitting(Verifier(engine, "coupled", keep_logits=True), engine)
+    return Fitting(Verifier(engine, "coupled", keep_logits=True), engine, there)
 
 
 def prepared(seed: int) -> Pass:
@@ -177,6 +177,28 @@ def test_a_pass_that_fitted_nowhere_is_planned_smaller_the_next_time() -> None:
     assert tight.run(work).out_of_memory == 2  # 20 tokens, then 12 of them
     assert tight.limit.tokens == 8
     assert tight.run(work).out_of_memory == 0
+
+
+def test_what_is_known_from_the_start_is_not_learned_by_failing() -> None:
+    tight, work = fitting(8, there=8), Pass([Turn(row, 1, 5, [1, 2, 3], SamplingParams()) for row in range(ROWS)], [])
+    assert tight.most == 8
+    settled = tight.run(work)
+    assert (settled.out_of_memory, settled.cut) == (0, frozenset())
+    assert committed(settled.work, settled.judgements) == committed(work, fitting().run(work).judgements)
+    assert (tight.most, tight.limit.tokens) == (8, None)
+
+
+def test_a_pass_is_no_larger_than_what_is_known_nor_than_what_was_learned() -> None:
+    assert fitting().most is None
+    tight = fitting(there=8)
+    tight.limit.too_large(40)
+    assert (tight.limit.tokens, tight.most) == (20, 8)
+    tight.limit.too_large(8)
+    assert (tight.limit.tokens, tight.most) == (4, 4)
+    for _ in range(2000):
+        tight.limit.fitted(tight.limit.tokens or 0)
+    assert (tight.limit.tokens or 0) > 8
+    assert tight.most == 8, "whatever fits for once"
 
 
 def test_who_never_fits_takes_no_others_room_when_it_is_tried_again() -> None:

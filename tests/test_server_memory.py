@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -220,6 +220,20 @@ def test_the_ways_out_that_are_named_are_the_largest_there_are(
     assert (f"--max-streams {most_streams} of that length" in said) == (most_streams > 0)
     assert (f"--max-length {longest} for {streams} stream" in said) == (longest > 1)
     assert ("a smaller target" in said) == (most_streams == 0 and longest <= 1)
+
+
+@given(st.integers(1, 64), st.integers(1, 5000), footprints, st.integers(0, 10**11))
+def test_a_pass_may_carry_the_most_tokens_that_the_rows_leave_memory_for(
+    rows: int, length: int, footprint: Footprint, free: int
+) -> None:
+    each = footprint.run_bytes + length * footprint.seen_bytes
+    assume(each)
+    tokens, left = footprint.pass_tokens(rows, length, free), int(0.9 * free) - footprint.slab_bytes(rows, length)
+    assert tokens >= 1
+    assert tokens * each <= left or tokens == 1, "one is tried in any case"
+    assert (tokens + 1) * each > left
+    if footprint.bytes(rows, length) <= int(0.9 * free):
+        assert tokens >= footprint.largest_pass(rows), "no pass is cut that was set memory aside for"
 
 
 def test_a_server_refuses_to_start_with_more_than_there_is() -> None:

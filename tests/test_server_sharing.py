@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from goodspeed.engine import Engine, Layout, Segment
+from goodspeed.timing import PassSample
 from goodspeed_server.live import LiveStream
 from goodspeed_server.observer import RoundRecord
 from goodspeed_server.settings import PrefixSharing
@@ -111,6 +112,21 @@ async def test_a_prompt_that_is_all_there_is_not_run_at_all(records: list[RoundR
         for number in range(2):
             assert await written(peer, number, PROMPTS[0]) == expected(PROMPTS[0])
     assert run_and_reused(records) == (LENGTH - 1, LENGTH - 1)
+
+
+async def test_how_long_a_pass_takes_that_only_copies_is_not_learned_from(
+    records: list[RoundRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first text is kept in another row when the second takes its own, and copied back for the third."""
+    samples: list[PassSample] = []
+    async with serving() as (server, address), linked(address) as peer:
+        monkeypatch.setattr(server._rounds.planner.meter, "observe", samples.append)
+        for number, prompt in enumerate([PROMPTS[0], QUESTIONS[1] + SYSTEM, PROMPTS[0]]):
+            assert await written(peer, number, prompt) == expected(prompt)
+    (only_copied,) = (record for record in records if not (record.streams or record.prompts))
+    assert only_copied.reused == LENGTH - 1
+    assert len(samples) == len(records) - 1
+    assert all(sample.rows and sample.tokens for sample in samples)
 
 
 async def test_a_conversation_goes_on_behind_the_text_that_was_written(records: list[RoundRecord]) -> None:

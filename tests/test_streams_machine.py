@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -14,11 +14,15 @@ from goodspeed.errors import ProtocolError
 from goodspeed.messages import Verdict
 from goodspeed.prefixes import PrefixIndex
 from goodspeed.stream import ServedStream, Transcript
-from tests.streams.machine import StreamsMachine
+from goodspeed_server.passes import PlannedPass
+from goodspeed_server.settling import Settling
+from tests.streams.machine import SlicesMachine, StreamsMachine
 from tests.streams.target import RememberingEngine
 
 TestStreams = StreamsMachine.TestCase
 TestStreams.settings = settings(max_examples=50, stateful_step_count=40)
+TestSlices = SlicesMachine.TestCase
+TestSlices.settings = settings(max_examples=50, stateful_step_count=40)
 
 SEARCH = settings(
     max_examples=2000, stateful_step_count=40, phases=[Phase.generate], print_blob=False, report_multiple_bugs=False
@@ -62,6 +66,18 @@ def _with_rows_that_nobody_writes_to(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PrefixIndex, "hold", hold_on)
 
 
+def _with_rows_that_are_free_before_their_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a pass were over for all its streams when it is for the first."""
+    commit = Settling.commit
+
+    def commit_all(self: Settling, planned: PlannedPass, *args: Any, **options: Any) -> Iterator[None]:
+        for live in planned.verified:
+            live.use.in_pass = False
+        return commit(self, planned, *args, **options)
+
+    monkeypatch.setattr(Settling, "commit", commit_all)
+
+
 class BehindTheBarrier(StreamsMachine):
     """Begins where each stream is verified upon a draft, which tells by its base alone whether it is the one."""
 
@@ -70,14 +86,20 @@ class BehindTheBarrier(StreamsMachine):
         self.begin("barrier", budgets, known=False)
 
 
+class SlicesBehindTheBarrier(BehindTheBarrier, SlicesMachine):
+    """The same, where passes are committed in slices."""
+
+
 @pytest.mark.parametrize(
     ("plant", "machine"),
     [
         (_without_the_servers_base, BehindTheBarrier),
+        (_without_the_servers_base, SlicesBehindTheBarrier),
         (_without_the_agents_base, StreamsMachine),
         (_with_prompts_that_are_skipped, StreamsMachine),
         (_without_the_last_token_that_is_copied, StreamsMachine),
         (_with_rows_that_nobody_writes_to, StreamsMachine),
+        (_with_rows_that_are_free_before_their_slice, SlicesMachine),
     ],
 )
 def test_it_finds_a_planted_bug(

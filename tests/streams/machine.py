@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -13,9 +13,9 @@ from goodspeed_agent.generation import Request
 from goodspeed_server.settings import RoundsName
 from tests.streams.agents import EdgeAgent, Text
 from tests.streams.server import Served, Whim, Wire
-from tests.streams.target import EOS, MAX_LENGTH, ROWS, plain_text
+from tests.streams.target import EOS, MAX_LENGTH, plain_text
 
-__all__ = ["StreamsMachine"]
+__all__ = ["SlicesMachine", "StreamsMachine"]
 
 T = TypeVar("T")
 
@@ -29,8 +29,10 @@ def _movable(queue: Sequence[object]) -> int:
 
 
 class StreamsMachine(RuleBasedStateMachine):
-    """Two agents and the server of the moment."""
+    """Two agents and the server of the moment, which commits each pass as a whole."""
 
+    rows: ClassVar[int] = 2
+    at_once: ClassVar[int] = 2
     served: Served
 
     @initialize(
@@ -43,12 +45,15 @@ class StreamsMachine(RuleBasedStateMachine):
 
     def begin(self, rounds: RoundsName, budgets: list[int], *, known: bool) -> None:
         self.now = 0.0
-        self.served = Served(self._clock, rounds, Whim(budgets))
+        self._serve(rounds, Whim(budgets))
         self.agents = [EdgeAgent("one", known=True), EdgeAgent("two", known=known)]
         self.names = 0
         for agent in self.agents:
             agent.relink(self.served)
             self._ask(agent, [1, 2], 12, 8, 50)
+
+    def _serve(self, rounds: RoundsName, whim: Whim) -> None:
+        self.served = Served(self._clock, rounds, whim, rows=self.rows, at_once=self.at_once)
 
     def _ask(self, agent: EdgeAgent, prompt: list[int], max_new_tokens: int, max_draft: int, skill: int) -> None:
         self.names += 1
@@ -127,17 +132,16 @@ class StreamsMachine(RuleBasedStateMachine):
     def a_pass_goes_on(self, to: str) -> None:
         if self.served.planned is None:
             self.served.begin_pass()
-        if self.served.planned is not None and to != "begin":
-            if self.served.outcome is None:
+        if self.served.planned is not None:
+            if to == "compute" and self.served.outcome is None:
                 self.served.compute()
-            if to == "end":
-                self.served.end_pass()
+            elif to == "end":
+                self.served.commit_on()
 
     @rule(count=st.integers(1, 3))
     def all_takes_its_course(self, count: int) -> None:
         """For a while, but for what is broken."""
-        if self.served.planned is not None:
-            self.served.end_pass()
+        self.served.end_pass()
         for _ in range(count):
             self._carry_on()
 
@@ -198,7 +202,7 @@ class StreamsMachine(RuleBasedStateMachine):
         elif what == "given up" and self._texts:
             self._give_up(data.draw(st.sampled_from(self._texts)))
         elif what == "died":
-            self.served = Served(self._clock, rounds, self.served.whim)
+            self._serve(rounds, self.served.whim)
             for agent in self.agents:
                 agent.wire = None
 
@@ -230,8 +234,7 @@ class StreamsMachine(RuleBasedStateMachine):
         self._take_every_row()
 
     def _cut_all(self) -> None:
-        if self.served.planned is not None:
-            self.served.end_pass()
+        self.served.end_pass()
         for agent in self.agents:
             agent.wire = None
         for wire in list(self.served.wires):
@@ -246,11 +249,22 @@ class StreamsMachine(RuleBasedStateMachine):
             for _ in range(4):
                 for text in agent.texts.values():
                     agent.wire.up += text.guess_on()
+        self._server_hears_all()
+        self.served.begin_pass()
+        while self.served.planned is not None:
+            self.served.commit_on()
+            self._agents_hear_all()
+            if self.served.planned is not None:
+                self._server_hears_all()
+        self._agents_hear_all()
+
+    def _server_hears_all(self) -> None:
+        for agent in self._linked:
+            assert agent.wire is not None
             while agent.wire.up:
                 self.served.take(agent.wire, agent.wire.up.pop(0))
-        self.served.begin_pass()
-        if self.served.planned is not None:
-            self.served.end_pass()
+
+    def _agents_hear_all(self) -> None:
         for agent in self._linked:
             assert agent.wire is not None
             while agent.wire.down:
@@ -259,9 +273,9 @@ class StreamsMachine(RuleBasedStateMachine):
     def _take_every_row(self) -> None:
         """Nobody who has gone holds a row that a newcomer could have."""
         wire = self.served.accept("newcomer")
-        for number in range(ROWS):
+        for number in range(self.rows):
             self.served.take(wire, Text(number, Request((1,)), 0).opening())
-        assert [type(message) for message in wire.down] == [Opened] * ROWS
+        assert [type(message) for message in wire.down] == [Opened] * self.rows
         self.served.lose(wire)
 
     @invariant()
@@ -285,8 +299,41 @@ class StreamsMachine(RuleBasedStateMachine):
         if hasattr(self, "served"):
             streams = self.served.loop._streams
             rows = [live.row for live in streams] + [parked.row for parked in streams._parking._parked.values()]
+            rows += self.served.engine.free
             assert len(set(rows)) == len(rows)
 
     def teardown(self) -> None:
         if hasattr(self, "served"):
             self.everything_comes_to_its_end()
+
+
+class SlicesMachine(StreamsMachine):
+    """Passes are committed stream by stream, and anything may happen between two of them."""
+
+    rows = 3  # so that a pass with two streams to verify may carry a prompt as well
+    at_once = 1
+
+    def begin(self, rounds: RoundsName, budgets: list[int], *, known: bool) -> None:
+        super().begin(rounds, budgets, known=known)
+        self._ask(self.agents[0], [1, 2, 3], 12, 8, 50)
+        self._carry_on()  # so that a pass has something to verify of each
+
+    def everything_comes_to_its_end(self) -> None:
+        """Once: else most of what is tried is tried on nobody."""
+        super().everything_comes_to_its_end()
+
+    @rule(overdue=st.booleans())
+    def the_commit_goes_on(self, overdue: bool) -> None:
+        """By a slice; of the next pass, where this one is over."""
+        if self.served.planned is None:
+            self.now += 60.0 * overdue
+            self.served.begin_pass()
+        if self.served.planned is not None:
+            self.served.commit_on()
+
+    @precondition(lambda self: self._texts)
+    @rule(data=st.data())
+    def a_text_is_given_up(self, data: st.DataObject) -> None:
+        """And the server hears of that with all that is under way to it."""
+        self._give_up(data.draw(st.sampled_from(self._texts)))
+        self._server_hears_all()

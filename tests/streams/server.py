@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import pytest
 
 from goodspeed.errors import InvalidRequest, Overloaded
 from goodspeed.estimation import PRIOR_ALPHA
@@ -13,6 +14,7 @@ from goodspeed.messages import AgentMessage, Close, Draft, Failure, Open, Redraf
 from goodspeed.scheduling import Demand, Plan
 from goodspeed.timing import EngineMeter, PassCost, PassSample
 from goodspeed.utility import AlphaFair
+from goodspeed_server import settling
 from goodspeed_server.fitting import Settled
 from goodspeed_server.live import AgentAccount, Session
 from goodspeed_server.passes import PlannedPass, plan_pass
@@ -21,7 +23,7 @@ from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.settings import RoundSettings, RoundsName
 from goodspeed_server.settling import Settlement
 from goodspeed_server.telemetry import ServerFacts, Telemetry
-from tests.streams.target import EOS, MAX_LENGTH, ROWS, VOCAB, RememberingEngine
+from tests.streams.target import EOS, MAX_LENGTH, VOCAB, RememberingEngine
 
 __all__ = ["Served", "Whim", "Wire"]
 
@@ -57,15 +59,23 @@ class Wire:
 
 
 class Served:
-    """A server, whose passes begin, compute and end when the machine says so."""
+    """A server, whose passes begin, compute and end when the machine says so.
 
-    def __init__(self, now: Callable[[], float], rounds: RoundsName, whim: Whim) -> None:
+    Args:
+        now: seconds.
+        rounds: how they close.
+        whim: what is granted.
+        rows: of the slab.
+        at_once: how many streams of a pass are committed, or told, before others are heard again.
+    """
+
+    def __init__(self, now: Callable[[], float], rounds: RoundsName, whim: Whim, *, rows: int, at_once: int) -> None:
         settings = RoundSettings(
             rounds=rounds, capacity=1000, round_timeout_s=1.0, prefill_chunk=2, max_waiting=MAX_WAITING
         )
-        self.engine = RememberingEngine()
+        self.engine = RememberingEngine(rows)
         self.telemetry = Telemetry(
-            ServerFacts("m", "s", "coupled", "packed", ROWS, MAX_LENGTH, AlphaFair(), [_SLOW_PASS]), now=now()
+            ServerFacts("m", "s", "coupled", "packed", rows, MAX_LENGTH, AlphaFair(), [_SLOW_PASS]), now=now()
         )
         self.whim = whim
         self.loop = RoundLoop(
@@ -85,6 +95,9 @@ class Served:
         """Whose end is not known here; an agent may have left some of them."""
         self.planned: PlannedPass | None = None
         self.outcome: Settled | None = None
+        self._at_once = at_once
+        self._committing: Iterator[None] | None = None
+        """What is still to be committed of the pass, and told."""
 
     def accept(self, name: str, session: Session | None = None) -> Wire:
         """Take a new connection; one of the same session that only seems to stand is over by that."""
@@ -129,16 +142,25 @@ class Served:
         assert self.planned is not None
         self.outcome = self.loop._fitting.run(self.planned.work)
 
-    def end_pass(self) -> None:
+    def commit_on(self) -> None:
+        """Commit the next slice of the pass, or tell of it; where the last is behind us the pass is over."""
         assert self.planned is not None
         if self.outcome is None:
             self.compute()
         assert self.outcome is not None
-        planned, unfit = self.planned.as_run(self.outcome)
-        assert unfit == ([], [])
-        for _ in self.loop._commit(planned, self.outcome, Settlement()):
-            pass
-        self.planned = self.outcome = None
+        if self._committing is None:
+            planned, unfit = self.planned.as_run(self.outcome)
+            assert unfit == ([], [])
+            self._committing = self.loop._commit(planned, self.outcome, Settlement())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(settling, "_AT_ONCE", self._at_once)
+            if next(self._committing, "over"):
+                self.planned = self.outcome = self._committing = None
+
+    def end_pass(self) -> None:
+        """Commit whatever is left of the pass, and hear nobody meanwhile."""
+        while self.planned is not None:
+            self.commit_on()
 
     def give_up_parked(self) -> None:
         """As the alarm does: what nobody came back for in time is forgotten."""

@@ -12,11 +12,10 @@ from goodspeed.engine import Segment
 from goodspeed.stream import Finish
 from tests.planted import PlantedEngine
 
-__all__ = ["EOS", "MAX_LENGTH", "ROWS", "VOCAB", "RememberingEngine", "next_token", "plain_text"]
+__all__ = ["EOS", "MAX_LENGTH", "VOCAB", "RememberingEngine", "next_token", "plain_text"]
 
 VOCAB = 6
 EOS = 5
-ROWS = 2
 MAX_LENGTH = 32
 _EMPTY = 255
 
@@ -45,10 +44,10 @@ def plain_text(prompt: tuple[int, ...], max_new_tokens: int) -> tuple[list[int],
 class RememberingEngine(PlantedEngine):
     """Attends to what was written into a row's slots, leftovers and all."""
 
-    def __init__(self) -> None:
-        super().__init__(ROWS, MAX_LENGTH)
+    def __init__(self, rows: int) -> None:
+        super().__init__(rows, MAX_LENGTH)
         self.vocab_size = VOCAB
-        self._slots = [[_EMPTY] * MAX_LENGTH for _ in range(ROWS)]
+        self._slots = [[_EMPTY] * MAX_LENGTH for _ in range(rows)]
 
     def copy(self, source: int, target: int, end: int) -> None:
         super().copy(source, target, end)
