@@ -98,12 +98,8 @@ def test_the_price_of_a_place_is_what_the_sum_of_logarithms_loses() -> None:
     assert place_price(load, 0.8, 12) == pytest.approx(before - after, abs=2e-3)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_the_lowest_price_and_moves_that_pay_come_near_the_best_of_all_placements(seed: int) -> None:
-    """Goodputs within 5% in the mean, where the worst placement has half of them or less.
-
-    So few streams are far from a continuum, and unlike ones make the sum not concave: the best cannot be promised.
-    """
+def below_the_best(seed: int) -> tuple[float, float]:
+    """How far mean log goodput is below the best of all placements: by price, with moves that pay, and at worst."""
     random, count = np.random.default_rng(seed), 5
     low, high = np.log([0.01, 0.0002, 0.0002]), np.log([0.04, 0.0008, 0.0008])
     servers = [Engine(*row) for row in np.exp(random.uniform(low, high, (3, 3))).tolist()]
@@ -130,8 +126,15 @@ def test_the_lowest_price_and_moves_that_pay_come_near_the_best_of_all_placement
         if saved.max() < 0.01:
             break
         placed[saved.argmax()] = lowest(prices(placed, int(saved.argmax())))
-    assert mean_log(placed) >= max(every) - 0.05
-    assert min(every) <= max(every) - math.log(1.6)
+    return max(every) - mean_log(placed), max(every) - min(every)
+
+
+def test_the_lowest_price_and_moves_that_pay_come_near_the_best_of_all_placements() -> None:
+    """So few streams are no continuum, and unlike ones make the sum not concave: the best cannot be promised."""
+    by_price, at_worst = np.array([below_the_best(seed) for seed in range(20)]).T
+    assert np.median(by_price) < 0.01
+    assert by_price.max() < 0.105
+    assert np.median(at_worst) > -math.log(1 - 0.47)
 
 
 def test_like_streams_end_up_as_many_on_each_server_as_is_best() -> None:
