@@ -78,7 +78,7 @@ def _with_rows_that_are_free_before_their_slice(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Settling, "commit", commit_all)
 
 
-class BehindTheBarrier(StreamsMachine):
+class BehindTheBarrier(SlicesMachine):
     """Begins where each stream is verified upon a draft, which tells by its base alone whether it is the one."""
 
     @initialize(budgets=st.lists(st.integers(2, 6), min_size=1, max_size=3))
@@ -86,15 +86,10 @@ class BehindTheBarrier(StreamsMachine):
         self.begin("barrier", budgets, known=False)
 
 
-class SlicesBehindTheBarrier(BehindTheBarrier, SlicesMachine):
-    """The same, where passes are committed in slices."""
-
-
 @pytest.mark.parametrize(
     ("plant", "machine"),
     [
         (_without_the_servers_base, BehindTheBarrier),
-        (_without_the_servers_base, SlicesBehindTheBarrier),
         (_without_the_agents_base, StreamsMachine),
         (_with_prompts_that_are_skipped, StreamsMachine),
         (_without_the_last_token_that_is_copied, StreamsMachine),
