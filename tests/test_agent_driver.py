@@ -157,13 +157,21 @@ async def test_while_it_waits_an_agent_guesses_the_bonus_token_and_the_next_draf
 
 
 async def test_what_a_drafter_raises_ahead_is_raised(tmp_path: Path) -> None:
+    loop, broken = asyncio.get_running_loop(), asyncio.Event()
+
     class Breaks(Guesser):
         def guesses(self, tokens: Sequence[int]) -> Iterator[Guess]:
             yield from islice(super().guesses(tokens), 5)
+            loop.call_soon_threadsafe(broken.set)
             raise RuntimeError("the drafter broke")
 
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Draft):
+            await broken.wait()  # a verdict that came before would have guesses begun anew
+        return False
+
     with pytest.raises(RuntimeError, match="the drafter broke"):
-        await generate(FakeServer(budget=4), tmp_path, Breaks(1000), mode="on")
+        await generate(FakeServer(budget=4, hook=hook), tmp_path, Breaks(1000), mode="on")
 
 
 async def test_an_agent_that_is_told_the_price_stops_short(tmp_path: Path) -> None:
