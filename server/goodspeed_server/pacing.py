@@ -51,11 +51,10 @@ class Bucket:
         self._fill(now)
         return max(0.0, (1.0 - self._level) / self._per_s)
 
-    def take(self, now: float, count: float = 1.0) -> float:
-        """Take one or more, whether they are there or not; says how long it will be until they were."""
+    def take(self, now: float, count: float = 1.0) -> None:
+        """Take one or more, whether they are there or not."""
         self._fill(now)
         self._level = max(-_DEEPEST * self._burst, self._level - count)
-        return self.due_s()
 
     def due_s(self, coming: float = 0.0) -> float:
         """How long until nothing is owed, if so many are given back; as of when one was last taken."""

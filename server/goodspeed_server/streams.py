@@ -163,11 +163,7 @@ class Streams:
         return self._places.next_at
 
     def close(self, outbox: Outbox, number: int, session: Session | None = None) -> bool:
-        """End a stream its agent wants no more of, or what is parked of it; none is no error: verdicts cross closes.
-
-        Returns:
-            Whether there was anything to end.
-        """
+        """End a stream its agent wants no more of, or what is parked of it, if there is one; whether there was."""
         key = (outbox, number)
         if (waiting := self._admission.withdraw(key)) is not None:
             waiting[0].give_back()
