@@ -20,7 +20,7 @@ from bench.attacks.pairing import Compared, between_controls
 assert attacker.REGISTERED
 BRUTE = FLOODS["token brute force"]
 CALM = Case(
-    seconds=6.0, tokens=600, cpu_s=6.0, busy_s=5.0, rss_grown_bytes=0.0, throttled_s=0.0, refusals=Counter(),
+    seconds=6.0, tokens=600, cpu_s=6.0, busy_s=5.0, passes=100, rss_grown_bytes=0.0, throttled_s=0.0, refusals=Counter(),
     newcomers=Newcomers(), got={},
 )  # fmt: skip
 MET = replace(CALM, refusals=Counter(too_many_failures=9, unauthorized=10))
@@ -63,6 +63,14 @@ def test_an_attacked_case_is_compared_with_the_mean_of_its_controls() -> None:
     assert found.per_cpu_s == pytest.approx(450 / 600)
     costly = row(replace(MET, cpu_s=8.0), before=replace(CALM, cpu_s=5.0), behind=replace(CALM, cpu_s=7.0))
     assert costly.cpu_share == pytest.approx((3.0 - 1.0) / 6.0)
+
+
+def test_what_is_kept_is_no_matter_of_the_machines_speed() -> None:
+    slow = replace(MET, tokens=300, passes=50)
+    assert row(slow).kept == pytest.approx(1.0)
+    assert row(slow).per_cpu_s == pytest.approx(0.5)
+    assert row(replace(slow, busy_s=4.0)).kept == pytest.approx(4 / 5), "it took time from passes"
+    assert row(replace(slow, tokens=240)).kept == pytest.approx(4 / 5), "it made passes bring less"
 
 
 def test_who_still_waits_bounds_the_times_of_all_from_below() -> None:

@@ -24,6 +24,8 @@ class Case:
     """Processor time of the server's process."""
     busy_s: float
     """Of the engine alone."""
+    passes: int
+    """It made."""
     rss_grown_bytes: float
     """From before the attacker came to when it is still there."""
     throttled_s: float
@@ -32,6 +34,11 @@ class Case:
     newcomers: Newcomers
     got: Mapping[str, Any]
     """What the attacker says it got."""
+
+    @property
+    def worth(self) -> float:
+        """Tokens a pass, times the share of the processor time that passes have of the server's."""
+        return self.tokens / self.passes * self.busy_s / self.cpu_s
 
     def met_by(self, flood: Flood) -> list[str]:
         """By which of its defences an attacker was met."""

@@ -59,9 +59,11 @@ class Row:
     """Of one flood; medians over the turns, of what an attacked case has against the controls around it."""
 
     name: str
+    kept: float
+    """By honest agents, of their goodput, whatever the speed of the machine: `Case.worth`, over the same in controls."""
+    kept_least: float
     per_cpu_s: float
-    """Honest tokens per second of the server's processor time, over the same in the controls."""
-    per_cpu_s_least: float
+    """Honest tokens per second of the server's processor time, likewise."""
     per_busy_s: float
     """Per second of the engine's busy time, likewise."""
     per_s: float
@@ -99,12 +101,13 @@ def row_of(flood: Flood, turns: Sequence[Compared[Case]]) -> Row:
     def median_more(of: Callable[[Case], float]) -> float:
         return statistics.median(turn.more(of) for turn in turns)
 
-    per_cpu_s = ratios(lambda case: case.cpu_s)
+    kept = [turn.ratio(lambda case: case.worth) for turn in turns]
     refusals = sum((case.refusals for case in cases), Counter[str]())
     return Row(
         flood.name,
-        per_cpu_s=statistics.median(per_cpu_s),
-        per_cpu_s_least=min(per_cpu_s),
+        kept=statistics.median(kept),
+        kept_least=min(kept),
+        per_cpu_s=statistics.median(ratios(lambda case: case.cpu_s)),
         per_busy_s=statistics.median(ratios(lambda case: case.busy_s)),
         per_s=statistics.median(ratios(lambda case: case.seconds)),
         cpu_share=median_more(lambda case: (case.cpu_s - case.busy_s) / case.seconds),
@@ -126,9 +129,9 @@ def shortfalls(rows: Sequence[Row], claims: Mapping[str, Mapping[str, Any]]) -> 
     """What is not as it should be, a sentence each: floods that were not met, and whatever is below the aim."""
     unmet = [f"{row.name}: none of its defences met it in every turn" for row in rows if not row.met]
     floods = [
-        f"{row.name}: honest agents have {row.per_cpu_s:.3f} of their tokens per CPU second, below {AIM:g}"
+        f"{row.name}: honest agents keep {row.kept:.3f} of their goodput, below {AIM:g}"
         for row in rows
-        if row.per_cpu_s < AIM
+        if row.kept < AIM
     ]
     others = [
         f"{name}: others have {row['others']:.3f} of their tokens per busy second, below {AIM:g}"
@@ -141,14 +144,15 @@ def shortfalls(rows: Sequence[Row], claims: Mapping[str, Mapping[str, Any]]) -> 
 def flood_lines(rows: Sequence[Row]) -> list[str]:
     """To read."""
     lines = [
-        f"honest agents' tokens beside each, over those without it (aim {AIM:g} per CPU s); what of a core it costs",
-        "more; what newcomers waited for their links, median/most (≥: some were still waiting), and how many had none",
-        f"{'':<26} {'per CPU s':>9} {'busy s':>7} {'s':>6} {'core':>6} {'MiB':>6} {'newcomers ms':>13} {'kept out':>8}",
+        f"what honest agents keep beside each (aim {AIM:g}), and their tokens per second of time, over those without it;",
+        "what of a core it costs more; what newcomers waited for their links, median/most (≥: some were still waiting), and",
+        "how many had none",
+        f"{'':<24} {'keep':>6} {'CPU s':>6} {'busy s':>6} {'s':>6} {'core':>6} {'MiB':>6} {'newcomers ms':>13} {'out':>4}",
     ]
     for row in rows:
         lines.append(
-            f"{row.name:<26} {row.per_cpu_s:>9.3f} {row.per_busy_s:>7.3f} {row.per_s:>6.3f} {row.cpu_share:>6.1%} "
-            f"{row.rss_grown_bytes / 2**20:>6.1f} {row.newcomers or 'none'!s:>13} {row.kept_out:>8}"
+            f"{row.name:<24} {row.kept:>6.3f} {row.per_cpu_s:>6.3f} {row.per_busy_s:>6.3f} {row.per_s:>6.3f} "
+            f"{row.cpu_share:>6.1%} {row.rss_grown_bytes / 2**20:>6.1f} {row.newcomers or 'none'!s:>13} {row.kept_out:>4}"
         )
         lines += _indented(f"met by: {_defences(row)}")
         lines += [line for got in row.got[-1:] for line in _indented(f"got: {got}")]

@@ -33,6 +33,7 @@ class Reading:
     at_s: float
     cpu_s: float
     busy_s: float
+    passes: int
     rss_bytes: float
     throttled_s: float
     refusals: Counter[str]
@@ -63,6 +64,7 @@ def read(address: str, token: str) -> Reading:
         at_s=at_s,
         cpu_s=values["process_cpu_seconds_total"],
         busy_s=values["goodspeed_busy_seconds_total"],
+        passes=int(values["goodspeed_rounds_total"]),
         rss_bytes=values["process_resident_memory_bytes"],
         throttled_s=values["goodspeed_throttled_seconds_total"],
         refusals=refusals,
