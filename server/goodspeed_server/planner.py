@@ -21,7 +21,7 @@ from goodspeed.timing import EngineMeter
 from goodspeed.verification import Judgement, Rule
 from goodspeed_server.live import DraftWay, LiveStream
 from goodspeed_server.settings import CAPACITY_PER_STREAM, RoundSettings
-from goodspeed_server.slices import AT_ONCE, slices_of
+from goodspeed_server.slices import many, slices_of
 
 __all__ = ["Planner"]
 
@@ -126,7 +126,7 @@ class Planner:
         known: list[_Known] = []
         for some in slices_of(streams):
             known += map(self._known, some)
-            if len(streams) > AT_ONCE:
+            if many(streams):
                 yield ()
         demand = self._demand_of(known)
         limits, chances = demand.limit.tolist(), demand.alpha.tolist()  # whatever the scheduler does to them

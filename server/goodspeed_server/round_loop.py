@@ -37,7 +37,7 @@ from goodspeed_server.settings import OVERDUE, RoundSettings
 from goodspeed_server.settling import Settlement, Settling
 from goodspeed_server.sharing import Sharing
 from goodspeed_server.shortage import Shortage
-from goodspeed_server.slices import AT_ONCE
+from goodspeed_server.slices import many
 from goodspeed_server.streams import Streams
 from goodspeed_server.telemetry import Telemetry
 from goodspeed_server.verifier import Verifier
@@ -368,11 +368,13 @@ class RoundLoop:
 
         That is done while the next pass runs already, if nobody is to be waited for.
         """
-        if (done := self._untold) is None:
-            return
-        self._untold = None
-        for _ in self._settling.tell(done, self._clock, spell_out=not self.waits):
+        for _ in self._telling():
             await asyncio.sleep(0)
+
+    def _telling(self) -> Iterator[None]:
+        done, self._untold = self._untold, None
+        if done is not None:
+            yield from self._settling.tell(done, self._clock, spell_out=not self.waits)
 
     def _schedule(self, streams: Sequence[LiveStream]) -> Iterator[None]:
         """Choose the next budget of each of `streams` and wait for their drafts; pauses, if they are many."""
@@ -383,7 +385,7 @@ class RoundLoop:
             for live in planned:
                 if not live.closed:
                     self._expect(live, now)
-            if len(streams) > AT_ONCE:
+            if many(streams):
                 yield
 
     def _begin(self, live: LiveStream) -> None:

@@ -22,7 +22,7 @@ from goodspeed_server.planner import Planner
 from goodspeed_server.recording import Recorder, Verified
 from goodspeed_server.sharing import Sharing
 from goodspeed_server.shortage import KEEP_S, Shortage
-from goodspeed_server.slices import AT_ONCE, slices_of
+from goodspeed_server.slices import many, slices_of
 from goodspeed_server.streams import Streams
 from goodspeed_server.telemetry import Telemetry
 from goodspeed_server.verifier import Turn
@@ -107,10 +107,10 @@ class Settling:
         """
         logprobs = settled.logprobs or [b""] * len(settled.judgements)
         turns = list(zip(planned.verified, planned.work.turns, settled.judgements, logprobs, strict=True))
-        begun, many = 0, len(turns) > AT_ONCE
+        begun = 0
         for some in slices_of(turns):
             begun = self._commit_some(some, begun, settled, now, done, spell_out=spell_out)
-            if many:
+            if many(turns):
                 yield
 
     def _commit_some(
@@ -152,9 +152,8 @@ class Settling:
 
     def tell(self, done: Settlement, clock: Callable[[], float], *, spell_out: bool) -> Iterator[None]:
         """Tell those that go on what was committed, and what to draft; pauses, if they are many."""
-        many = len(done.going_on) > AT_ONCE
         for some in slices_of(done.going_on):
-            if many:
+            if many(done.going_on):
                 yield
             now = clock()
             for live, commit in some:
