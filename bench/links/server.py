@@ -21,6 +21,7 @@ from bench.links.children import Answer, obey
 from bench.links.engine import SyntheticEngine
 from bench.links.lag import Lag
 from bench.links.text import VOCAB
+from goodspeed_server.collector import spare_what_is_there
 from goodspeed_server.server import VerificationServer
 from goodspeed_server.settings import RoundSettings, ServerSettings
 
@@ -110,7 +111,9 @@ def main(
         rounds=RoundSettings(max_waiting=waiting, prefill_chunk=PREFILL_CHUNK),
     )  # fmt: skip
     engine = functools.partial(SyntheticEngine, pass_s=pass_ms / 1e3, token_s=token_us / 1e6)
-    uvloop.run(_serve(VerificationServer(settings, _model(), _tokenizer(), make_engine=engine)))
+    server = VerificationServer(settings, _model(), _tokenizer(), make_engine=engine)
+    spare_what_is_there()
+    uvloop.run(_serve(server))
 
 
 async def _serve(server: VerificationServer) -> None:

@@ -89,9 +89,6 @@ class Admission(Generic[KeyT, OwnerT, RequestT]):
     def __len__(self) -> int:
         return len(self._owners)
 
-    def __iter__(self) -> Iterator[RequestT]:
-        return (waiting.request for queue in self._queues.values() for waiting in queue.values())
-
     def __contains__(self, key: KeyT) -> bool:
         return key in self._owners
 

@@ -26,6 +26,11 @@ class Boundary:
         self._errands: deque[Callable[[], None]] = deque()
         self._over = False
 
+    @property
+    def errands(self) -> int:
+        """How many wait."""
+        return len(self._errands)
+
     async def reached(self, errand: Callable[[], T]) -> T:
         """Do something when the round that runs is over, and say what came of it.
 

@@ -249,7 +249,7 @@ class LiveControl:
         return SteeredAgent(
             name=name,
             links=len(accounts),
-            streams=sum(self._rounds.streams_of(account) for account in accounts),
+            streams=sum(account.streams for account in accounts),
             weight=self._weights.get(name, own),
             own_weight=own,
             reweighted=name in self._weights,

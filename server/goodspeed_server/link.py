@@ -122,7 +122,7 @@ class Link:
     @property
     def busy(self) -> bool:
         """Whether it has streams."""
-        return self._account is not None and self._rounds.streams_of(self._account) > 0
+        return self._account is not None and self._account.streams > 0
 
     def post(self, message: ServerMessage) -> None:
         """Queue a message; a peer that does not read is cut off rather than waited for."""

@@ -80,6 +80,8 @@ class AgentAccount:
     """`omega` of its streams in the utility."""
     allowance: Allowance | None = None
     """Of the token it showed."""
+    streams: int = 0
+    """How many it has: those that wait for a row, too."""
     hearing: LinkPace | None = None
     """How much it is listened to; None for as much as it sends."""
     service: Service = "served"
@@ -123,6 +125,7 @@ class AgentAccount:
             )
         if self.allowance is not None:
             self.allowance.admit(now, back)
+        self.streams += 1
 
     def spend(self, tokens: int, now: float) -> None:
         """Tokens were committed to it."""
@@ -146,6 +149,7 @@ class AgentAccount:
 
     def give_back(self) -> None:
         """A stream less."""
+        self.streams -= 1
         if self.allowance is not None:
             self.allowance.ended()
 

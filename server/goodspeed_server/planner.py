@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,16 +15,29 @@ from goodspeed.leads import PROBE_TOKENS, overtaken
 from goodspeed.messages import Draft, DraftEnd
 from goodspeed.rounds import Prospect
 from goodspeed.rules import rule_named
-from goodspeed.scheduling import Demand, PlainDecoding, Scheduler, Timing, checked_plan, needs_no_capacity
+from goodspeed.scheduling import Demand, PlainDecoding, Plan, Scheduler, Timing, checked_plan, needs_no_capacity
 from goodspeed.stream import Commit
 from goodspeed.timing import EngineMeter
 from goodspeed.verification import Judgement, Rule
 from goodspeed_server.live import DraftWay, LiveStream
 from goodspeed_server.settings import CAPACITY_PER_STREAM, RoundSettings
+from goodspeed_server.slices import many, slices_of
 
 __all__ = ["Planner"]
 
 logger = logging.getLogger(__name__)
+
+
+class _Known(NamedTuple):
+    """What a scheduler is told of one stream, in the order of `Demand` and `Timing`."""
+
+    alpha: float
+    goodput: float
+    weight: float
+    limit: int
+    rate: float
+    draft_s: float
+    turnaround_s: float
 
 
 class Planner:
@@ -96,25 +110,48 @@ class Planner:
         A scheduler that fails takes no text with it: what it should have planned is decoded plainly, and so is what
         follows, until another is adopted.
         """
-        demand = self._demand(streams)
-        limits, chances = demand.limit.tolist(), demand.alpha.tolist()
-        try:
-            plan = checked_plan(self.scheduler, demand, capacity)
-        except SchedulerFault as fault:
-            self._do_without(fault)
-            plan = self.scheduler.plan(demand, capacity)
+        for _ in self.planning(streams, lambda: capacity, lambda: now):
+            pass
+
+    def planning(
+        self, streams: Sequence[LiveStream], capacity: Callable[[], int], clock: Callable[[], float]
+    ) -> Iterator[Sequence[LiveStream]]:
+        """As `plan`, with pauses: says after each which streams have had their budgets since the one before.
+
+        Args:
+            streams: at least one.
+            capacity: draft tokens that may be granted, asked for once all is known of the streams.
+            clock: seconds.
+        """
+        known: list[_Known] = []
+        for some in slices_of(streams):
+            known += map(self._known, some)
+            if many(streams):
+                yield ()
+        demand = self._demand_of(known)
+        limits, chances = demand.limit.tolist(), demand.alpha.tolist()  # whatever the scheduler does to them
+        plan = self._answer(demand, capacity())
         self.price = plan.price
         worth_s = [0.0] * len(streams) if plan.worth_s is None else plan.worth_s.tolist()
-        budgets = plan.budgets.tolist()
-        token_s = self.meter.load.cost.token_s
-        for live, budget, worth, limit, chance in zip(streams, budgets, worth_s, limits, chances, strict=True):
-            live.budget = live.lead = budget
-            live.worth_s, live.price, live.price_percent, live.overtaken = worth, None, 0, 0
-            if budget and worth > 0:
-                live.price = min(1.0, token_s / worth)
-                live.price_percent = int(100 * live.price) if self._settings.early_stop else 0
-            if not self._waits:
-                self._look_ahead(live, limit, chance, now)
+        grants = list(zip(streams, plan.budgets.tolist(), worth_s, limits, chances, strict=True))
+        for some_grants in slices_of(grants):
+            now, token_s = clock(), self.meter.load.cost.token_s
+            for live, budget, worth, limit, chance in some_grants:
+                live.budget = live.lead = budget
+                live.worth_s, live.price, live.price_percent, live.overtaken = worth, None, 0, 0
+                if budget and worth > 0:
+                    live.price = min(1.0, token_s / worth)
+                    live.price_percent = int(100 * live.price) if self._settings.early_stop else 0
+                if not self._waits:
+                    self._look_ahead(live, limit, chance, now)
+            yield [live for live, *_ in some_grants]
+
+    def _answer(self, demand: Demand, capacity: int) -> Plan:
+        try:
+            return checked_plan(self.scheduler, demand, capacity)
+        except SchedulerFault as fault:
+            self._do_without(fault)
+            return self.scheduler.plan(demand, capacity)
 
     def _do_without(self, fault: SchedulerFault) -> None:
         logger.error("%s; texts are decoded plainly until another scheduler is chosen", fault, exc_info=fault.__cause__)
@@ -209,16 +246,21 @@ class Planner:
         # come after: so they are believed as far as what came in time does not speak against them.
         return min(live.estimator.alpha, live.in_time.optimistic)
 
-    def _demand(self, streams: Sequence[LiveStream]) -> Demand:
-        return Demand(
-            alpha=np.array([self._chance(live) for live in streams]),
-            goodput=np.array([live.goodput for live in streams]),
-            weight=np.array([live.account.weight for live in streams]),
-            limit=np.array([live.draft_limit for live in streams], dtype=np.int64),
-            timing=Timing(
-                rate=np.array([live.rate.rate for live in streams]),
-                draft_s=np.array([live.pace.draft_s for live in streams]),
-                turnaround_s=np.array([live.pace.turnaround_s for live in streams]),
-                engine=self.meter.load,
-            ),
+    def _known(self, live: LiveStream) -> _Known:
+        return _Known(
+            self._chance(live),
+            live.goodput,
+            live.account.weight,
+            live.draft_limit,
+            live.rate.rate,
+            live.pace.draft_s,
+            live.pace.turnaround_s,
         )
+
+    def _demand(self, streams: Sequence[LiveStream]) -> Demand:
+        return self._demand_of([self._known(live) for live in streams])
+
+    def _demand_of(self, known: Sequence[_Known]) -> Demand:
+        alpha, goodput, weight, limit, rate, draft_s, turnaround_s = np.array(known).T  # float64 [streams] each
+        timing = Timing(rate, draft_s, turnaround_s, self.meter.load)
+        return Demand(alpha, goodput, weight, limit.astype(np.int64), timing)

@@ -37,6 +37,7 @@ from goodspeed_server.settings import OVERDUE, RoundSettings
 from goodspeed_server.settling import Settlement, Settling
 from goodspeed_server.sharing import Sharing
 from goodspeed_server.shortage import Shortage
+from goodspeed_server.slices import many
 from goodspeed_server.streams import Streams
 from goodspeed_server.telemetry import Telemetry
 from goodspeed_server.verifier import Verifier
@@ -106,6 +107,8 @@ class RoundLoop:
         self._ended = asyncio.Event()
         """Set whenever a stream has."""
         self._stopping = False
+        self._untold: Settlement | None = None
+        """Of the last pass, while its agents have not been told."""
         self._round = 0
         """How many have begun: the number of the one that runs, or ran last."""
         self._engine_thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
@@ -153,10 +156,6 @@ class RoundLoop:
     def is_prefilling(self, live: LiveStream) -> bool:
         """Whether the stream's prompt is still on its way into the slab."""
         return live in self._streams.prefilling
-
-    def streams_of(self, account: AgentAccount) -> int:
-        """How many streams of a link have a row or wait for one."""
-        return self._streams.count(account)
 
     def open(self, outbox: Outbox, account: AgentAccount, message: Open) -> None:
         """Admit a stream, or queue it; raises as `Streams.open`."""
@@ -280,6 +279,7 @@ class RoundLoop:
                 chunk, most = self.settings.prefill_chunk, self._fitting.most
                 planned = plan_pass(batch, self._sharing.begin(batch, self._prompts), chunk, most, self._shortage)
                 if not planned.verified and not planned.prefilled:
+                    await self._tell()
                     await asyncio.sleep(0)  # whatever is waited for, others have to be heard
                     continue
                 arrivals = self._look_back(planned, gathering, gathered)
@@ -287,7 +287,10 @@ class RoundLoop:
                 with about(round=self._round):
                     verifying = self._clock()
                     run = partial(copy_context().run, self._fitting.run, planned.work)
-                    settled = await loop.run_in_executor(self._engine_thread, run)
+                    running = loop.run_in_executor(self._engine_thread, run)
+                    await asyncio.sleep(0)  # The interpreter's lock is the engine's thread's first.
+                    await self._tell()
+                    settled = await running
                     verified = self._clock()
                     planned, unfit = planned.as_run(settled)
                     work = planned.work
@@ -295,11 +298,12 @@ class RoundLoop:
                     if work.rows and not settled.out_of_memory:
                         self.planner.meter.observe(PassSample(len(work.rows), work.tokens, verified - verifying))
                     self._settling.set_aside(unfit, verified)
-                    done = Settlement()
+                    done = self._untold = Settlement()
                     for _ in self._commit(planned, settled, done):
                         await asyncio.sleep(0)
                     phases = Phases(gathering, gathered, verifying, verified, self._clock())
                     self._telemetry.round_over(RoundRecord.of(settled, done.commits, phases, arrivals, done.price))
+            await self._tell()
         finally:
             self._stopping = True
             self._streams.give_up_parked(math.inf)
@@ -310,7 +314,9 @@ class RoundLoop:
         """Wait until the round closes, or there is a prompt to work on meanwhile; None: there is no further round."""
         loop = asyncio.get_running_loop()
         while not self._stopping:
-            self.boundary.here()
+            if self.boundary.errands:
+                await self._tell()
+                self.boundary.here()
             places_at = self._streams.tell_places()
             now = self._clock()
             self._try_again(now)
@@ -318,6 +324,9 @@ class RoundLoop:
             batch = self._rounds.close(now, prompts=prompts)
             if batch or prompts:
                 return batch
+            if self._untold is not None:
+                await self._tell()
+                continue
             self._changed.clear()
             dates = (self._rounds.closes_at(), places_at, self._shortage.next_at)
             wake_at = min((at for at in dates if at is not None), default=None)
@@ -344,25 +353,40 @@ class RoundLoop:
         )
 
     def _commit(self, planned: PlannedPass, settled: Settled, done: Settlement) -> Iterator[None]:
-        """Extend transcripts, learn from what happened, choose the next budgets, and tell the agents; with pauses."""
+        """Extend transcripts, learn from what happened, and choose the next budgets; with pauses."""
         spell_out = not self.waits
         yield from self._settling.commit(planned, settled, self._clock(), done, spell_out=spell_out)
         for live in self._settling.prompts_advanced(planned.prefilled):
             self._join(live)
-        self._schedule([live for live, _ in done.going_on if not live.closed])
+        yield from self._schedule([live for live, _ in done.going_on if not live.closed])
         done.price = self.planner.price  # before a newcomer has one of its own
-        yield from self._settling.tell(done, self._clock, spell_out=spell_out)
         for account in done.found_out:
             self.auditing.do_without(account)
 
-    def _schedule(self, streams: Sequence[LiveStream]) -> None:
-        """Choose the next budget of each of `streams` and wait for their drafts."""
+    async def _tell(self) -> None:
+        """Tell agents what the last pass has brought, and what to draft, if they have not been told.
+
+        That is done while the next pass runs already, if nobody is to be waited for.
+        """
+        for _ in self._telling():
+            await asyncio.sleep(0)
+
+    def _telling(self) -> Iterator[None]:
+        done, self._untold = self._untold, None
+        if done is not None:
+            yield from self._settling.tell(done, self._clock, spell_out=not self.waits)
+
+    def _schedule(self, streams: Sequence[LiveStream]) -> Iterator[None]:
+        """Choose the next budget of each of `streams` and wait for their drafts; pauses, if they are many."""
         if not streams:
             return
-        now = self._clock()
-        self.planner.plan(streams, max(0, self.capacity - self._granted), now)
-        for live in streams:
-            self._expect(live, now)
+        for planned in self.planner.planning(streams, lambda: max(0, self.capacity - self._granted), self._clock):
+            now = self._clock()
+            for live in planned:
+                if not live.closed:
+                    self._expect(live, now)
+            if many(streams):
+                yield
 
     def _begin(self, live: LiveStream) -> None:
         """Grant a stream that has its row a first budget, and tell its agent."""

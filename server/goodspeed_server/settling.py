@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 
 from goodspeed.logprobs import entry_bytes
 from goodspeed.messages import Failure
@@ -23,6 +22,7 @@ from goodspeed_server.planner import Planner
 from goodspeed_server.recording import Recorder, Verified
 from goodspeed_server.sharing import Sharing
 from goodspeed_server.shortage import KEEP_S, Shortage
+from goodspeed_server.slices import many, slices_of
 from goodspeed_server.streams import Streams
 from goodspeed_server.telemetry import Telemetry
 from goodspeed_server.verifier import Turn
@@ -37,8 +37,6 @@ _NO_MEMORY = (
 )
 _NO_MEMORY_RETRY_S = 5.0
 """An agent that keeps to it has the text tried twice more before it gives up."""
-_AT_ONCE = 64
-"""Streams: some milliseconds of the event loop's time."""
 
 
 @dataclass(slots=True)
@@ -108,11 +106,11 @@ class Settling:
             spell_out: as in `LiveStream.tell`.
         """
         logprobs = settled.logprobs or [b""] * len(settled.judgements)
-        turns = zip(planned.verified, planned.work.turns, settled.judgements, logprobs, strict=True)
-        first, many = 0, len(planned.verified) > _AT_ONCE
-        while some := list(islice(turns, _AT_ONCE)):
-            first = self._commit_some(some, first, settled, now, done, spell_out=spell_out)
-            if many:
+        turns = list(zip(planned.verified, planned.work.turns, settled.judgements, logprobs, strict=True))
+        begun = 0
+        for some in slices_of(turns):
+            begun = self._commit_some(some, begun, settled, now, done, spell_out=spell_out)
+            if many(turns):
                 yield
 
     def _commit_some(
@@ -154,12 +152,11 @@ class Settling:
 
     def tell(self, done: Settlement, clock: Callable[[], float], *, spell_out: bool) -> Iterator[None]:
         """Tell those that go on what was committed, and what to draft; pauses, if they are many."""
-        many = len(done.going_on) > _AT_ONCE
-        for first in range(0, len(done.going_on), _AT_ONCE):
-            if many:
+        for some in slices_of(done.going_on):
+            if many(done.going_on):
                 yield
             now = clock()
-            for live, commit in done.going_on[first : first + _AT_ONCE]:
+            for live, commit in some:
                 if not live.closed:
                     live.tell(commit, now, spell_out=spell_out)
 

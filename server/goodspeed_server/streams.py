@@ -114,10 +114,6 @@ class Streams:
         """A link's streams that have a row."""
         return [live for (owner, _), live in self._live.items() if owner is outbox]
 
-    def count(self, account: AgentAccount) -> int:
-        """How many streams of an account have a row or wait for one."""
-        return sum(live.account is account for live in self) + sum(waiting is account for waiting, _ in self._admission)
-
     def open(self, outbox: Outbox, account: AgentAccount, message: Open) -> None:
         """Admit a stream, or queue it; one that is parked goes on in its own row, unless others wait for that.
 
@@ -297,7 +293,7 @@ class Streams:
 
     def _check_count(self, account: AgentAccount) -> None:
         most = self._max_streams_per_agent
-        if most is not None and self.count(account) >= most:
+        if most is not None and account.streams >= most:
             raise Overloaded(
                 f"an agent may have {most} streams at a time here, and {account.name!r} has them: wait for one to end "
                 "(the server's operator can raise --max-streams-per-agent)",

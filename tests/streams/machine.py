@@ -256,6 +256,7 @@ class StreamsMachine(RuleBasedStateMachine):
             self._agents_hear_all()
             if self.served.planned is not None:
                 self._server_hears_all()
+        self.served.tell()
         self._agents_hear_all()
 
     def _server_hears_all(self) -> None:

@@ -14,7 +14,7 @@ from goodspeed.messages import AgentMessage, Close, Draft, Failure, Open, Redraf
 from goodspeed.scheduling import Demand, Plan
 from goodspeed.timing import EngineMeter, PassCost, PassSample
 from goodspeed.utility import AlphaFair
-from goodspeed_server import settling
+from goodspeed_server import slices
 from goodspeed_server.fitting import Settled
 from goodspeed_server.live import AgentAccount, Session
 from goodspeed_server.passes import PlannedPass, plan_pass
@@ -97,7 +97,9 @@ class Served:
         self.outcome: Settled | None = None
         self._at_once = at_once
         self._committing: Iterator[None] | None = None
-        """What is still to be committed of the pass, and told."""
+        """What is still to be committed of the pass."""
+        self._telling: Iterator[None] = iter(())
+        """What is still to be told of the one before."""
 
     def accept(self, name: str, session: Session | None = None) -> Wire:
         """Take a new connection; one of the same session that only seems to stand is over by that."""
@@ -137,30 +139,50 @@ class Served:
         planned = plan_pass(batch, prompts, loop.settings.prefill_chunk)
         if planned.verified or planned.prefilled:
             self.planned = planned
+        else:
+            self.tell()
 
     def compute(self) -> None:
         assert self.planned is not None
         self.outcome = self.loop._fitting.run(self.planned.work)
 
     def commit_on(self) -> None:
-        """Commit the next slice of the pass, or tell of it; where the last is behind us the pass is over."""
+        """Tell the next slice of the pass before, or commit that of this one; behind the last this one is over."""
         assert self.planned is not None
         if self.outcome is None:
             self.compute()
         assert self.outcome is not None
         if self._committing is None:
+            if self._tell_on():
+                return
             planned, unfit = self.planned.as_run(self.outcome)
             assert unfit == ([], [])
-            self._committing = self.loop._commit(planned, self.outcome, Settlement())
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(settling, "_AT_ONCE", self._at_once)
-            if next(self._committing, "over"):
-                self.planned = self.outcome = self._committing = None
+            self.loop._untold = done = Settlement()
+            self._committing = self.loop._commit(planned, self.outcome, done)
+        if self._goes_on(self._committing):
+            return
+        self.planned = self.outcome = self._committing = None
+        self._telling = self.loop._telling()
+
+    def tell(self) -> None:
+        """Tell whatever is left to be told, and hear nobody meanwhile."""
+        while self._tell_on():
+            pass
 
     def end_pass(self) -> None:
-        """Commit whatever is left of the pass, and hear nobody meanwhile."""
+        """Commit whatever is left of the pass, tell of it, and hear nobody meanwhile."""
         while self.planned is not None:
             self.commit_on()
+        self.tell()
+
+    def _tell_on(self) -> bool:
+        return self._goes_on(self._telling)
+
+    def _goes_on(self, work: Iterator[None]) -> bool:
+        """Do the next slice; whether there is another behind it."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(slices, "_AT_ONCE", self._at_once)
+            return next(work, "over") is None
 
     def give_up_parked(self) -> None:
         """As the alarm does: what nobody came back for in time is forgotten."""
@@ -168,6 +190,7 @@ class Served:
 
     def change_rounds(self, rounds: RoundsName) -> None:
         """As an operator does; only between passes."""
+        self.tell()
         settings = RoundSettings(
             rounds=rounds, capacity=1000, round_timeout_s=1.0, prefill_chunk=2, max_waiting=MAX_WAITING
         )
