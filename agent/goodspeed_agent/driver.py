@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 
 from goodspeed.errors import GoodSpeedError, LinkLost, Overloaded
-from goodspeed.messages import Close, Failure, Opened, Queued, Verdict, Welcome
+from goodspeed.messages import Failure, Opened, Queued, Verdict, Welcome
 from goodspeed_agent.backoff import Backoff, Patience
 from goodspeed_agent.channel import Alone, Channel, Relinked
 from goodspeed_agent.connecting import refusal
@@ -119,11 +119,12 @@ async def tokens_of(
                 await channel.send(generation.draft(drafted.guesses, drafted.computed_s, drafted.end))
                 drafting.sent(budget, generation.room - len(drafted.guesses))
     finally:
-        channel.close()
         drafting.lost()
-        # Before anything is awaited: who is cancelled once more meanwhile would leave the stream open at the server.
+        # The server is told first of all: who is cancelled once more meanwhile would leave the stream open there.
         if generation.transcript.finish is None:
-            await channel.send(Close(generation.stream))
+            await channel.give_up()
+        else:
+            channel.close()
         await drafting.close()
 
 
