@@ -68,6 +68,8 @@ class Channel:
     async def send(self, message: AgentMessage) -> None:
         """Send a message, unless the connection it belongs to is gone: then `Relinked` is on its way here.
 
+        Waits while the server takes nothing of what it is sent, until it does or the connection is given up for that.
+
         Raises:
             InvalidRequest: the message is larger than a server takes.
         """

@@ -28,6 +28,7 @@ from goodspeed.messages import (
     encode,
 )
 from goodspeed.rules import rule_named
+from goodspeed_agent.connection import Connection
 from goodspeed_agent.tokenizer import TokenizerCache
 
 __all__ = ["Connected", "Door", "lost_for_good", "part", "receive", "refusal"]
@@ -109,6 +110,7 @@ class Door:
                 self.url,
                 compression=None,
                 max_size=MAX_SERVER_FRAME_BYTES,
+                create_connection=Connection,
                 open_timeout=None,
                 close_timeout=_CLOSE_S,
                 user_agent_header="goodspeed-agent",
