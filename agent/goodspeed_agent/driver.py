@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 
 _BAD_DRAFT = frozenset({"draft_out_of_range", "draft_too_long", "invalid_q"})
 """What the server calls a draft that it takes for an empty one; the stream goes on."""
+_CROSSED = "unknown_stream"
+"""What it answers to a draft of a stream that it has just ended."""
 
 
 class NotBegun(LinkLost):
@@ -59,13 +61,14 @@ async def tokens_of(
         ProtocolError: the server contradicts itself.
     """
     patience, silence = Patience(backoff), Silence(channel, patience_s)
-    warned = False
+    warned = opened = False
     waited_for = waits()
     try:
         await channel.send(generation.opening())
         while generation.transcript.finish is None:
             match await silence.broken():
                 case Relinked():
+                    opened = False
                     drafting.lost()
                     waited_for = waits()
                     await channel.send(generation.opening())
@@ -88,7 +91,10 @@ async def tokens_of(
                         _log.warning("the server cannot use this drafter's drafts: %s", failure.message)
                     warned = True
                     continue
+                case Failure(code=code) if code == _CROSSED and not opened:
+                    continue  # why the stream was ended stood before that
                 case Failure() as failure:
+                    opened = False
                     drafting.lost()
                     if await _room_again(patience, refusal(failure), channel):
                         await channel.send(generation.opening())
@@ -99,7 +105,7 @@ async def tokens_of(
                         on_queued(place)
                     continue
                 case Opened() as asking:
-                    pass  # which is no success yet: a server without memory has rows, and commits nothing
+                    opened = True  # which is no success yet: a server without memory has rows, and commits nothing
                 case Verdict() as asking:
                     drafting.answered()
                     new = generation.commit(asking)
