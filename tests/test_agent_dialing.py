@@ -116,9 +116,8 @@ async def test_a_server_that_accepts_and_says_nothing_is_passed_over_soon_where_
     monkeypatch.setattr(journey, "_ATTEMPT_S", 3600.0)
     monkeypatch.setattr(journey, "_ATTEMPT_OF_SEVERAL_S", 0.1)
     monkeypatch.setattr(journey, "_LEAST_ATTEMPT_S", 0.1)
-    silent = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
-    port = silent.sockets[0].getsockname()[1]
     server, patient = FakeServer(), Backoff(first_s=3600.0, longest_s=3600.0, give_up_after_s=7200.0)
-    async with asyncio.timeout(60), silent, server.listening():
-        async with Link([f"ws://127.0.0.1:{port}", server.url], HELLO, cache, patient) as link:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # which the system accepts for
+        url = f"ws://127.0.0.1:{silent.getsockname()[1]}"
+        async with asyncio.timeout(60), server.listening(), Link([url, server.url], HELLO, cache, patient) as link:
             assert link.url == server.url

@@ -61,20 +61,23 @@ async def reading(
 ) -> AsyncIterator[tuple[VerificationServer, Agent, asyncio.Task[list[int]]]]:
     """A server that reads a prompt in pieces, and an agent that waits for a text upon it."""
     settings = tiny_settings(rounds={"prefill_chunk": CHUNK})
-    async with asyncio.timeout(60), serving(settings) as (server, address):
-        async with Agent(address, NoDrafter(), cache=cache, backoff=QUICK) as agent:
+    async with (
+        asyncio.timeout(60),
+        serving(settings) as (server, address),
+        Agent(address, NoDrafter(), cache=cache, backoff=QUICK) as agent,
+    ):
 
-            async def write() -> list[int]:
-                request = TextRequest(PROMPT, max_new_tokens=NEW_TOKENS, ignore_eos=True)
-                return (await agent.complete(request)).tokens
+        async def write() -> list[int]:
+            request = TextRequest(PROMPT, max_new_tokens=NEW_TOKENS, ignore_eos=True)
+            return (await agent.complete(request)).tokens
 
-            writing = asyncio.create_task(write())
-            try:
-                yield server, agent, writing
-            finally:
-                passes.let_all_go_on()
-                writing.cancel()
-                await asyncio.wait([writing])
+        writing = asyncio.create_task(write())
+        try:
+            yield server, agent, writing
+        finally:
+            passes.let_all_go_on()
+            writing.cancel()
+            await asyncio.wait([writing])
 
 
 async def test_pings_are_answered_while_a_pass_runs(cache: TokenizerCache, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ Cause: TypeAlias = Kind | Literal["several faults"]
 class Recovery:
     """One agent's.
 
-    Who is struck again before it is back says nothing of how long either fault takes to get over: such an absence is one
-    of several faults, from the first of them on.
+    Who is struck again before it is back says nothing of how long either fault takes to get over: such an absence is
+    one of several faults, from the first of them on.
     """
 
     def __init__(self) -> None:
