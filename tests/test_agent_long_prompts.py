@@ -34,6 +34,8 @@ class Passes:
         self._loop = asyncio.get_running_loop()
         self._running: asyncio.Queue[int] = asyncio.Queue()
         self._may_go_on = threading.Semaphore(0)
+        self._at = 0
+        """The pass that waits, counted from 1."""
         run = Verifier.run
         count = 0
 
@@ -48,8 +50,10 @@ class Passes:
 
     async def until(self, number: int) -> None:
         """Let passes go on until this one runs, which does not."""
-        while await self._running.get() < number:
-            self._may_go_on.release()
+        while self._at < number:
+            if self._at:
+                self._may_go_on.release()
+            self._at = await self._running.get()
 
     def let_all_go_on(self) -> None:
         self._may_go_on.release(10_000)

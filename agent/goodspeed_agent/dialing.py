@@ -11,7 +11,7 @@ import socket
 from collections import deque
 from collections.abc import Sequence
 from itertools import chain, zip_longest
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 __all__ = ["dial"]
 
@@ -20,7 +20,8 @@ _NEXT_S = 0.25
 _GIVE_UP_S = 4.0
 """By then a system has asked three times."""
 
-_Address: TypeAlias = tuple[socket.AddressFamily, tuple[str | int, ...]]
+_Address: TypeAlias = tuple[socket.AddressFamily, Any]
+"""The second is what sockets of that family take."""
 
 
 async def dial(host: str, port: int) -> socket.socket:
@@ -85,7 +86,7 @@ def _by_turns(addresses: list[_Address]) -> list[_Address]:
     return [address for address in chain.from_iterable(zip_longest(*families.values())) if address is not None]
 
 
-async def _connect(family: socket.AddressFamily, address: tuple[str | int, ...]) -> socket.socket:
+async def _connect(family: socket.AddressFamily, address: Any) -> socket.socket:
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         made.setblocking(False)
