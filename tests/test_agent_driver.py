@@ -285,6 +285,33 @@ async def test_a_server_that_opens_a_text_and_never_writes_of_it_is_reported(tmp
         await generate(FakeServer(hook=hook), tmp_path, backoff=replace(QUICK, give_up_after_s=0.1))
 
 
+async def test_a_draft_that_meets_the_end_of_its_stream_on_the_way_does_not_end_the_text(tmp_path: Path) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if len(server.got(Open)) > 1:
+            return False
+        if isinstance(message, Open):
+            await server.send(connection, Opened(message.stream, len(message.tokens), 4))
+        elif isinstance(message, Draft):
+            ended = Failure("overloaded", "no memory", message.stream, 0.001)
+            await server.send(connection, ended, Failure("unknown_stream", "not open", message.stream))
+        return isinstance(message, Open | Draft)
+
+    server = FakeServer(hook=hook)
+    generation, _ = await generate(server, tmp_path)
+    assert generation.transcript.generated == expected(20)
+    assert len(server.got(Open)) == 2
+
+
+async def test_a_server_that_does_not_know_what_it_has_opened_is_reported(tmp_path: Path) -> None:
+    async def hook(server: FakeServer, connection: ServerConnection, message: AgentMessage) -> bool:
+        if isinstance(message, Draft):
+            await server.send(connection, Failure("unknown_stream", "not open", message.stream))
+        return isinstance(message, Draft)
+
+    with pytest.raises(Refused, match="not open"):
+        await generate(FakeServer(hook=hook), tmp_path)
+
+
 @pytest.mark.parametrize("code", ["invalid_request", "prompt_too_long", "token_out_of_range", "duplicate_stream"])
 async def test_a_refused_stream_is_reported_and_not_repeated(tmp_path: Path, code: str) -> None:
     server = FakeServer(hook=refusing(code))

@@ -91,7 +91,7 @@ async def test_every_committed_token_is_recorded_with_what_the_target_thought(tm
 
 def test_an_operator_is_told_that_texts_are_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "goodspeed_server"):
-        recorder(tmp_path).close()
+        recorder(tmp_path).close(60.0)
     assert caplog.messages == [f"everything that is verified is recorded to {tmp_path}, the users' texts among it"]
 
 
@@ -204,7 +204,7 @@ def test_every_block_is_recorded_as_it_was(tmp_path: Path) -> None:
         script.turn()
     script.rename("b", "another draft")
     script.turn()
-    script.writing.close()
+    script.writing.close(60.0)
     passages = {(passage.client, passage.drafter): passage for passage in read_shards(tmp_path)}
     assert set(passages) == {("a", "a draft"), ("b", "a draft"), ("b", "another draft")}
     whole = passages["a", "a draft"]
@@ -231,7 +231,7 @@ def test_a_pass_that_finds_no_memory_is_left_out_and_the_texts_go_on(
     monkeypatch.setattr(torch.Tensor, "topk", scarce)
     for _ in range(3):
         script.turn()
-    script.writing.close()
+    script.writing.close(60.0)
     assert script.writing.left_out == 1
     passages = read_shards(tmp_path)
     assert len(passages) == 4
@@ -248,7 +248,7 @@ def test_one_pass_is_recorded_however_large_it_is(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(recording, "_WAITING_BYTES", 1)
     script = Scripted(recorder(tmp_path), "a")
     script.turn(wide=1000)
-    script.writing.close()
+    script.writing.close(60.0)
     assert (script.writing.recorded, script.writing.left_out) == (1, 0)
 
 
@@ -272,7 +272,7 @@ def test_a_thread_that_is_stuck_holds_no_more_than_so_many_passes(
         assert stuck.wait(60)
         assert script.writing._events.qsize() <= 5 + 2
         free.set()
-        script.writing.close()
+        script.writing.close(60.0)
     assert script.writing.left_out >= 10
     assert any(message.startswith("left out of the recording: 1 more, 1 in all") for message in caplog.messages)
     for passage in read_shards(tmp_path):
@@ -295,7 +295,7 @@ def test_what_is_finished_is_written_though_nothing_else_happens(
     script.turn()
     script.rename("a", "another")
     assert written.wait(60)
-    script.writing.close()
+    script.writing.close(60.0)
     assert script.writing.recorded == 1
 
 
@@ -305,7 +305,7 @@ def test_prompts_that_are_written_again_and_again_count_as_well(tmp_path: Path) 
     for number in range(100):
         script.turn()
         script.rename("a", f"{number} {'x' * 4000}")
-    writing.close()
+    writing.close(60.0)
     sizes = [path.stat().st_size for path in tmp_path.iterdir()]
     assert len(sizes) >= 20
     assert max(sizes) < 40_000
@@ -361,7 +361,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_a_pass_whose_streams_were_all_closed_meanwhile_is_nothing_to_record(tmp_path: Path) -> None:
     writing = recorder(tmp_path)
     writing.passed(torch.zeros(3, VOCAB), [])
-    writing.close()
+    writing.close(60.0)
     assert (writing.recorded, writing.left_out, list(tmp_path.iterdir())) == (0, 0, [])
 
 
@@ -383,7 +383,7 @@ def test_a_defect_in_recording_is_logged_and_recording_goes_on(
         script.turn()
         script.rename("a", "another")
         script.turn()
-        script.writing.close()
+        script.writing.close(60.0)
     assert errors(caplog) == ["a pass could not be recorded"]
     # What the thread does not know of a text breaks it off; the next is whole again.
     assert [(passage.drafter, passage.start) for passage in read_shards(tmp_path)] == [("another", 7)]

@@ -155,7 +155,7 @@ def test_guesses_upon_what_a_text_came_with_are_no_part_of_it(tmp_path: Path) ->
     tracer.opened(live, now)
     tracer.overtaken(live, 2, Overtaken(1, missed=True))
     tracer.overtaken(live, 5, Overtaken(1, missed=True))
-    tracer.close()
+    tracer.close(60.0)
     lines = (tmp_path / "run.jsonl").read_bytes().splitlines()[1:]
     known = [event for event in map(msgspec.json.Decoder(Event).decode, lines) if isinstance(event, Known)]
     assert [(event.position, event.right, event.missed) for event in known] == [(1, 1, True)]
@@ -245,7 +245,7 @@ def test_a_trace_ends_at_its_bound_in_order(tmp_path: Path, caplog: pytest.LogCa
     tracer = Tracer(file, HEADER)
     with caplog.at_level(logging.ERROR, "goodspeed_server"):
         told(tracer, room // 20)
-        tracer.close()
+        tracer.close(60.0)
     assert 0.99 * LEAST < file.path.stat().st_size <= LEAST
     *_, last = file.path.read_bytes().splitlines()
     assert msgspec.json.decode(last, type=Closed).why == "full"
@@ -276,7 +276,7 @@ def test_nobody_waits_for_a_disk_that_hangs(
         assert hangs.wait(10.0)
         told(tracer, 10)
         released.set()
-        tracer.close()
+        tracer.close(60.0)
     said = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert [sentence.partition("since ")[2] for sentence in said] == ["the disk does not keep up; the server serves on"]
     # What waited is a whole run up to then.
@@ -285,9 +285,9 @@ def test_nobody_waits_for_a_disk_that_hangs(
 
 def test_a_trace_that_is_there_is_kept_and_anything_else_is_left_alone(tmp_path: Path) -> None:
     file, notes = tmp_path / "run.jsonl", tmp_path / "notes.txt"
-    Tracer(TraceFile(file, LEAST), HEADER).close()
+    Tracer(TraceFile(file, LEAST), HEADER).close(60.0)
     before = file.read_bytes()
-    Tracer(TraceFile(file, LEAST), HEADER).close()
+    Tracer(TraceFile(file, LEAST), HEADER).close(60.0)
     assert (tmp_path / "run.jsonl.1").read_bytes() == before
     notes.write_text("mine")
     with pytest.raises(InvalidRequest, match=r"notes\.txt is there and is no trace: give another --trace"):

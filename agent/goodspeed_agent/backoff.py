@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field
 
@@ -17,18 +18,25 @@ class Backoff:
 
     first_s: float = 0.25
     """The longest first wait; it doubles with every further attempt."""
-    longest_s: float = 15.0
+    longest_s: float = 5.0
+    """So much later than its server an agent is back at worst, while its users wait."""
     give_up_after_s: float = 30.0
-    """No attempt begins later than this after the first failure in a row."""
+    """No attempt begins later than this after the first failure in a row, and one begins shortly before."""
     rng: random.Random = field(default_factory=random.Random, repr=False, compare=False)
 
-    def wait_s(self, attempt: int) -> float:
+    def wait_s(self, attempt: int, left_s: float = math.inf) -> float | None:
         """Draw the wait before the next attempt.
 
         Args:
             attempt: how many have failed so far, 1 or more.
+            left_s: in how long there is to be no attempt any more.
+
+        Returns:
+            The wait, and None if it is time to give up.
         """
-        ceiling_s = min(self.longest_s, self.first_s * 2.0 ** min(attempt - 1, 32))
+        if left_s < self.first_s:
+            return None
+        ceiling_s = min(self.longest_s, self.first_s * 2.0 ** min(attempt - 1, 32), left_s)
         return ceiling_s * self.rng.uniform(0.5, 1.0)
 
 
@@ -61,5 +69,6 @@ class Patience:
         if self.failures == 0:
             self._since_s = now_s
         self.failures += 1
-        wait_s = at_least_s + self._backoff.wait_s(self.failures)
-        return wait_s if now_s + wait_s - self._since_s <= self._backoff.give_up_after_s else None
+        left_s = self._since_s + self._backoff.give_up_after_s - now_s - at_least_s
+        wait_s = self._backoff.wait_s(self.failures, left_s)
+        return None if wait_s is None else at_least_s + wait_s

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
+from websockets.protocol import State
 
 from goodspeed.errors import InvalidRequest
 from goodspeed.messages import MAX_AGENT_FRAME_BYTES, AgentMessage, Failure, Opened, Queued, Verdict, Welcome, encode
@@ -41,6 +42,7 @@ class Channel:
         stream: its number there.
         connection: the link's at this time.
         leave: takes the stream off the link.
+        give_up: has the server told that the stream is over, on the link's connection or on the next one.
         hearing: of the link's server.
     """
 
@@ -49,18 +51,24 @@ class Channel:
         stream: int,
         connection: ClientConnection,
         leave: Callable[[int], object],
+        give_up: Callable[[int], Awaitable[object]],
         hearing: Hearing,
     ) -> None:
         self.stream = stream
         self.hearing = hearing
         self._leave = leave
+        self._give_up = give_up
         self._connection = connection
+        self._said = False
+        """Whether any server may have heard of it."""
         self._events: asyncio.Queue[tuple[Event, ClientConnection] | Exception] = asyncio.Queue()
         self._elsewhere = asyncio.Event()
         """Whether there is no use in waiting for the server that was heard last."""
 
     async def send(self, message: AgentMessage) -> None:
         """Send a message, unless the connection it belongs to is gone: then `Relinked` is on its way here.
+
+        Waits while the server takes nothing of what it is sent, until it does or the connection is given up for that.
 
         Raises:
             InvalidRequest: the message is larger than a server takes.
@@ -71,6 +79,7 @@ class Channel:
                 f"the prompt makes a message of {len(frame)} bytes; a server takes {MAX_AGENT_FRAME_BYTES}: shorten it",
                 code="prompt_too_long",
             )
+        self._said |= self._connection.state is State.OPEN
         with contextlib.suppress(ConnectionClosed):
             await self._connection.send(frame)
 
@@ -106,6 +115,15 @@ class Channel:
     def close(self) -> None:
         """Take the stream off the link; what still comes for it is dropped."""
         self._leave(self.stream)
+
+    async def give_up(self) -> None:
+        """The same of one that the server would go on with, which is told so; if not now, when there is a link again.
+
+        All that can be said now is said before anything is awaited.
+        """
+        self.close()
+        if self._said:
+            await self._give_up(self.stream)
 
     def put(self, event: Event, connection: ClientConnection) -> None:
         """Something has come for the stream on a connection."""

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
 
-from goodspeed.messages import Failure, Opened, Queued, Verdict, Welcome
+from goodspeed.messages import Close, Failure, Opened, Queued, Verdict, Welcome, encode
 from goodspeed_agent.channel import Channel
 from goodspeed_agent.hearing import Hearing
 
 __all__ = ["Channels"]
+
+_DOUBT_S = 120.0
+"""What was said so long ago on a connection that stands has come there: one that carries nothing is lost sooner."""
 
 
 class Channels:
@@ -24,13 +29,15 @@ class Channels:
         self._hearing = hearing
         self._ids = itertools.count(1)
         self._channels: dict[int, Channel] = {}
+        self._given_up: dict[int, float] = {}
+        """Streams that the server may not know to be over, and when it was told so last, by the hearing's clock."""
 
     def __len__(self) -> int:
         return len(self._channels)
 
     def open(self, connection: ClientConnection) -> Channel:
         """Put one more stream on the link, which has that connection."""
-        channel = Channel(next(self._ids), connection, self._forget, self._hearing)
+        channel = Channel(next(self._ids), connection, self._forget, self._give_up, self._hearing)
         self._channels[channel.stream] = channel
         return channel
 
@@ -45,6 +52,11 @@ class Channels:
         """Something has come for every stream."""
         for channel in self._channels.values():
             channel.put(welcome, connection)
+
+    async def say_what_is_given_up(self) -> None:
+        """The link is there again, and the server has kept what it had of streams that nobody wants any more."""
+        for stream in list(self._given_up):
+            await self._close(stream)
 
     def relinked(self, connection: ClientConnection, *, silent: bool) -> None:
         """The link is there again; whether it was left, since the server was `silent`."""
@@ -64,6 +76,18 @@ class Channels:
     def clear(self) -> None:
         """Take all streams off the link."""
         self._channels.clear()
+
+    async def _give_up(self, stream: int) -> None:
+        """Nobody wants a stream any more, of which the server may have heard."""
+        if self._hearing.stands(self._hearing.connection):
+            since_s = self._hearing.now_s() - _DOUBT_S
+            self._given_up = {other: told_s for other, told_s in self._given_up.items() if told_s >= since_s}
+        await self._close(stream)
+
+    async def _close(self, stream: int) -> None:
+        self._given_up[stream] = self._hearing.now_s()
+        with contextlib.suppress(ConnectionClosed):
+            await self._hearing.connection.send(encode(Close(stream)))
 
     def _forget(self, stream: int) -> None:
         self._channels.pop(stream, None)

@@ -28,6 +28,8 @@ from goodspeed.messages import (
     encode,
 )
 from goodspeed.rules import rule_named
+from goodspeed_agent.connection import Connection
+from goodspeed_agent.dialing import dial
 from goodspeed_agent.tokenizer import TokenizerCache
 
 __all__ = ["Connected", "Door", "lost_for_good", "part", "receive", "refusal"]
@@ -109,6 +111,7 @@ class Door:
                 self.url,
                 compression=None,
                 max_size=MAX_SERVER_FRAME_BYTES,
+                create_connection=Connection,
                 open_timeout=None,
                 close_timeout=_CLOSE_S,
                 user_agent_header="goodspeed-agent",
@@ -164,7 +167,12 @@ async def part(connection: ClientConnection, code: CloseCode = CloseCode.NORMAL_
 
 
 class _Directly(connect):
-    """Goes where it was told: no server of ours sends anybody elsewhere over HTTP."""
+    """Goes where it was told: no server of ours sends anybody elsewhere over HTTP. Whichever address answers first."""
+
+    async def open_tcp_connection(self) -> ClientConnection:
+        if self.proxy is None:
+            self.create_connection_kwargs["sock"] = await dial(self.ws_uri.host, self.ws_uri.port)
+        return await super().open_tcp_connection()
 
     def process_redirect(self, exc: Exception) -> Exception:
         return exc

@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 
 from goodspeed.errors import GoodSpeedError, LinkLost, Overloaded
-from goodspeed.messages import Close, Failure, Opened, Queued, Verdict, Welcome
+from goodspeed.messages import Failure, Opened, Queued, Verdict, Welcome
 from goodspeed_agent.backoff import Backoff, Patience
 from goodspeed_agent.channel import Alone, Channel, Relinked
 from goodspeed_agent.connecting import refusal
@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 
 _BAD_DRAFT = frozenset({"draft_out_of_range", "draft_too_long", "invalid_q"})
 """What the server calls a draft that it takes for an empty one; the stream goes on."""
+_CROSSED = "unknown_stream"
+"""What it answers to a draft of a stream that it has just ended."""
 
 
 class NotBegun(LinkLost):
@@ -59,13 +61,14 @@ async def tokens_of(
         ProtocolError: the server contradicts itself.
     """
     patience, silence = Patience(backoff), Silence(channel, patience_s)
-    warned = False
+    warned = opened = False
     waited_for = waits()
     try:
         await channel.send(generation.opening())
         while generation.transcript.finish is None:
             match await silence.broken():
                 case Relinked():
+                    opened = False
                     drafting.lost()
                     waited_for = waits()
                     await channel.send(generation.opening())
@@ -88,7 +91,10 @@ async def tokens_of(
                         _log.warning("the server cannot use this drafter's drafts: %s", failure.message)
                     warned = True
                     continue
+                case Failure(code=code) if code == _CROSSED and not opened:
+                    continue  # why the stream was ended stood before that
                 case Failure() as failure:
+                    opened = False
                     drafting.lost()
                     if await _room_again(patience, refusal(failure), channel):
                         await channel.send(generation.opening())
@@ -99,7 +105,7 @@ async def tokens_of(
                         on_queued(place)
                     continue
                 case Opened() as asking:
-                    pass  # which is no success yet: a server without memory has rows, and commits nothing
+                    opened = True  # which is no success yet: a server without memory has rows, and commits nothing
                 case Verdict() as asking:
                     drafting.answered()
                     new = generation.commit(asking)
@@ -119,11 +125,12 @@ async def tokens_of(
                 await channel.send(generation.draft(drafted.guesses, drafted.computed_s, drafted.end))
                 drafting.sent(budget, generation.room - len(drafted.guesses))
     finally:
-        channel.close()
         drafting.lost()
-        # Before anything is awaited: who is cancelled once more meanwhile would leave the stream open at the server.
+        # The server is told first of all: who is cancelled once more meanwhile would leave the stream open there.
         if generation.transcript.finish is None:
-            await channel.send(Close(generation.stream))
+            await channel.give_up()
+        else:
+            channel.close()
         await drafting.close()
 
 

@@ -34,6 +34,12 @@ class Hearing:
         self.left = False
         """Whether the connection was left for saying nothing: it looks open until its loss is noticed."""
 
+    @property
+    def connection(self) -> ClientConnection:
+        """Where it is heard, or was last; there has been a link."""
+        assert self._connection is not None
+        return self._connection
+
     def now_s(self) -> float:
         """The time, by the clock of `until`."""
         return asyncio.get_running_loop().time()

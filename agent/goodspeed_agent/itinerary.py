@@ -133,8 +133,9 @@ class Itinerary:
         self.laps += 1
         self._failed.clear()
         rest_s = max(0.0, min(self._not_before_s[place] for place in self._left) - now_s)
-        wait_s = rest_s + self._backoff.wait_s(self.laps)
-        if now_s + wait_s > over_s:
+        wait_s = self._backoff.wait_s(self.laps, over_s - now_s - rest_s)
+        if wait_s is None:
             return None
+        wait_s += rest_s
         self.place = next(place for place in self._left if self._not_before_s[place] <= now_s + wait_s)
         return wait_s

@@ -269,6 +269,7 @@ class Link:
         self._hearing.begin(connected.connection, connected.url)
         self._connection, self.url = connected.connection, connected.url
         self.welcome, self.files = connected.welcome, connected.files
+        await self._channels.say_what_is_given_up()
         if self._hello is not connected.hello:
             # Another drafter meanwhile; which of the two was greeted with is not known, and twice does no harm.
             await self.redraft(self._hello.drafter, self._hello.fingerprint)

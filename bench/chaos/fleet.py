@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.chaos.faults import Fault, Kind
+from bench.chaos.recovery import Cause, Recovery
 from bench.chaos.texts import Ledger, Written, assignments, read_results, written_of
 from bench.chaos.weather import Weather
 from bench.processes import Process, Start
@@ -57,8 +58,7 @@ class _Agent:
     process: Process | None = None
     killed: bool = False
     """Whether that process was, by us."""
-    struck: tuple[float, Kind] | None = None
-    """The first fault that it has not recovered from, and when."""
+    recovery: Recovery = field(default_factory=Recovery)
     told: int = 0
     """Verdicts, at least one in a piece."""
 
@@ -80,8 +80,8 @@ class Chaos:
     watch: Callable[[str], None] = lambda what: None
     ledger: Ledger = field(default_factory=lambda: Ledger({}))
     injected: defaultdict[Kind, int] = field(default_factory=lambda: defaultdict(int))
-    recovered_s: defaultdict[Kind, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """By what struck an agent first: from then to its first verdict over a connection that was made after it."""
+    recovered_s: defaultdict[Cause, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """From when a fault struck an agent to its first verdict over a connection that was made after it."""
     complaints: list[str] = field(default_factory=list)
     """Of processes that ended by themselves, and not as they should."""
     _over: bool = False
@@ -143,13 +143,13 @@ class Chaos:
                 self._server_killed = True
                 self._server.kill()
                 for one in agents:
-                    self._struck(one, fault.kind)
+                    one.recovery.struck(fault.kind, time.monotonic())
             case "kill agent":
                 if agent.process is None or agent.process.returncode is not None:
                     return False
                 agent.killed = True
                 agent.process.kill()
-                self._struck(agent, fault.kind)
+                agent.recovery.struck(fault.kind, time.monotonic())
             case "reset":
                 # It counts when it happens.
                 agent.weather.cut("upstream" if fault.upstream else "downstream", fault.after_bytes)
@@ -162,23 +162,19 @@ class Chaos:
                 agent.weather.slice(fault.lasts_s, fault.slice_bytes)
         return True
 
-    def _struck(self, agent: _Agent, kind: Kind) -> None:
-        if agent.struck is None:
-            agent.struck = time.monotonic(), kind
-
     async def _linked(self, number: int, stack: contextlib.AsyncExitStack) -> _Agent:
         """An agent to be, and the proxy that it will go through."""
 
         def cut() -> None:
             self.injected["reset"] += 1
-            self._struck(agent, "reset")
+            agent.recovery.struck("reset", time.monotonic())
 
         def told(opened_at: float) -> None:
             agent.told += 1
-            if agent.struck is not None and opened_at > agent.struck[0]:
-                at, kind = agent.struck
-                self.recovered_s[kind].append(time.monotonic() - at)
-                agent.struck = None
+            over = agent.recovery.told(time.monotonic(), opened_at)
+            if over is not None:
+                cause, seconds = over
+                self.recovered_s[cause].append(seconds)
 
         agent = _Agent(number, Weather(time.monotonic, cut, told))
         port = await stack.enter_async_context(

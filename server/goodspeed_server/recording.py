@@ -41,8 +41,6 @@ _SHARD_S = 60.0
 """What is finished is on the disk after so long."""
 _TELL_S = 60.0
 """How often it is told that something was left out."""
-_CLOSE_S = 30.0
-"""How long a server that ends waits for the disk."""
 _PIECE_TOKENS = 2**10
 """A text so long is written as far as it is, so that its distributions leave the memory."""
 
@@ -209,12 +207,12 @@ class Recorder:
         if number is not None:
             self._events.put(_Ended(number))
 
-    def close(self) -> None:
-        """Write what is there, and end the thread; blocks meanwhile, but for a disk that hangs not for ever."""
+    def close(self, within_s: float) -> None:
+        """Write what is there, and end the thread; blocks meanwhile, but no longer than that."""
         for live in list(self._numbers):
             self.ended(live)
         self._events.put(None)
-        self._thread.join(_CLOSE_S)
+        self._thread.join(within_s)
         if self._thread.is_alive():
             logger.error("%s does not answer: what was not written there yet is lost", self._folder.path)
         logger.log(

@@ -29,6 +29,7 @@ from goodspeed_server.control import LiveControl
 from goodspeed_server.doorkeeper import Doorkeeper
 from goodspeed_server.draining import RESTART_S, Drain, stop_on_signals
 from goodspeed_server.greeting import ServedModel
+from goodspeed_server.keeping import end_keepers
 from goodspeed_server.link import SNAPSHOT_INTERVAL_S, Link
 from goodspeed_server.listener import Connection, Door
 from goodspeed_server.metrics import ServerMetrics
@@ -323,6 +324,7 @@ class VerificationServer:
     async def _close(self, listener: Server) -> None:
         """Stop accepting, finish the round that runs, say goodbye, and only then cut off who does not answer."""
         assert self._running is not None
+        ends_at = time.monotonic() + (self._settings.drain_s if self._drain.left_s is None else self._drain.left_s)
         self._drain.begin(at_once=True)
         self._rounds.stop()
         await asyncio.wait([self._running], timeout=_LAST_PASS_S)
@@ -345,15 +347,7 @@ class VerificationServer:
                 "%d links have not ended in %g s: the server ends without them", len(self._links), _CLOSE_TIMEOUT_S
             )
             closing.cancel()
-        for keeper in (self._recorder, self._tracer):
-            if keeper is not None:
-                try:
-                    await asyncio.to_thread(keeper.close)
-                except OSError:
-                    if not self.stuck:
-                        raise
-                    # The process has to end itself then, and does so where this returns.
-                    logger.exception("what the server keeps could not be written to its end")
+        await end_keepers([keeper for keeper in (self._recorder, self._tracer) if keeper is not None], ends_at)
 
     def _rounds_ended(self, running: asyncio.Task[None]) -> None:
         if not running.cancelled() and running.exception() is not None:

@@ -62,8 +62,6 @@ _LAST_BYTES = 2**10
 """Room for the last event."""
 _WRITE_S = 1.0
 """What has happened is in the file after so long."""
-_CLOSE_S = 10.0
-"""How long a server that ends waits for the disk."""
 
 
 class TraceFile:
@@ -327,12 +325,12 @@ class Tracer:
         """An operator drained an agent, or serves it again."""
         self._put(Served(self._since(self._clock()), agent, service))
 
-    def close(self) -> None:
-        """Write what is there, and end the thread; blocks meanwhile, but for a disk that hangs not for ever."""
+    def close(self, within_s: float) -> None:
+        """Write what is there, and end the thread; blocks meanwhile, but no longer than that."""
         self._put_committed(self._clock())
         self._put(Closed(self._since(self._clock()), "stopped"))
         self._events.put(None)
-        self._thread.join(_CLOSE_S)
+        self._thread.join(within_s)
         if self._thread.is_alive():
             logger.error("%s does not answer: the end of the trace is lost", self._file.path)
 

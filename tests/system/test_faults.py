@@ -9,6 +9,7 @@ import pytest
 from bench.bare import linked
 from bench.chaos.faults import Fault, faults_of
 from bench.chaos.fleet import Chaos, Storm
+from bench.chaos.recovery import Recovery
 from bench.chaos.report import summary
 from bench.chaos.texts import orders
 from bench.chaos.weather import Ear
@@ -89,6 +90,22 @@ def test_a_seed_says_what_goes_wrong() -> None:
     assert faults == faults_of(3, 600.0, 16) != faults_of(4, 600.0, 16)
     assert len({fault.kind for fault in faults}) == 6
     assert [fault.at_s for fault in faults] == sorted(fault.at_s for fault in faults)
+
+
+def test_an_absence_is_one_faults_or_several_faults() -> None:
+    recovery = Recovery()
+    assert recovery.told(at=1.0, opened_at=0.0) is None
+    recovery.struck("reset", 2.0)
+    assert recovery.told(at=2.5, opened_at=0.0) is None, "it was on its way"
+    assert recovery.told(at=3.0, opened_at=2.6) == ("reset", 1.0)
+    assert recovery.told(at=3.1, opened_at=2.6) is None
+
+    recovery.struck("reset", 4.0)
+    recovery.struck("kill server", 5.0)
+    assert recovery.told(at=5.1, opened_at=4.2) is None
+    assert recovery.told(at=14.0, opened_at=13.0) == ("several faults", 10.0)
+    recovery.struck("kill agent", 15.0)
+    assert recovery.told(at=17.0, opened_at=16.0) == ("kill agent", 2.0)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
