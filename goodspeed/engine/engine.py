@@ -47,6 +47,9 @@ class Engine:
         UnsupportedModel: the model cannot be served.
     """
 
+    graphs: Graphs | None = None
+    """What records padded passes and replays them, if anything does."""
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -70,7 +73,6 @@ class Engine:
         """Rows that somebody else has written to, and their new owner has not."""
         self._model = _placed(model, self.device, dtype)
         self._model.set_attn_implementation(ATTENTION)
-        self.graphs: Graphs | None = None
         self._lean: Lean | None = None
         """Runs the model where it may be run so."""
         self.vocab_size = self._probe()
@@ -113,6 +115,11 @@ class Engine:
     def is_lean(self) -> bool:
         """Whether the model is run by `Lean`, and not by transformers' own code."""
         return self._lean is not None
+
+    @property
+    def recordings(self) -> int:
+        """How many passes have been recorded besides, for whatever it was good; such a pass takes long."""
+        return 0 if self.graphs is None else self.graphs.tried
 
     @property
     def busy_clock(self) -> Callable[[], float]:

@@ -150,6 +150,8 @@ class Graphs:
         """Whether everything runs eagerly: to compare."""
         self.choices: list[Choice] = []
         """What was measured, in the order of capture."""
+        self.tried = 0
+        """How many buckets were captured, or were to be: the pass that did it took longer than any other will."""
 
     def forget(self, slab: Slab) -> None:
         """Run on other memory from now on: what was recorded is at the addresses of the old one."""
@@ -181,6 +183,7 @@ class Graphs:
     def _faster(self, bucket: Bucket, segments: Sequence[Segment], eagerly: Run) -> _Graph | None:
         """A bucket's graph, or None where it cannot be had or eager is the faster."""
         begun_s = time.perf_counter()
+        self.tried += 1
         try:
             graph = _Graph(bucket, self._model, self._slab, self._device, self._recorder, segments)
             time_s = self._recorder.time_s
