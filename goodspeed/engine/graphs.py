@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -324,7 +325,7 @@ class _CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
+        self._recorded = WeakSet[torch.cuda.CUDAGraph]()
 
     def record(self, function: Run) -> Run:
         with torch.cuda.device(self._device):
@@ -336,9 +337,13 @@ class _CudaRecorder:
                 function()
                 function()
             current.wait_stream(aside)
+            if not self._recorded:
+                # A pool that its last graph has left cannot be recorded into any more.
+                self._pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 output = function()
+            self._recorded.add(graph)
 
         def replay() -> Tensor:
             graph.replay()
