@@ -109,5 +109,5 @@ def test_a_rank_has_the_memory_for_its_own_heads_alone() -> None:
         def make_engine(self, _model: object, *, rows: int, max_length: int, **_how: Any) -> PlantedEngine:
             return PlantedEngine(rows, max_length)
 
-    engine, _ = engine_of(ServerSettings(rounds=rounds), model, cast(Ranks, Two()), PlantedEngine)
+    engine, _, _ = engine_of(ServerSettings(rounds=rounds), model, cast(Ranks, Two()), PlantedEngine)
     assert engine.rows in range(7, 10), "most of what is free, in rows of half the size"
