@@ -171,7 +171,7 @@ class Engine:
         Raises:
             UnsupportedModel: the model's positions do not reach so far.
         """
-        check_positions(self._model, max_length)
+        self._check_larger(rows, max_length)
         self._slab.resize(rows, max_length)
         self._forget_graphs()
 
@@ -225,6 +225,11 @@ class Engine:
             logits = torch.split(self._run_batch(members), [segment.logits for segment in members])
             pieces.update(zip(group, logits, strict=True))
         return torch.cat([pieces[index] for index in range(len(segments))])
+
+    def _check_larger(self, rows: int, max_length: int) -> None:
+        assert rows >= self.rows
+        assert max_length >= self.max_length
+        check_positions(self._model, max_length)
 
     def _forget_graphs(self) -> None:
         if self.graphs is not None:
