@@ -47,14 +47,15 @@ def turns_of(params: Sequence[SamplingParams]) -> list[Turn]:
     return [Turn(row, 1, 3, drafted, params[row]) for row, drafted in enumerate(drafts)]
 
 
+@pytest.mark.parametrize("recorder", [pytest.param(Recorder(), id="replayed"), pytest.param(None, id="eager")])
 @pytest.mark.parametrize("params", EVERY_KIND)
 def test_a_sound_round_reads_the_device_once_and_brings_nothing_to_it_behind_the_forward(
-    params: list[SamplingParams], monkeypatch: pytest.MonkeyPatch
+    params: list[SamplingParams], recorder: Recorder | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(warping, "_on_cpu", lambda _logits: False)
     engine = MarkedEngine(
         tiny_llama(), rows=ROWS, max_length=CONTEXT, layout="padded", device="cpu", dtype=torch.float32,
-        recorder=Recorder(),
+        recorder=recorder, lean=False,
     )  # fmt: skip
     work, verifier = Pass(turns_of(params), []), Verifier(engine, "coupled")
     for _ in range(3):  # the second one records what the third replays

@@ -247,28 +247,28 @@ class Engine:
         output = self._model(
             input_ids=batch.tokens,
             position_ids=batch.positions,
-            logits_to_keep=batch.wanted,
+            logits_to_keep=batch.kept,
             use_cache=False,
             engine_batch=batch,
         )
-        logits: Tensor = output.logits
-        return logits.float()
+        logits: Tensor = output.logits.flatten(0, 1)  # [lines * most, vocab]
+        return (logits if batch.picked is None else logits[batch.picked]).float()
 
     def _probe(self) -> int:
-        """Run one token, so that every layer gets its memory and a model that does not play along is found now.
+        """Run one token, twice, so that every layer gets its memory and a model that does not play along is found now.
 
         Returns:
             The size of the vocabulary, as the output head has it.
         """
-        logits = self._run([Segment(row=0, start=0, tokens=[0], logits=1)])
+        none, one = (self._run([Segment(row=0, start=0, tokens=[0], logits=wanted)]) for wanted in (0, 1))
         layers = self._model.config.get_text_config().num_hidden_layers
-        if self._slab.layers != layers or logits.ndim != 2 or logits.shape[0] != 1:
+        if self._slab.layers != layers or none.ndim != 2 or one.ndim != 2 or len(none) != 0 or len(one) != 1:
             raise UnsupportedModel(
                 f"{type(self._model).__name__} cannot be served: the engine was asked for attention in "
-                f"{self._slab.layers} of its {layers} layers, and one wanted row of logits came as "
-                f"{list(logits.shape)}: choose a target like Llama, Qwen3 or Mistral"
+                f"{self._slab.layers} of its {layers} layers, and no row of logits and one came as "
+                f"{list(none.shape)} and {list(one.shape)}: choose a target like Llama, Qwen3 or Mistral"
             )
-        return logits.shape[1]
+        return one.shape[1]
 
 
 def _placed(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
