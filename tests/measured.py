@@ -18,7 +18,7 @@ _PASSES: dict[tuple[type[Engine], int, int, str], list[PassSample]] = {}
 @contextlib.contextmanager
 def measured_once() -> Iterator[None]:
     """Servers of one model that are made meanwhile share what was measured, if rows, lengths and layout are alike."""
-    with mock.patch("goodspeed_server.server.measure_passes", _passes):
+    with mock.patch("goodspeed_server.target.measure_passes", _passes):
         yield
 
 

@@ -37,6 +37,7 @@ class PlantedEngine(Engine):
     ) -> None:
         self.vocab_size = VOCAB
         self.layout = "packed"
+        self.device = torch.device("cpu")
         self._slab = Slab(rows, max_length)
         self._written, self._inherited = {}, set()
         self._cost = cost

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -235,3 +238,70 @@ def test_the_stand_in_refuses_what_a_gpu_would(run: Callable[[Tensor], object]) 
 
 def test_nothing_is_recorded_on_a_cpu() -> None:
     assert recorder_on(torch.device("cpu")) is None
+
+
+class Cuda:
+    """As much of `torch.cuda` as a recorder needs, with its rule that a pool which all graphs have left is gone."""
+
+    def __init__(self) -> None:
+        self.pools = 0
+        self.graphs: list[weakref.ref[Any]] = []
+        self._left: set[int] = set()
+
+    def replace(self, patch: pytest.MonkeyPatch) -> None:
+        cuda = self
+
+        class CUDAGraph:
+            pool = 0
+
+            def __del__(self) -> None:
+                others = [other for ref in cuda.graphs if (other := ref()) is not None]
+                if all(other.pool != self.pool for other in others):
+                    cuda._left.add(self.pool)
+
+            def replay(self) -> None: ...
+
+        @contextlib.contextmanager
+        def graph(made: Any, *, pool: int, capture_error_mode: str) -> Iterator[None]:
+            assert capture_error_mode == "thread_local"
+            if pool in self._left:
+                raise RuntimeError("it->second->use_count > 0 INTERNAL ASSERT FAILED")
+            made.pool = pool
+            self.graphs.append(weakref.ref(made))
+            yield
+
+        for name, instead in {
+            "CUDAGraph": CUDAGraph,
+            "Stream": mock.MagicMock,
+            "current_stream": mock.MagicMock,
+            "device": lambda _device: contextlib.nullcontext(),
+            "graph": graph,
+            "graph_pool_handle": self._new_pool,
+            "stream": lambda _stream: contextlib.nullcontext(),
+            "synchronize": lambda _device: None,
+        }.items():
+            patch.setattr(torch.cuda, name, instead)
+
+    def _new_pool(self) -> int:
+        self.pools += 1
+        return self.pools
+
+
+def test_graphs_share_a_pool_and_one_that_all_have_left_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = Cuda()
+    cuda.replace(monkeypatch)
+    recorder = recorder_on(torch.device("cuda", 0))
+    assert recorder is not None
+    calls: list[None] = []
+
+    def run() -> Tensor:
+        calls.append(None)
+        return torch.ones(1)
+
+    kept = [recorder.record(run), recorder.record(run)]
+    assert (cuda.pools, len(calls)) == (1, 6), "two to warm up, and one that is recorded"
+    assert torch.equal(kept[0](), torch.ones(1))
+    assert len(calls) == 6, "what is replayed is not called"
+    kept.clear()
+    recorder.record(run)
+    assert cuda.pools == 2

@@ -122,6 +122,20 @@ def test_whatever_touches_the_slab_is_said_before_it_is_done(
     ]
 
 
+@pytest.mark.parametrize("change", [LeadingEngine.resize, LeadingEngine.begin_anew])
+def test_what_cannot_be_done_is_not_said(
+    leading: tuple[LeadingEngine, list[list[Any]]], change: Callable[[LeadingEngine, int, int], None]
+) -> None:
+    """The others would fail at it, and be gone."""
+    engine, said = leading
+    with pytest.raises(UnsupportedModel, match=f"holds {CONTEXT} positions"):
+        change(engine, ROWS, CONTEXT + 1)
+    with pytest.raises(AssertionError):
+        engine.resize(ROWS - 1, CONTEXT)
+    assert [call[0] for call in said] == ["_Make"]
+    engine.forward([Segment(0, 0, [1], 1)])
+
+
 def test_a_pass_that_fails_on_one_rank_is_the_end_of_all(
     leading: tuple[LeadingEngine, list[list[Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ from transformers import (
 
 from goodspeed.sampling import SamplingParams, position_keys, warping
 from goodspeed.sampling.noise import gumbel
-from goodspeed.sampling.warping import RowParams, log_probs, sample
+from goodspeed.sampling.warping import UNDECIDED, RowParams, draw, draw_whole, log_probs, sample
 
 
 def logits_of(seed: int, rows: int, vocab: int, spread: float = 3.0) -> Tensor:
@@ -235,10 +235,31 @@ def test_a_row_without_numbers_leaves_the_others_alone(monkeypatch: pytest.Monke
         assert (drawn[0], drawn[2]) == (expected[0], expected[2])
 
 
-@pytest.mark.parametrize("rounding", [1.0001, 3.0])
-def test_the_race_on_a_cpu_is_the_race_on_any_device(monkeypatch: pytest.MonkeyPatch, rounding: float) -> None:
-    monkeypatch.setattr(warping, "_ROUNDING", rounding)
-    for seed in range(20):
-        scores, keys = logits_of(seed, 50, 300), keys_of([seed] * 50, list(range(50)))
-        for mine, theirs in zip(warping._race_on_cpu(scores, keys), warping._race(scores, keys), strict=True):
-            assert torch.equal(mine, theirs)
+@pytest.mark.parametrize("params", [*PARAMS, SamplingParams(), None], ids=str)
+def test_a_device_draws_what_a_cpu_draws(monkeypatch: pytest.MonkeyPatch, params: SamplingParams | None) -> None:
+    """By `params`, or by all of them in one batch."""
+    for seed, (vocab, spread) in enumerate([(3, 1.0), (128, 2.0), (129, 0.1), (1000, 0.2), (1000, 4.0)]):
+        every = [*PARAMS, SamplingParams()] * 8 if params is None else [params] * 100
+        logits, keys = logits_of(seed, len(every), vocab, spread), keys_of([seed] * len(every), list(range(len(every))))
+        with monkeypatch.context() as patch:
+            patch.setattr(warping, "_on_cpu", lambda _logits: False)
+            drawn = sample(logits, RowParams.of(every), keys)
+        assert torch.equal(drawn, sample(logits, RowParams.of(every), keys))
+
+
+@pytest.mark.parametrize("params", [[SamplingParams()], PARAMS, [*PARAMS, SamplingParams()], PARAMS[:2], PARAMS[2:]])
+def test_drawing_on_a_device_reads_nothing_from_it(params: list[SamplingParams]) -> None:
+    """There is nothing in what is on `meta`, so that whatever reads fails."""
+    meta = torch.device("meta")
+    logits, keys = logits_of(0, len(params), 500).to(meta), keys_of([1] * len(params), [0] * len(params)).to(meta)
+    drawn = draw(logits, RowParams.of(params, meta), keys)
+    assert (drawn.shape, drawn.dtype) == ((len(params),), torch.int64)
+
+
+def test_who_has_to_be_drawn_whole_is_left_undecided_and_then_is() -> None:
+    logits, keys = logits_of(0, 40, 1000, 0.1), keys_of([1] * 40, list(range(40)))
+    rows = RowParams.of([SamplingParams(temperature=1.0, top_p=0.9)] * 20 + [SamplingParams(temperature=1.0)] * 20)
+    drawn = draw(logits, rows, keys)
+    assert (drawn[:20] == UNDECIDED).all()
+    drawn[:20] = draw_whole(logits, rows, keys, torch.arange(20))
+    assert torch.equal(drawn, sample(logits, rows, keys))

@@ -72,6 +72,13 @@ def test_no_groups_and_no_limit(tmp_path: Path) -> None:
     assert free_in_groups(process(tmp_path / "me", "0::/\n", at=tmp_path / "groups")) is None
 
 
+def test_what_a_devices_allocator_keeps_for_later_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = [GIB]
+    monkeypatch.setattr(torch.cuda, "empty_cache", kept.clear)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (8 * GIB - sum(kept), 9 * GIB))
+    assert free_bytes(torch.device("cuda", 1)) == 8 * GIB
+
+
 def test_on_a_cpu_the_groups_and_the_machine_both_have_a_say(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = int(psutil.virtual_memory().available)
     monkeypatch.setattr(free_memory, "free_in_groups", lambda: 12345)

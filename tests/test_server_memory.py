@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import psutil
@@ -30,8 +32,10 @@ from goodspeed_server import target
 from goodspeed_server.cli import app
 from goodspeed_server.memory import Footprint, kv_bytes_per_token, rows_that_fit
 from goodspeed_server.server import VerificationServer
-from goodspeed_server.settings import RoundSettings
+from goodspeed_server.settings import RoundSettings, ServerSettings
+from goodspeed_server.target import engine_of
 from tests.serving import tiny_settings, tiny_tokenizer
+from tests.test_engine_graphs import Recorder
 from tests.tiny_models import CONTEXT, VOCAB, tiny_llama, tiny_mistral, tiny_qwen3
 
 Build = Callable[[], PreTrainedModel]
@@ -171,12 +175,15 @@ def test_a_pass_takes_no_more_than_was_computed(
 
 
 footprints = st.builds(
-    lambda token, run, seen, per_row, fixed: Footprint(token, run, seen, lambda rows: per_row * rows + fixed),
+    lambda token, run, seen, per_row, fixed, graphs: Footprint(
+        token, run, seen, lambda rows: per_row * rows + fixed, graphs
+    ),
     st.integers(1, 10**5),
     st.integers(0, 10**6),
     st.integers(0, 100),
     st.integers(0, 65),
     st.integers(0, 512),
+    st.integers(0, 10**8),
 )
 
 
@@ -228,7 +235,8 @@ def test_a_pass_may_carry_the_most_tokens_that_the_rows_leave_memory_for(
 ) -> None:
     each = footprint.run_bytes + length * footprint.seen_bytes
     assume(each)
-    tokens, left = footprint.pass_tokens(rows, length, free), int(0.9 * free) - footprint.slab_bytes(rows, length)
+    tokens = footprint.pass_tokens(rows, length, free)
+    left = int(0.9 * free) - footprint.slab_bytes(rows, length) - footprint.graph_bytes
     assert tokens >= 1
     assert tokens * each <= left or tokens == 1, "one is tried in any case"
     assert (tokens + 1) * each > left
@@ -262,3 +270,36 @@ def test_a_command_that_asks_for_too_much_ends_with_both_ways_out(
     assert " of that length, or --max-length " in said
     assert "for 10000 streams" in said
     assert "Traceback" not in said
+
+
+def recorded_upon(monkeypatch: pytest.MonkeyPatch, graph_bytes: int) -> tuple[Footprint, Callable[..., Engine]]:
+    """What a tiny target takes, and how to make its engine, whose recorded passes take so much; ten rows fit."""
+    model, rounds = tiny_llama(), RoundSettings(prefill_chunk=1)
+    footprint = Footprint.of(model, kv_bytes_per_token(model), rounds)
+    free = int(footprint.bytes(10, CONTEXT) / 0.9) + 1
+    beside_slab = free - footprint.slab_bytes(10, CONTEXT)
+    left = iter([free, beside_slab, beside_slab - graph_bytes])
+    monkeypatch.setattr(target, "free_bytes", lambda _device: next(left, 0))
+    return replace(footprint, graph_bytes=graph_bytes), partial(Engine, recorder=Recorder())
+
+
+def test_without_a_number_of_streams_they_make_room_for_what_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where nothing is recorded, no room is made."""
+    for graph_bytes in (0, 1, 10**5):
+        footprint, make_engine = recorded_upon(monkeypatch, graph_bytes)
+        settings = ServerSettings(layout="padded", rounds=RoundSettings(prefill_chunk=1))
+        engine, measured, pass_tokens = engine_of(settings, tiny_llama(), None, make_engine)
+        free = int(replace(footprint, graph_bytes=0).bytes(10, CONTEXT) / 0.9) + 1
+        assert engine.rows == rows_that_fit(None, CONTEXT, footprint, free)
+        assert (engine.rows < 10) == (graph_bytes > 0)
+        assert max(sample.rows for sample in measured) == engine.rows
+        assert pass_tokens == footprint.pass_tokens(engine.rows, CONTEXT, free)
+
+
+def test_streams_that_leave_no_room_for_what_is_recorded_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    footprint, make_engine = recorded_upon(monkeypatch, 10**5)
+    settings = ServerSettings(layout="padded", max_streams=10, rounds=RoundSettings(prefill_chunk=1))
+    with pytest.raises(InvalidRequest, match=r"for the largest pass \(and 0\.00 GiB for recorded ones\)") as refused:
+        engine_of(settings, tiny_llama(), None, make_engine)
+    free = int(replace(footprint, graph_bytes=0).bytes(10, CONTEXT) / 0.9) + 1
+    assert f"choose --max-streams {rows_that_fit(None, CONTEXT, footprint, free)} " in str(refused.value)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import subprocess
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
@@ -11,7 +15,8 @@ import torch
 from goodspeed.engine.group import Place
 from goodspeed.errors import InvalidRequest, ModelError, RankLost
 from goodspeed_server.memory import Footprint, kv_bytes_per_token
-from goodspeed_server.parts import PartSettings, check_device, place_by_torchrun
+from goodspeed_server.parts import Part, PartSettings, check_device, place_by_torchrun
+from goodspeed_server.rank_process import RankProcess
 from goodspeed_server.ranks import Ranks, gathered
 from goodspeed_server.settings import RoundSettings, ServerSettings
 from goodspeed_server.target import engine_of
@@ -30,22 +35,31 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
 
 
-class Child:
-    """A rank's process, which has ended with some status, or has not."""
-
-    def __init__(self, returncode: int | None) -> None:
-        self.returncode = returncode
-
-    def wait(self, timeout: float | None = None) -> int:
-        if self.returncode is None:
-            raise subprocess.TimeoutExpired("rank", timeout or 0.0)
-        return self.returncode
+Gather = Callable[..., Ranks]
+LIVING = "echo ready; read told"
 
 
-def ranks(*endings: int | None) -> Ranks:
-    settings = PartSettings.of(ServerSettings())
-    children = cast("list[subprocess.Popen[bytes]]", [Child(ending) for ending in endings])
-    return Ranks(settings, Place(0, 1 + len(endings), 0, 1 + len(endings), ""), children)
+@pytest.fixture
+def ranks() -> Iterator[Gather]:
+    """Makes ranks whose others are shells that do as they are told, and ends them."""
+    with contextlib.ExitStack() as stack:
+
+        def gather(*scripts: str) -> Ranks:
+            size, others = 1 + len(scripts), []
+            for rank, script in enumerate(scripts, start=1):
+                shell = subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                other = RankProcess(stack.enter_context(shell), rank, size)
+                stack.callback(other.kill)
+                others.append(other)
+            return Ranks(PartSettings.of(ServerSettings(threads=1)), Place(0, size, 0, size, ""), others)
+
+        yield gather
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is given time to say why it ended."""
+    monkeypatch.setattr("goodspeed_server.ranks._NAMING_S", 0.0)
 
 
 def test_torchrun_says_where_a_process_stands() -> None:
@@ -77,12 +91,85 @@ def test_without_gpus_ranks_run_on_the_cpu() -> None:
         check_device("cuda", 2)
 
 
-def test_who_was_killed_is_named_rather_than_who_ended_because_of_that() -> None:
-    three = ranks(1, -9, None)
-    assert str(three.cause()).startswith("rank 2 of the target's 4 was killed by SIGKILL, and no other can go on")
+@pytest.mark.usefixtures("at_once")
+def test_who_was_killed_is_named_rather_than_who_ended_because_of_that(ranks: Gather) -> None:
+    def once_ended(gathered: Ranks) -> str:
+        for other in gathered._others[:2]:
+            other.lost.result()
+        return str(gathered.cause())
+
+    three = ranks("exit 1", "kill -9 $$", LIVING)
+    assert once_ended(three).startswith("rank 2 of the target's 4 was killed by SIGKILL, and no other can go on")
     assert three.cause() is None, "it has been said"
-    assert str(ranks(None, 3).cause()).startswith("rank 2 of the target's 3 ended with status 3, and no other")
-    assert ranks(None, None).cause() is None
+    assert once_ended(ranks("exit 4", "exit 3")).startswith("rank 2 of the target's 3 ended with status 3, and no")
+    assert ranks(LIVING, LIVING).cause() is None
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        pytest.param("exit 3", "ended with status 3, and no other can go on", id="ends"),
+        pytest.param("printf rea; exit 3", "ended with status 3, and no other can go on", id="ends in the middle"),
+        pytest.param("kill -9 $$", "was killed by SIGKILL", id="is killed"),
+        pytest.param("echo hello; read told", r"said 'hello\\n' where it should have said that it is", id="talks"),
+        pytest.param("printf hello; read told", "said 'hello' where it should have", id="talks, and no line"),
+        pytest.param("printf hello", "said 'hello' where it should have", id="talks, and ends"),
+    ],
+)
+@pytest.mark.parametrize("silent", ["read told", LIVING])
+@pytest.mark.usefixtures("at_once")
+def test_a_rank_that_never_was_one_is_named_while_the_others_are_waited_for(
+    ranks: Gather, script: str, complaint: str, silent: str
+) -> None:
+    gathered = ranks(silent, script)
+    with pytest.raises(RankLost, match=f"rank 2 of the target's 3 {complaint}"):
+        gathered.load()
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_rank_that_ends_while_all_load_is_named_though_they_wait_for_it(
+    ranks: Gather, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they do over NCCL, for as long as loading may take."""
+    over = threading.Event()
+    monkeypatch.setattr(Part, "load", lambda *_: over.wait())
+    try:
+        with pytest.raises(RankLost, match="rank 1 of the target's 3 ended with status 4"):
+            ranks("echo ready; exit 4", LIVING).load()
+    finally:
+        over.set()
+
+
+def test_what_rank_0_finds_itself_is_said_rather_than_that_another_ended_for_it(
+    ranks: Gather, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered = ranks("echo ready; exit 1")
+
+    def fail(*_: object) -> None:
+        gathered._others[0].lost.result()
+        raise ModelError("no such target")
+
+    monkeypatch.setattr("goodspeed_server.ranks._NAMING_S", 3600.0)
+    monkeypatch.setattr(Part, "load", fail)
+    with pytest.raises(ModelError, match="no such target"):
+        gathered.load()
+
+
+async def test_ranks_may_say_what_they_like_once_they_are_ready_and_are_watched_all_along(
+    ranks: Gather, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Part, "load", lambda *_: Part(cast(Any, None), tiny_llama(), "digest", 1, 1))
+    gathered = ranks("echo ready; echo NCCL version; read told; exit 5")
+    gathered.load()
+    shell = gathered._others[0]._process
+    assert shell.stdin is not None
+    shell.stdin.close()
+
+    async def rounds() -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(RankLost, match="rank 1 of the target's 2 ended with status 5"):
+        await gathered.while_whole(rounds())
 
 
 def test_one_rank_is_no_company() -> None:
@@ -109,5 +196,5 @@ def test_a_rank_has_the_memory_for_its_own_heads_alone() -> None:
         def make_engine(self, _model: object, *, rows: int, max_length: int, **_how: Any) -> PlantedEngine:
             return PlantedEngine(rows, max_length)
 
-    engine, _ = engine_of(ServerSettings(rounds=rounds), model, cast(Ranks, Two()), PlantedEngine)
+    engine, _, _ = engine_of(ServerSettings(rounds=rounds), model, cast(Ranks, Two()), PlantedEngine)
     assert engine.rows in range(7, 10), "most of what is free, in rows of half the size"

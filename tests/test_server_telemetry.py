@@ -1,6 +1,7 @@
 """What the server says of itself, against sums by hand."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -89,6 +90,12 @@ def test_speed_up_never_exceeds_the_acceptance_length(passes: list[tuple[int, in
         measured.round_over(timed(slower, streams, streams * each, accepted))
         longest = max(longest, 1 + accepted / streams)
     assert snapshot(measured).speedup <= longest + 1e-9
+
+
+def test_what_is_recorded_in_a_pass_says_nothing_of_how_long_passes_take() -> None:
+    measured, undisturbed = telemetry(), telemetry()
+    measured.round_over(replace(timed(500.0, streams=4, drafted=12, accepted=8), recorded=True))
+    assert measured._plain_pass_s(4) == undisturbed._plain_pass_s(4)
 
 
 def test_plain_utility_is_that_of_decoding_and_nothing_else() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import statistics
 import time
@@ -15,9 +14,9 @@ import torch
 from bench.gpu.cases import Case
 from bench.gpu.hardware import synchronise
 from goodspeed.engine import Engine, Segment
-from goodspeed.sampling import Domain, SamplingParams, position_keys
-from goodspeed.sampling.warping import RowParams, sample
+from goodspeed.sampling import SamplingParams
 from goodspeed.verification import judge_coupled
+from goodspeed_server.drawing import Drawing
 from goodspeed_server.verifier import Pass, Turn, Verifier
 
 __all__ = ["Bench", "Timing", "Way"]
@@ -138,18 +137,12 @@ class Bench:
         laps.start()
         segments = segments_of(work)
         laps.lap("python: lay out")
+        drawing = Drawing(work.turns, self._engine.device)
+        laps.lap("copy: parameters and keys in")
         logits = self._engine.forward(segments)  # [sum(S_i + 1), vocab]
         laps.lap("host: inputs and launches", wait=False)
         laps.lap("device: rest of the forward")
-        torch.isfinite(logits.amax(-1)).all().item()
-        laps.lap("device: soundness")
-        params = [turn.params for turn in work.turns for _ in range(turn.size)]
-        seeds = [one.seed for one in params]
-        positions = list(itertools.chain.from_iterable(range(t.base, t.base + t.size) for t in work.turns))
-        keys = torch.from_numpy(position_keys(seeds, positions, Domain.SHARED)).to(logits.device)
-        rows = RowParams.of(params, logits.device)
-        laps.lap("copy: parameters and keys in")
-        drawn = sample(logits, rows, keys)
+        drawn = drawing.queue(logits, torch.isfinite(logits.amax(-1)))
         laps.lap("device: sampling")
         tokens = drawn.tolist()
         laps.lap("copy: tokens back")

@@ -32,6 +32,7 @@ class SyntheticEngine(Engine):
     ) -> None:
         self.vocab_size = VOCAB
         self.layout = "packed"
+        self.device = torch.device("cpu")
         self._slab = Slab(rows, max_length)
         self._written, self._inherited = {}, set()
         self._pass_s = pass_s

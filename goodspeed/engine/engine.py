@@ -47,6 +47,9 @@ class Engine:
         UnsupportedModel: the model cannot be served.
     """
 
+    graphs: Graphs | None = None
+    """What records padded passes and replays them, if anything does."""
+
     def __init__(
         self,
         model: PreTrainedModel,
@@ -70,7 +73,6 @@ class Engine:
         """Rows that somebody else has written to, and their new owner has not."""
         self._model = _placed(model, self.device, dtype)
         self._model.set_attn_implementation(ATTENTION)
-        self.graphs: Graphs | None = None
         self._lean: Lean | None = None
         """Runs the model where it may be run so."""
         self.vocab_size = self._probe()
@@ -113,6 +115,11 @@ class Engine:
     def is_lean(self) -> bool:
         """Whether the model is run by `Lean`, and not by transformers' own code."""
         return self._lean is not None
+
+    @property
+    def recordings(self) -> int:
+        """How many passes have been recorded besides, for whatever it was good; such a pass takes long."""
+        return 0 if self.graphs is None else self.graphs.tried
 
     @property
     def busy_clock(self) -> Callable[[], float]:
@@ -164,7 +171,7 @@ class Engine:
         Raises:
             UnsupportedModel: the model's positions do not reach so far.
         """
-        check_positions(self._model, max_length)
+        self._check_larger(rows, max_length)
         self._slab.resize(rows, max_length)
         self._forget_graphs()
 
@@ -219,6 +226,11 @@ class Engine:
             pieces.update(zip(group, logits, strict=True))
         return torch.cat([pieces[index] for index in range(len(segments))])
 
+    def _check_larger(self, rows: int, max_length: int) -> None:
+        assert rows >= self.rows
+        assert max_length >= self.max_length
+        check_positions(self._model, max_length)
+
     def _forget_graphs(self) -> None:
         if self.graphs is not None:
             self.graphs.forget(self._slab)
@@ -235,28 +247,28 @@ class Engine:
         output = self._model(
             input_ids=batch.tokens,
             position_ids=batch.positions,
-            logits_to_keep=batch.wanted,
+            logits_to_keep=batch.kept,
             use_cache=False,
             engine_batch=batch,
         )
-        logits: Tensor = output.logits
-        return logits.float()
+        logits: Tensor = output.logits.flatten(0, 1)  # [lines * most, vocab]
+        return (logits if batch.picked is None else logits[batch.picked]).float()
 
     def _probe(self) -> int:
-        """Run one token, so that every layer gets its memory and a model that does not play along is found now.
+        """Run one token, twice, so that every layer gets its memory and a model that does not play along is found now.
 
         Returns:
             The size of the vocabulary, as the output head has it.
         """
-        logits = self._run([Segment(row=0, start=0, tokens=[0], logits=1)])
+        none, one = (self._run([Segment(row=0, start=0, tokens=[0], logits=wanted)]) for wanted in (0, 1))
         layers = self._model.config.get_text_config().num_hidden_layers
-        if self._slab.layers != layers or logits.ndim != 2 or logits.shape[0] != 1:
+        if self._slab.layers != layers or none.ndim != 2 or one.ndim != 2 or len(none) != 0 or len(one) != 1:
             raise UnsupportedModel(
                 f"{type(self._model).__name__} cannot be served: the engine was asked for attention in "
-                f"{self._slab.layers} of its {layers} layers, and one wanted row of logits came as "
-                f"{list(logits.shape)}: choose a target like Llama, Qwen3 or Mistral"
+                f"{self._slab.layers} of its {layers} layers, and no row of logits and one came as "
+                f"{list(none.shape)} and {list(one.shape)}: choose a target like Llama, Qwen3 or Mistral"
             )
-        return logits.shape[1]
+        return one.shape[1]
 
 
 def _placed(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:

@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
@@ -150,6 +151,8 @@ class Graphs:
         """Whether everything runs eagerly: to compare."""
         self.choices: list[Choice] = []
         """What was measured, in the order of capture."""
+        self.tried = 0
+        """How many buckets were captured, or were to be: the pass that did it took longer than any other will."""
 
     def forget(self, slab: Slab) -> None:
         """Run on other memory from now on: what was recorded is at the addresses of the old one."""
@@ -181,6 +184,7 @@ class Graphs:
     def _faster(self, bucket: Bucket, segments: Sequence[Segment], eagerly: Run) -> _Graph | None:
         """A bucket's graph, or None where it cannot be had or eager is the faster."""
         begun_s = time.perf_counter()
+        self.tried += 1
         try:
             graph = _Graph(bucket, self._model, self._slab, self._device, self._recorder, segments)
             time_s = self._recorder.time_s
@@ -321,7 +325,7 @@ class _CudaRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
+        self._recorded = WeakSet[torch.cuda.CUDAGraph]()
 
     def record(self, function: Run) -> Run:
         with torch.cuda.device(self._device):
@@ -333,9 +337,13 @@ class _CudaRecorder:
                 function()
                 function()
             current.wait_stream(aside)
+            if not self._recorded:
+                # A pool that its last graph has left cannot be recorded into any more.
+                self._pool = torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 output = function()
+            self._recorded.add(graph)
 
         def replay() -> Tensor:
             graph.replay()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import ClassVar
 
 import torch
@@ -56,13 +57,27 @@ class _Fields:
     positions: list[int] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     wanted: list[int] = field(default_factory=list)
+    """Which of the cells, end to end, have logits that are wanted."""
 
     def add(self, segment: Segment, padding: int = 0) -> None:
+        end = len(self.tokens) + segment.new
+        self.wanted += range(end - segment.logits, end)
         # Padding is the last token over again: it stores the same keys and values in the same slot.
         self.tokens += [*segment.tokens, *[segment.tokens[-1]] * padding]
         self.positions += [*range(segment.start, segment.end), *[segment.end - 1] * padding]
         self.rows += [segment.row] * (segment.new + padding)
-        self.wanted += [0] * (segment.new - segment.logits) + [1] * segment.logits + [0] * padding
+
+    def selection(self, width: int) -> tuple[list[list[int]], list[int]]:
+        """As `Batch.kept` and `Batch.picked`: lines that want fewer logits than others are filled up in front."""
+        places: list[list[int]] = [[] for _ in range(len(self.tokens) // width)]
+        for cell in self.wanted:
+            places[cell // width].append(cell % width)
+        most = max(map(len, places))
+        kept, picked = list[list[int]](), list[int]()
+        for own in places:
+            kept.append([0] * (most - len(own)) + own)
+            picked += range(len(kept) * most - len(own), len(kept) * most)
+        return kept, picked
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +110,26 @@ class Batch(ABC):
 
     reads_beyond: ClassVar[bool]
     """Whether slots behind a row's end are read, masked."""
+    wanted: Tensor
+    """int64 [wanted]: the cells, line after line, whose logits are wanted; a mask is something to wait for on a GPU."""
+    kept: Tensor
+    """int64 [lines, most]: the same by their place in each line, and others where a line has fewer."""
+    picked: Tensor | None
+    """int64 [wanted]: which of those, line after line, they are; None for all."""
 
     def __init__(self, segments: Sequence[Segment], slab: Slab, device: torch.device) -> None:
         self._segments = segments
         self._slab = slab
         self._views: dict[int | None, list[_View]] = {}  # by window, the same in every layer that has it
         self.width, fields = self._arrange()
-        tokens, self._slots, self._rows, wanted = torch.tensor(
-            [fields.tokens, fields.positions, fields.rows, fields.wanted], device=device
-        )
+        lines, chosen = fields.selection(self.width)
+        parts = [fields.tokens, fields.positions, fields.rows, fields.wanted, list(chain(*lines)), chosen]
+        numbers = torch.tensor(list(chain(*parts)), device=device)  # one copy
+        tokens, self._slots, self._rows, self.wanted, kept, picked = torch.split(numbers, [len(part) for part in parts])
         self.tokens: Tensor = tokens.view(-1, self.width)  # [lines, width]
         self.positions: Tensor = self._slots.view(-1, self.width)  # [lines, width]
-        self.wanted: Tensor = wanted.view(-1, self.width).bool()  # [lines, width]
+        self.kept = kept.view(len(lines), len(lines[0]))
+        self.picked = None if len(picked) == len(kept) else picked
 
     @staticmethod
     def groups(segments: Sequence[Segment]) -> list[list[int]]:

@@ -278,7 +278,7 @@ class Lean:
         Args:
             tokens: int64 [lines, width].
             positions: int64 [lines, width].
-            wanted: bool [lines, width].
+            wanted: int64 [wanted], of the lines' cells end to end.
             batch: attends.
 
         Returns:
@@ -289,4 +289,4 @@ class Lean:
         hidden = embedded.flatten(0, 1)  # [cells, hidden]
         for layer in self._layers:
             hidden = layer.run(hidden, turn, batch, len(tokens))
-        return self._head(self._norm(hidden[wanted.flatten()]))
+        return self._head(self._norm(hidden[wanted]))

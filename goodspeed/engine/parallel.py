@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from goodspeed.engine.engine import Engine, Layout
 from goodspeed.engine.group import PASS_TIMEOUT_S, Group
 from goodspeed.engine.layouts import Segment
+from goodspeed.engine.support import check_positions
 from goodspeed.errors import GoodSpeedError, RankLost
 
 __all__ = ["LeadingEngine", "follow"]
@@ -143,11 +144,13 @@ class LeadingEngine(Engine):
 
     def resize(self, rows: int, max_length: int) -> None:
         """As `Engine.resize`."""
+        self._check_larger(rows, max_length)
         with self._in_step(_Resize(rows, max_length)):
             super().resize(rows, max_length)
 
     def begin_anew(self, rows: int, max_length: int) -> None:
         """As `Engine.begin_anew`."""
+        check_positions(self._model, max_length)
         with self._in_step(_BeginAnew(rows, max_length)):
             super().begin_anew(rows, max_length)
 

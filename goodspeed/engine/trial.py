@@ -72,7 +72,7 @@ class _Trial:
         chosen = sorted({position for position in (*near, *middle, *last) if 0 <= position < limit})
         self.positions = torch.tensor([chosen])
         self.tokens = torch.arange(len(chosen))[None] % vocab_size
-        self.wanted = torch.ones_like(self.tokens, dtype=torch.bool)
+        self.wanted = torch.arange(len(chosen))  # all
         self.asked: dict[int, Asked] = {}
 
     def run_model(self, model: PreTrainedModel) -> Tensor:
@@ -80,11 +80,11 @@ class _Trial:
         output = model(
             input_ids=self.tokens,
             position_ids=self.positions,
-            logits_to_keep=self.wanted,
+            logits_to_keep=0,  # all
             use_cache=False,
             engine_batch=self,
         )
-        logits: Tensor = output.logits
+        logits: Tensor = output.logits[0]
         return logits
 
     def attend(

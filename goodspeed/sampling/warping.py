@@ -4,6 +4,9 @@ Two views of the same warped distribution: `sample` draws from it with the share
 drafter), `log_probs` writes it out over the whole vocabulary (the ratio rule). A full sort of a large vocabulary is
 by far the dearest step there is here, so truncated rows look at their `_PREFILTER` likeliest tokens first and only
 rows whose nucleus is larger are sorted whole.
+
+Which rows those are is to be read before they can be drawn. On a GPU whoever reads waits for all that is queued, so
+that `draw` reads nothing: it leaves them `UNDECIDED`, for `draw_whole`. `sample` is both, one behind the other.
 """
 
 from __future__ import annotations
@@ -18,7 +21,10 @@ from torch import Tensor
 from goodspeed.sampling.noise import gumbel, uniform
 from goodspeed.sampling.parameters import SamplingParams
 
-__all__ = ["RowParams", "log_probs", "sample"]
+__all__ = ["UNDECIDED", "RowParams", "draw", "draw_whole", "log_probs", "sample"]
+
+UNDECIDED = -1
+"""In the place of a token: the row has to be drawn whole."""
 
 _PREFILTER = 128
 _BLOCK_ELEMENTS = 2**17
@@ -81,25 +87,78 @@ def sample(logits: Tensor, rows: RowParams, keys: Tensor) -> Tensor:
     Returns:
         int64 [rows].
     """
+    tokens = draw(logits, rows, keys)
+    if rows.any_truncated:
+        some = (tokens == UNDECIDED).nonzero().squeeze(-1)
+        if len(some):
+            tokens[some] = draw_whole(logits, rows, keys, some)
+    return tokens
+
+
+def draw(logits: Tensor, rows: RowParams, keys: Tensor) -> Tensor:
+    """As `sample`, and nothing is read from a GPU: int64 [rows], `UNDECIDED` where a prefilter does not suffice."""
     if not (rows.any_full or rows.any_truncated):
         return logits.argmax(-1)
-    count, vocab = logits.shape
-    size = max(1, _BLOCK_ELEMENTS // vocab) if logits.device.type == "cpu" else count
-    blocks = [slice(first, first + size) for first in range(0, count, size)]
-    return torch.cat([_sample_block(logits[block], rows.select(block), keys[block]) for block in blocks])
+    if not _on_cpu(logits):
+        return _draw_on_device(logits, rows, keys)
+    blocks = _blocks(*logits.shape)
+    return torch.cat([_draw_on_cpu(logits[block], rows.select(block), keys[block]) for block in blocks])
 
 
-def _sample_block(logits: Tensor, rows: RowParams, keys: Tensor) -> Tensor:
+def draw_whole(logits: Tensor, rows: RowParams, keys: Tensor, some: Tensor) -> Tensor:
+    """The tokens of some truncated rows, int64 [some], each by all of its vocabulary: as `sample`.
+
+    Args:
+        logits: as for `sample`; so are the two that follow.
+        rows: likewise.
+        keys: likewise.
+        some: int64 [some], which of the rows.
+    """
+    vocab = logits.shape[-1]
+    blocks = _blocks(len(some), vocab) if _on_cpu(logits) else [slice(None)]
+    tokens = []
+    for chosen in (some[block] for block in blocks):
+        scores = logits[chosen] / rows.temperature[chosen, None]
+        tokens.append(_draw_truncated(scores, rows.select(chosen), keys[chosen], vocab))
+    return torch.cat(tokens)
+
+
+def _on_cpu(logits: Tensor) -> bool:
+    return logits.device.type == "cpu"
+
+
+def _blocks(count: int, vocab: int) -> list[slice]:
+    size = max(1, _BLOCK_ELEMENTS // vocab)
+    return [slice(first, first + size) for first in range(0, count, size)]
+
+
+def _draw_on_cpu(logits: Tensor, rows: RowParams, keys: Tensor) -> Tensor:
+    """Each row in its own way."""
     if not (rows.any_greedy or rows.any_truncated):
-        return _draw_full(logits / rows.temperature[:, None], rows, keys)
+        return _race(logits / rows.temperature[:, None], keys)
     if not (rows.any_greedy or rows.any_full):
-        return _draw_truncated(logits / rows.temperature[:, None], rows, keys)
+        return _draw_truncated(logits / rows.temperature[:, None], rows, keys, _PREFILTER)
     tokens = logits.argmax(-1)
-    for chosen, draw in ((~rows.greedy & ~rows.truncated, _draw_full), (rows.truncated, _draw_truncated)):
-        some = chosen.nonzero().squeeze(-1)
-        if len(some):
-            tokens[some] = draw(logits[some] / rows.temperature[some, None], rows.select(some), keys[some])
+    if len(full := (~rows.greedy & ~rows.truncated).nonzero().squeeze(-1)):
+        tokens[full] = _race(logits[full] / rows.temperature[full, None], keys[full])
+    if len(cut := rows.truncated.nonzero().squeeze(-1)):
+        scores = logits[cut] / rows.temperature[cut, None]
+        tokens[cut] = _draw_truncated(scores, rows.select(cut), keys[cut], _PREFILTER)
     return tokens
+
+
+def _draw_on_device(logits: Tensor, rows: RowParams, keys: Tensor) -> Tensor:
+    """All rows in every way there is among them, since to tell them apart would be to read."""
+    scores = logits / rows.temperature[:, None]
+    if rows.any_full:
+        vocabulary = torch.arange(scores.shape[-1], dtype=torch.int32, device=scores.device)
+        lags = scores - scores.amax(-1, keepdim=True)  # near 0, where float32 is fine
+        tokens = lags.add_(gumbel(keys[:, None, :], vocabulary)).argmax(-1)
+        if rows.any_truncated:
+            tokens = torch.where(rows.truncated, _draw_truncated(scores, rows, keys, _PREFILTER), tokens)
+    else:
+        tokens = _draw_truncated(scores, rows, keys, _PREFILTER)
+    return torch.where(rows.greedy, logits.argmax(-1), tokens) if rows.any_greedy else tokens
 
 
 def log_probs(logits: Tensor, rows: RowParams) -> Tensor:
@@ -125,66 +184,43 @@ def log_probs(logits: Tensor, rows: RowParams) -> Tensor:
     return scores.log_softmax(-1)
 
 
-def _draw_full(scores: Tensor, _rows: RowParams, keys: Tensor) -> Tensor:
-    """`argmax(scores + G)` over the whole vocabulary.
+def _race(scores: Tensor, keys: Tensor) -> Tensor:
+    """`argmax(scores + G)` over the whole vocabulary, on a CPU: int64 [rows].
 
     `G = -log(-log(1 - u))`, so the argmax is where `-log(1 - u) / p` is smallest. As `u <= -log(1 - u)`, the token with
     the smallest `u / p`, which takes no logarithm, sets a bound, and almost always it is the only one within it.
+    In numpy, whose integer operations and argmin are several times faster on a CPU than torch's.
     """
-    tokens, contested = (_race_on_cpu if scores.device.type == "cpu" else _race)(scores, keys)
-    if len(contested):
-        vocabulary = torch.arange(scores.shape[-1], dtype=torch.int32, device=scores.device)
-        noise = gumbel(keys[contested][:, None, :], vocabulary)
-        tokens[contested] = (scores[contested] + noise).argmax(-1)
-    return tokens
-
-
-def _race(scores: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """The token of the smallest `u / p` in each row, int64 [rows], and the rows where another one might win."""
-    u = uniform(keys[:, None, :], torch.arange(scores.shape[-1], dtype=torch.int32, device=scores.device))
-    odds = (scores.amax(-1, keepdim=True) - scores).exp_().mul_(u)  # u / p, up to a constant of the row: [rows, vocab]
-    best = odds.argmin(-1, keepdim=True)
-    u_best = u.gather(-1, best)
-    bound = odds.gather(-1, best) * (-torch.log1p(-u_best) / u_best) * _ROUNDING
-    runner_up = odds.scatter_(-1, best, torch.inf).amin(-1, keepdim=True)
-    return best.squeeze(-1), (runner_up <= bound).squeeze(-1).nonzero().squeeze(-1)
-
-
-def _race_on_cpu(scores: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """`_race` in numpy, whose integer operations and argmin are several times faster on a CPU than torch's."""
     row = np.arange(len(scores))
     u = uniform(keys.numpy()[:, None, :], np.arange(scores.shape[-1], dtype=np.int32))
     odds = (scores.amax(-1, keepdim=True) - scores).exp_().numpy()
-    odds *= u
+    odds *= u  # u / p, up to a constant of the row: [rows, vocab]
     best = odds.argmin(-1)
     u_best = u[row, best]
     bound = odds[row, best] * (-np.log1p(-u_best) / u_best) * _ROUNDING
     odds[row, best] = np.inf
-    return torch.from_numpy(best), torch.from_numpy((odds.min(-1) <= bound).nonzero()[0])
+    contested = torch.from_numpy((odds.min(-1) <= bound).nonzero()[0])
+    tokens = torch.from_numpy(best)
+    if len(contested):
+        noise = gumbel(keys[contested][:, None, :], torch.arange(scores.shape[-1], dtype=torch.int32))
+        tokens[contested] = (scores[contested] + noise).argmax(-1)
+    return tokens
 
 
-def _draw_truncated(scores: Tensor, rows: RowParams, keys: Tensor) -> Tensor:
+def _draw_truncated(scores: Tensor, rows: RowParams, keys: Tensor, width: int) -> Tensor:
+    """Draw each row from its `width` likeliest tokens: int64 [rows], `UNDECIDED` where others may be drawn too."""
     vocab = scores.shape[-1]
-    normaliser = scores.logsumexp(-1, keepdim=True)
-    width = min(_PREFILTER, vocab)
-    tokens = torch.empty(scores.shape[0], dtype=torch.int64, device=scores.device)
-    pending = torch.arange(scores.shape[0], device=scores.device)
-    while True:
-        chosen = rows.select(pending)
-        ranked, ids = _top(scores[pending], width)
-        kept = _keep(ranked, normaliser[pending], chosen)
-        noisy = (ranked + gumbel(keys[pending][:, None, :], ids.int())).where(kept, -torch.inf)
-        tokens[pending] = ids.gather(-1, noisy.argmax(-1, keepdim=True)).squeeze(-1)
-        if width == vocab:
-            return tokens
-        # Where a token as likely as the last one looked at is kept, the nucleus may go on beyond the prefilter, and
-        # where top-k does, so does the mass that top-p is a share of.
-        open_ended = (kept & (ranked == ranked[:, -1:])).any(-1)
-        mass_unknown = (chosen.top_k > width) & (chosen.top_k < vocab) & (chosen.top_p < 1.0)
-        pending = pending[open_ended | mass_unknown]
-        if pending.numel() == 0:
-            return tokens
-        width = vocab
+    ranked, ids = _top(scores, min(width, vocab))
+    kept = _keep(ranked, scores.logsumexp(-1, keepdim=True), rows)
+    noisy = (ranked + gumbel(keys[:, None, :], ids.int())).where(kept, -torch.inf)
+    tokens = ids.gather(-1, noisy.argmax(-1, keepdim=True)).squeeze(-1)
+    if width >= vocab:
+        return tokens
+    # Where a token as likely as the last one looked at is kept, the nucleus may go on beyond, and where top-k does, so
+    # does the mass that top-p is a share of.
+    open_ended = (kept & (ranked == ranked[:, -1:])).any(-1)
+    mass_unknown = (rows.top_k > width) & (rows.top_k < vocab) & (rows.top_p < 1.0)
+    return tokens.masked_fill(open_ended | mass_unknown, UNDECIDED)
 
 
 def _top(scores: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -221,5 +257,5 @@ def _keep(ranked: Tensor, normaliser: Tensor, rows: RowParams) -> Tensor:
     in_p |= rows.top_p[:, None] >= 1.0
     in_min = p >= rows.min_p[:, None] * p[:, :1]
     kept = in_k & in_p & in_min
-    kept[:, 0] = True
+    kept[:, 0].fill_(True)
     return kept

@@ -60,6 +60,13 @@ class Settled:
     """Rows of which not even one token fitted: nothing of them was judged, and they may be tried again."""
     out_of_memory: int = 0
     """How often memory did not suffice."""
+    recorded: bool = False
+    """Whether something was recorded meanwhile, to be replayed from then on."""
+
+    @property
+    def typical(self) -> bool:
+        """Whether how long it took says anything of the next: not if it failed, or did what is done once."""
+        return not (self.out_of_memory or self.recorded)
 
 
 class PassLimit:
@@ -131,7 +138,7 @@ class Fitting:
 
     def run(self, work: Pass) -> Settled:
         """Verify; blocks for as long as the forward passes take."""
-        begun = self._engine.busy_clock()
+        begun, recordings = self._engine.busy_clock(), self._engine.recordings
         for copy in work.copies:
             self._engine.copy(copy.source, copy.row, copy.tokens)
         to_run = deque(cut_up(_without(work, self._lacked), self.most))
@@ -169,7 +176,8 @@ class Fitting:
                     to_run.append(Pass([_shortened(turn, 0)], []))
         self._lacked = self._lacked.difference(work.rows) | lacking
         busy_s = self._engine.busy_clock() - begun
-        return _settled(work, outcomes, chunks, faults, frozenset(lacking), failed, busy_s)
+        settled = _settled(work, outcomes, chunks, faults, frozenset(lacking), failed, busy_s)
+        return replace(settled, recorded=self._engine.recordings > recordings)
 
     def _attempt(self, piece: Pass) -> Outcome | None:
         """Run a piece; None if there is not the memory for it."""

@@ -20,8 +20,8 @@ from goodspeed.engine.parallel import follow
 from goodspeed.errors import RankLost
 from goodspeed.logs import JsonLines, Readable, log_to
 from goodspeed_server.errands import errors_named
-from goodspeed_server.parts import Part, PartSettings
-from goodspeed_server.ranks import READY
+from goodspeed_server.parts import Part, PartSettings, share_cores
+from goodspeed_server.rank_process import READY
 
 __all__ = ["be_follower"]
 
@@ -43,6 +43,7 @@ def be_follower(settings: PartSettings, place: Place) -> None:
     # What ends a server is sent to all of its processes, and rank 0 still needs this one to end in order.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    share_cores(settings, place)
     try:
         part = Part.load(settings, place)
     except RuntimeError as error:

@@ -22,8 +22,9 @@ _FILES = {
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that is free on a device."""
+    """Memory that is free on a device, what its allocator keeps for later among it."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
     free = int(psutil.virtual_memory().available)
     in_groups = free_in_groups()

@@ -3,6 +3,7 @@
 The slab takes `rows * length * token_bytes`, all of it from the start. A pass takes something for each of its tokens,
 and something more for each slot that a token may see: the mask. A server that cannot run the pass that
 `RoundSettings.largest_pass` says does not start; `Fitting` runs in pieces whatever is larger than what then fits.
+What a GPU's recorded passes take is known once some have been recorded, while the engine warms up.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class Footprint:
     """Each token of a pass, for each slot: what hides it or not."""
     largest_pass: Callable[[int], int] = lambda rows: 0
     """Tokens, by rows."""
+    graph_bytes: int = 0
+    """What was recorded of passes, to be replayed; nothing on a CPU."""
 
     @classmethod
     def of(cls, model: PreTrainedModel, token_bytes: int, rounds: RoundSettings) -> Footprint:
@@ -71,12 +74,16 @@ class Footprint:
         return cls(token_bytes, logits + layer, seen, rounds.largest_pass)
 
     def bytes(self, rows: int, length: int) -> int:
-        """So many rows of so many tokens, and the largest pass over them."""
-        return self.slab_bytes(rows, length) + self.largest_pass(rows) * (self.run_bytes + length * self.seen_bytes)
+        """So many rows of so many tokens, the largest pass over them, and what is recorded of passes."""
+        return self.slab_bytes(rows, length) + self.graph_bytes + self.pass_bytes(rows, length)
+
+    def pass_bytes(self, rows: int, length: int) -> int:
+        """The largest pass alone."""
+        return self.largest_pass(rows) * (self.run_bytes + length * self.seen_bytes)
 
     def pass_tokens(self, rows: int, length: int, free: int) -> int:
         """How many tokens one pass may carry on what so many rows of such a length leave of so many free bytes."""
-        left = int(_USABLE * free) - self.slab_bytes(rows, length)
+        left = int(_USABLE * free) - self.slab_bytes(rows, length) - self.graph_bytes
         return max(1, left // (self.run_bytes + length * self.seen_bytes))
 
     def slab_bytes(self, rows: int, length: int) -> int:
@@ -123,10 +130,11 @@ def rows_that_fit(
         ways.append(f"--max-streams {streams} of that length")
     if length > 1:
         ways.append(f"--max-length {length} for {wanted} stream{'s' * (wanted > 1)}")
-    slab = footprint.slab_bytes(wanted, max_length)
+    slab, largest = footprint.slab_bytes(wanted, max_length), footprint.pass_bytes(wanted, max_length)
+    recorded = f" (and {_gib(footprint.graph_bytes)} for recorded ones)" if footprint.graph_bytes else ""
     raise InvalidRequest(
         f"{wanted} stream{'s' * (wanted > 1)} of {max_length} tokens need {_gib(slab)} for keys and values and "
-        f"{_gib(footprint.bytes(wanted, max_length) - slab)} for the largest pass, and {_gib(usable)} can be used: "
+        f"{_gib(largest)} for the largest pass{recorded}, and {_gib(usable)} can be used: "
         f"choose {', or '.join(ways) or 'a smaller target, or a smaller --prefill-chunk'}",
         code="kv_memory",
     )

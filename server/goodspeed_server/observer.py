@@ -51,6 +51,8 @@ class RoundRecord:
     arrivals: Arrivals = field(default_factory=Arrivals)
     out_of_memory: int = 0
     """How often memory did not suffice, and a piece of the pass was run again in smaller ones."""
+    recorded: bool = False
+    """As in `Settled`."""
     reused: int = 0
     """Prompt tokens that did not have to be run, since a row held them."""
     price: float = 0.0
@@ -78,6 +80,7 @@ class RoundRecord:
             committed=sum(commit.size for commit in commits),
             arrivals=arrivals,
             out_of_memory=settled.out_of_memory,
+            recorded=settled.recorded,
             reused=work.reused,
             price=price,
         )

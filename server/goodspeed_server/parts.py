@@ -17,7 +17,7 @@ from goodspeed_server.free_memory import free_bytes
 from goodspeed_server.memory import kv_bytes_per_token
 from goodspeed_server.settings import ServerSettings
 
-__all__ = ["Part", "PartSettings", "check_device", "place_by_torchrun"]
+__all__ = ["Part", "PartSettings", "check_device", "place_by_torchrun", "share_cores"]
 
 _OF_TORCHRUN = "TORCHELASTIC_RUN_ID"
 """What it puts into the environment of every process."""
@@ -59,8 +59,6 @@ class Part:
             RuntimeError: another rank is gone.
         """
         device_type = check_device(settings.device, place.local_size)
-        # The cores are the ranks' together; torch would give all of them to each.
-        torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() // place.local_size))
         group = Group(place, device_type)
         model = load_model(settings.model, device=device_type, dtype=settings.dtype, ranks=place.size)
         weights = weights_digest(model)
@@ -69,6 +67,14 @@ class Part:
         # Ranks upon CPUs take from one memory.
         least = group.least(free // place.local_size if device_type == "cpu" else free)
         return cls(group, model, weights, token_bytes, least)
+
+
+def share_cores(settings: PartSettings, place: Place) -> None:
+    """Have this process compute on its share of the cores, which are the ranks' together: torch would take them all.
+
+    In force on the thread that calls it, and on those that are started behind it.
+    """
+    torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() // place.local_size))
 
 
 def check_device(device: str, local_size: int) -> str:

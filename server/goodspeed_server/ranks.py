@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,12 @@ from goodspeed.engine import Engine
 from goodspeed.engine.group import Place
 from goodspeed.engine.parallel import LeadingEngine
 from goodspeed.errors import RankLost
-from goodspeed_server.parts import Part, PartSettings, check_device
+from goodspeed_server.parts import Part, PartSettings, check_device, share_cores
+from goodspeed_server.rank_process import RankProcess
 from goodspeed_server.settings import ServerSettings
 
-__all__ = ["READY", "Ranks", "gathered"]
+__all__ = ["Ranks", "gathered"]
 
-READY = b"ready\n"
-"""What a rank says on standard output when it is about to meet the others."""
-_END_S = 5.0
-"""How long a rank that is told to end may take to."""
 _NAMING_S = 2.0
 """How soon after something failed here it is known which rank is gone."""
 
@@ -40,14 +38,14 @@ class Ranks:
     Args:
         settings: what each has to know.
         place: that of this process.
-        children: ranks 1 and on; none of those that torchrun has started.
+        others: ranks 1 and on; none of those that torchrun has started.
     """
 
-    def __init__(self, settings: PartSettings, place: Place, children: Sequence[subprocess.Popen[bytes]]) -> None:
+    def __init__(self, settings: PartSettings, place: Place, others: Sequence[RankProcess]) -> None:
         self.size = place.size
         self._settings = settings
         self._place = place
-        self._children = children
+        self._others = others
         self._engine: LeadingEngine | None = None
         self._part: Part | None = None
         self._lost = False
@@ -77,20 +75,42 @@ class Ranks:
 
         Raises:
             ModelError: it cannot be loaded, or cannot be shared by so many.
-            RankLost: one of them ended meanwhile.
+            RankLost: one of them ended meanwhile, or is no rank.
         """
-        for rank, child in enumerate(self._children, start=1):
-            assert child.stdout is not None
-            if child.stdout.readline() != READY:
-                raise self._ended(rank)
+        share_cores(self._settings, self._place)
+        readies = [other.ready for other in self._others]
+        for ready in wait(readies, return_when=FIRST_EXCEPTION).done:
+            ready.result()
+        self._part = self._meet()
+        return self._part.model
+
+    def _meet(self) -> Part:
+        """Load this rank's part beside the others'.
+
+        On a thread of its own: what ranks exchange may wait for one that is gone for as long as loading may take.
+        """
+        part: Future[Part] = Future()
+
+        def load() -> None:
+            try:
+                part.set_result(Part.load(self._settings, self._place))
+            except BaseException as error:
+                part.set_exception(error)
+
+        threading.Thread(target=load, name="loading", daemon=True).start()
+        lost = [other.lost for other in self._others]
+        either: list[Future[Any]] = [part, *lost]
+        wait(either, return_when=FIRST_COMPLETED)
+        # What a rank ended for may be what this one is about to find, and can say better.
+        if wait([part], _NAMING_S).not_done:
+            raise next(one for one in lost if one.done()).result()
         try:
-            self._part = Part.load(self._settings, self._place)
+            return part.result()
         except RuntimeError as error:
             raise RankLost(
                 f"the target's {self.size} ranks could not load it together ({' '.join(str(error).split())[:200]}): "
                 "start the server again"
             ) from None
-        return self._part.model
 
     def make_engine(self, *arguments: Any, **options: Any) -> Engine:
         """Make the engine, upon all ranks that have loaded their parts: as `Engine`."""
@@ -122,24 +142,12 @@ class Ranks:
         Raises:
             RankLost: one has.
         """
-        loop = asyncio.get_running_loop()
-        first: asyncio.Future[int] = loop.create_future()
-
-        def heard(rank: int, stdout: int) -> None:
-            # Nothing is said there any more, so that this is its end.
-            if not os.read(stdout, 4096) and not first.done():
-                first.set_result(rank)
-
-        pipes = [_stdout_of(child) for child in self._children]
-        for rank, stdout in enumerate(pipes, start=1):
-            loop.add_reader(stdout, heard, rank, stdout)
-        try:
-            rank = await first
-        finally:
-            for stdout in pipes:
-                loop.remove_reader(stdout)
+        lost = [asyncio.wrap_future(other.lost) for other in self._others]
+        if not lost:
+            await asyncio.Event().wait()  # torchrun watches over its own
+        await asyncio.wait(lost, return_when=asyncio.FIRST_COMPLETED)
         self._lost = True
-        raise self._ended(rank)
+        raise next(one for one in lost if one.done()).result()
 
     def cause(self) -> RankLost | None:
         """Which rank's end is behind what has just failed here; None if all are there, or it has been said.
@@ -148,31 +156,17 @@ class Ranks:
         """
         if self._lost:
             return None
-        ended: list[int] = []
-        for rank, child in enumerate(self._children, start=1):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(_NAMING_S)
-                ended.append(rank)
+        ended = [(status, other) for other in self._others if (status := other.status(_NAMING_S)) is not None]
         self._lost = bool(ended)
         # Whoever was killed did not end because of another.
-        return self._ended(min(ended, key=lambda rank: self._children[rank - 1].returncode)) if ended else None
+        return min(ended, key=lambda one: one[0])[1].loss() if ended else None
 
     def close(self) -> None:
         """Let the others go, if they listen; `gathered` sees that they do."""
         if self._engine is not None and not self._lost and self._engine.end():
-            for child in self._children:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    child.wait(_END_S)
+            for other in self._others:
+                other.wait()
             self._loaded.group.leave()
-
-    def _ended(self, rank: int) -> RankLost:
-        """What to say of a rank that has just ended."""
-        code = self._children[rank - 1].wait()
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-        return RankLost(
-            f"rank {rank} of the target's {self.size} {how}, and no other can go on without it: start the server again "
-            "(what that rank had to say stands above)"
-        )
 
 
 @contextlib.contextmanager
@@ -194,7 +188,7 @@ def gathered(settings: ServerSettings, place: Place | None, *, log_json: bool = 
         yield None
         return
     with contextlib.ExitStack() as stack:
-        children: list[subprocess.Popen[bytes]] = []
+        others: list[RankProcess] = []
         if place is None:
             # Refused here, every rank need not say it.
             check_device(settings.device, size)
@@ -204,8 +198,8 @@ def gathered(settings: ServerSettings, place: Place | None, *, log_json: bool = 
             os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
             place = Place(0, size, 0, size, (Path(folder) / "ranks").as_uri())
             starting = (_started(settings, place, rank, log_json=log_json) for rank in range(1, size))
-            children.extend(map(stack.enter_context, starting))
-        ranks = Ranks(PartSettings.of(settings), place, children)
+            others.extend(map(stack.enter_context, starting))
+        ranks = Ranks(PartSettings.of(settings), place, others)
         stack.callback(ranks.close)
         try:
             yield ranks
@@ -216,7 +210,7 @@ def gathered(settings: ServerSettings, place: Place | None, *, log_json: bool = 
 
 
 @contextlib.contextmanager
-def _started(settings: ServerSettings, place: Place, rank: int, *, log_json: bool) -> Iterator[subprocess.Popen[bytes]]:
+def _started(settings: ServerSettings, place: Place, rank: int, *, log_json: bool) -> Iterator[RankProcess]:
     """A rank as a process, which is gone at the end of the block; it ends by itself when this process does."""
     there = Place(rank, place.size, rank, place.local_size, place.meeting)
     what = msgspec.json.encode({"settings": PartSettings.of(settings), "place": there, "log_json": log_json})
@@ -228,12 +222,8 @@ def _started(settings: ServerSettings, place: Place, rank: int, *, log_json: boo
         env=environment,
         process_group=0,  # an interrupt from the terminal is for this process, which ends the others
     ) as child:
+        started = RankProcess(child, rank, place.size)
         try:
-            yield child
+            yield started
         finally:
-            child.kill()
-
-
-def _stdout_of(child: subprocess.Popen[bytes]) -> int:
-    assert child.stdout is not None
-    return child.stdout.fileno()
+            started.kill()

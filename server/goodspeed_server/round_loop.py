@@ -294,8 +294,8 @@ class RoundLoop:
                     verified = self._clock()
                     planned, unfit = planned.as_run(settled)
                     work = planned.work
-                    # How long it takes to fail, or to copy, says nothing of the next.
-                    if work.rows and not settled.out_of_memory:
+                    # Nor does how long it takes to copy say anything of the next.
+                    if work.rows and settled.typical:
                         self.planner.meter.observe(PassSample(len(work.rows), work.tokens, verified - verifying))
                     self._settling.set_aside(unfit, verified)
                     done = self._untold = Settlement()

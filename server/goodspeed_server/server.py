@@ -24,7 +24,6 @@ from goodspeed.rules import use_rule
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed.timing import EngineMeter, PassCost
 from goodspeed.utility import AlphaFair
-from goodspeed_server.calibration import measure_passes
 from goodspeed_server.control import LiveControl
 from goodspeed_server.doorkeeper import Doorkeeper
 from goodspeed_server.draining import RESTART_S, Drain, stop_on_signals
@@ -129,8 +128,7 @@ class VerificationServer:
         rounds = settings.rounds
         chosen = what_auto_means(settings.scheduler, rounds.rounds, utility)
         rounds = replace(rounds, rounds=chosen.rounds)
-        engine, pass_tokens = engine_of(settings, model, ranks, make_engine)
-        measured = measure_passes(engine)
+        engine, measured, pass_tokens = engine_of(settings, model, ranks, make_engine)
         now = time.monotonic()
         self._metrics = ServerMetrics(self.snapshot, observer)
         self._tracer: Tracer | None = None

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from goodspeed.engine import Engine, Layout
 from goodspeed.errors import InvalidRequest
+from goodspeed.timing import PassSample
+from goodspeed_server.calibration import measure_passes
 from goodspeed_server.free_memory import free_bytes
 from goodspeed_server.memory import Footprint, kv_bytes_per_token, rows_that_fit
 from goodspeed_server.settings import AUTO_MAX_LENGTH, ServerSettings
@@ -21,8 +24,8 @@ __all__ = ["engine_of"]
 
 def engine_of(
     settings: ServerSettings, model: PreTrainedModel, ranks: Ranks | None, make_engine: Callable[..., Engine]
-) -> tuple[Engine, int]:
-    """Make the engine: its layout, and as many rows of such a length as were asked for, or as fit.
+) -> tuple[Engine, list[PassSample], int]:
+    """Make the engine, and warm it up: its layout, and as many rows of such a length as were asked for, or as fit.
 
     Args:
         settings: the operator's choices.
@@ -31,7 +34,7 @@ def engine_of(
         make_engine: as `Engine`, where it is here as a whole.
 
     Returns:
-        It, and how many tokens there is memory for in one pass.
+        It, how long its passes take, and how many tokens there is memory for in one.
 
     Raises:
         InvalidRequest: the model is not made for such a length, or the memory not for so many rows.
@@ -59,4 +62,20 @@ def engine_of(
         device=model.device,
         dtype=model.dtype,
     )
-    return engine, footprint.pass_tokens(rows, max_length, free)
+    measured, graph_bytes = _warmed_up(engine)
+    footprint = replace(footprint, graph_bytes=graph_bytes)
+    fitting = rows_that_fit(settings.max_streams, max_length, footprint, free)
+    if fitting < rows:
+        rows = fitting
+        engine.begin_anew(rows, max_length)
+        measured, _ = _warmed_up(engine)
+    return engine, measured, footprint.pass_tokens(rows, max_length, free)
+
+
+def _warmed_up(engine: Engine) -> tuple[list[PassSample], int]:
+    """How long its passes take, and the memory that is gone with what was recorded of them meanwhile."""
+    if engine.graphs is None:
+        return measure_passes(engine), 0
+    before = free_bytes(engine.device)
+    measured = measure_passes(engine)
+    return measured, max(0, before - free_bytes(engine.device))

@@ -271,7 +271,8 @@ class Telemetry:
             # Plain decoding commits one token a stream and pass; prompts cost it what they cost here.
             plain_s = record.committed / streams * self._plain_pass_s(streams)
             self._plain_s += plain_s - self._cost.seconds(streams, streams + record.drafted)
-        self._cost.observe(PassSample(rows, tokens, record.forward_s + record.judge_s))
+        if not record.recorded:
+            self._cost.observe(PassSample(rows, tokens, record.forward_s + record.judge_s))
 
     def _plain_pass_s(self, streams: int) -> float:
         rows = max(streams, 1)

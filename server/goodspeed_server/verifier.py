@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from goodspeed.engine import Engine, Segment
+from goodspeed.engine.stopwatch import Stopwatch
 from goodspeed.logprobs import pack_logprobs
 from goodspeed.rules import Coupled, checked_judgement, rule_named
-from goodspeed.sampling import Domain, SamplingParams, position_keys
+from goodspeed.sampling import SamplingParams
 from goodspeed.sampling.bending import bend
-from goodspeed.sampling.warping import RowParams, log_probs, sample
+from goodspeed.sampling.warping import RowParams, log_probs
 from goodspeed.verification import Judgement, Rule, judge_coupled
+from goodspeed_server.drawing import UNSOUND, Drawing
 
 __all__ = ["Chunk", "Copy", "Outcome", "Pass", "Turn", "Verifier"]
 
@@ -98,9 +100,9 @@ class Outcome:
     judgements: Sequence[Judgement]
     """One for each of `turns`."""
     forward_s: float
-    """Busy time of the forward pass, by `Engine.busy_clock`; so is `judge_s`."""
+    """The forward pass: on a CPU by `Engine.busy_clock`, elsewhere the device's own time."""
     judge_s: float
-    """Everything else: laying the pass out, sampling, judging."""
+    """Everything else, by `Engine.busy_clock`: laying the pass out, sampling, judging."""
     logits: Tensor | None
     """The target's own, where they are kept: float32 [sum(S_i + 1), vocab]."""
     logprobs: Sequence[bytes] = ()
@@ -122,9 +124,10 @@ class Verifier:
         self._keep_logits = keep_logits
         self._engine = engine
         self._clock = engine.busy_clock
+        self._watch = Stopwatch(engine.device, self._clock)
         self._rule = rule_named(rule)
-        # Only where every row is drawn in the same way can all be drawn at once.
-        self._judge = self._judge_coupled if type(self._rule) is Coupled else self._judge_each
+        self._coupled = type(self._rule) is Coupled
+        """Whether every row is drawn in the same way: only then can all be drawn at once."""
 
     @torch.inference_mode()
     def run(self, work: Pass) -> Outcome:
@@ -134,50 +137,29 @@ class Verifier:
         segments += [
             Segment(turn.row, turn.base - 1, [turn.last_token, *turn.drafted], turn.size) for turn in work.turns
         ]
-        started = self._clock()
+        drawing = Drawing(work.turns, self._engine.device) if self._coupled else None
+        self._watch.start()
         logits = self._engine.forward(segments)  # [sum(S_i + 1), vocab]
-        if logits.is_cuda:
-            torch.cuda.synchronize()
-        forwarded = self._clock()
-        turns, unsound = work.turns, list[Turn]()
-        bent = _bent(turns, logits)
+        self._watch.stop()
+        bent = _bent(work.turns, logits)
         finite = torch.isfinite(bent.amax(-1))  # [sum(S_i + 1)]; of a NaN beside anything the largest is NaN
-        if not finite.all():
-            turns, unsound, kept = _sifted(turns, finite)
+        tokens = None if drawing is None else drawing.tokens(bent, finite)
+        sound = finite.tolist() if tokens is None else [token != UNSOUND for token in tokens]
+        turns, unsound = work.turns, list[Turn]()
+        if not all(sound):
+            turns, unsound, kept = _sifted(turns, sound)
             logits, bent = logits[kept], bent[kept]
-        judgements = self._judge(turns, bent) if turns else []
+            tokens = None if tokens is None else [tokens[index] for index in kept]
+        judgements = self._judge_each(turns, bent) if tokens is None else _judge_coupled(turns, tokens)
         logprobs = _logprobs(turns, judgements, logits)
-        forward_s = forwarded - started
+        forward_s = self._watch.seconds()
         judge_s = self._clock() - begun - forward_s
         kept_logits = logits if self._keep_logits else None
         return Outcome(turns, judgements, forward_s, judge_s, kept_logits, logprobs, unsound)
 
-    def _judge_coupled(self, turns: Sequence[Turn], logits: Tensor) -> list[Judgement]:
-        drawn = self._draw(turns, logits).tolist()
-        judgements = []
-        offset = 0
-        for turn in turns:
-            end = offset + turn.size
-            judgements.append(judge_coupled(turn.drafted, drawn[offset:end]))
-            offset = end
-        return judgements
-
-    def _draw(self, turns: Sequence[Turn], logits: Tensor) -> Tensor:
-        """The target's own draw at every drafted position and one past: [sum(S_i + 1)]."""
-        if all(turn.params.greedy for turn in turns):
-            return logits.argmax(-1)
-        params: list[SamplingParams] = []
-        seeds: list[int] = []
-        positions: list[int] = []
-        for turn in turns:
-            count = turn.size
-            params += [turn.params] * count
-            seeds += [turn.params.seed] * count
-            positions += range(turn.base, turn.base + count)
-        keys = torch.from_numpy(position_keys(seeds, positions, Domain.SHARED)).to(logits.device)
-        return sample(logits, RowParams.of(params, logits.device), keys)
-
     def _judge_each(self, turns: Sequence[Turn], logits: Tensor) -> list[Judgement]:
+        if not turns:
+            return []
         params = [turn.params for turn in turns for _ in range(turn.size)]
         log_p = log_probs(logits, RowParams.of(params, logits.device))
         judgements = []
@@ -191,14 +173,30 @@ class Verifier:
         return judgements
 
 
-def _sifted(turns: Sequence[Turn], finite: Tensor) -> tuple[list[Turn], list[Turn], Tensor]:
+def _judge_coupled(turns: Sequence[Turn], tokens: Sequence[int]) -> list[Judgement]:
+    """Of each draft, by the target's own tokens: [sum(S_i + 1)]."""
+    judgements = []
+    offset = 0
+    for turn in turns:
+        end = offset + turn.size
+        judgements.append(judge_coupled(turn.drafted, tokens[offset:end]))
+        offset = end
+    return judgements
+
+
+def _sifted(turns: Sequence[Turn], sound: Sequence[bool]) -> tuple[list[Turn], list[Turn], list[int]]:
     """The turns all of whose logits can be drawn from, the others, and which logits are the former's."""
-    sound, unsound, kept = list[Turn](), list[Turn](), list[Tensor]()
-    for turn, own in zip(turns, torch.split(finite, [turn.size for turn in turns]), strict=True):
-        whole = own.all()
-        (sound if whole else unsound).append(turn)
-        kept.append(whole.expand(turn.size))
-    return sound, unsound, torch.cat(kept)
+    whole, unsound, kept = list[Turn](), list[Turn](), list[int]()
+    offset = 0
+    for turn in turns:
+        own = range(offset, offset + turn.size)
+        if all(sound[index] for index in own):
+            whole.append(turn)
+            kept += own
+        else:
+            unsound.append(turn)
+        offset = own.stop
+    return whole, unsound, kept
 
 
 def _bent(turns: Sequence[Turn], logits: Tensor) -> Tensor:
