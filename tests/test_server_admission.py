@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -550,6 +551,29 @@ async def test_places_are_told_as_they_change() -> None:
         await running
     assert [type(message) for message in behind.posted][:2] == [Queued, Opened]
     assert [m.stream for m in ahead.posted if isinstance(m, Opened)] == [0, 1]
+
+
+def test_of_a_flood_that_waits_not_everybody_is_looked_at_for_each_that_comes() -> None:
+    now, looked = 0.0, 0
+    rounds, agent = make_rounds(PlantedEngine(1), max_waiting=2000), Agent()
+    streams = rounds._streams
+    streams._clock = lambda: now
+    order = streams._admission.order
+
+    def counted(rows: Mapping[Any, int]) -> Iterator[Any]:
+        nonlocal looked
+        for key in order(rows):
+            looked += 1
+            yield key
+
+    streams._admission.order = counted  # type: ignore[method-assign]
+    for number in range(1001):
+        agent.open(rounds, number)
+    assert looked < 12_000, "not half a million"
+    while (due_at := streams.tell_places()) is not None:
+        now = due_at
+    told = {message.stream: message.place for message in agent.posted if isinstance(message, Queued)}
+    assert told == {number: number for number in range(1, 1001)}
 
 
 async def test_a_row_is_given_away_only_when_the_pass_that_writes_it_is_over() -> None:
