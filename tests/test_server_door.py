@@ -370,8 +370,8 @@ async def test_who_resets_at_once_is_counted_by_its_address_too() -> None:
 
 async def test_who_asks_and_never_listens_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pings are answered without waiting for anybody to read, and in the long run even a few are many."""
+    monkeypatch.setattr(listener, "_MOST_UNSENT_BYTES", 2**16)
     async with guarded(DoorSettings(messages_per_s=1e9)) as (server, address), linked(address) as other:
-        server._door.most_unsent_bytes = 2**16
         with socket.create_connection(("127.0.0.1", port_of(address))) as plain:
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             plain.setblocking(False)

@@ -38,8 +38,8 @@ OPEN_TIMEOUT_S = 10.0
 """For the TLS handshake, and then for the HTTP request, however slowly it comes."""
 _PING_TIMEOUT_S = 120.0
 _CLOSE_TIMEOUT_S = 4.0
-_UNSENT_BYTES = 2**20
-"""A peer that has so much more unread than the largest frame only asks and does not listen: pongs wait for nobody."""
+_MOST_UNSENT_BYTES = 2**20
+"""A peer that has so much unread only asks and does not listen: pongs wait for nobody, and all else for who reads."""
 _OTHER_FILES = 1024
 """Connections that are no links yet among them."""
 _TLS_HANDSHAKE = b"\x16"
@@ -125,7 +125,7 @@ class Connection(ServerConnection):
     def _read(self, piece: bytes) -> tuple[int, float]:
         self._frames = 0
         super().data_received(piece)
-        if self.transport.get_write_buffer_size() > self._door.most_unsent_bytes:
+        if self.transport.get_write_buffer_size() > _MOST_UNSENT_BYTES:
             self._door.refused("slow_reader")
             self._unread.drop()
             self.cut_off()
@@ -197,7 +197,6 @@ class Door:
     Args:
         settings: the operator's choices.
         tls: how links are encrypted; None for links in the clear.
-        largest_frame_bytes: that the server ever sends.
         refused: is told the code of everything that is refused.
         throttled: is told for how long a connection is not read.
         clock: seconds, monotonic.
@@ -208,13 +207,11 @@ class Door:
         settings: DoorSettings,
         tls: ssl.SSLContext | None,
         *,
-        largest_frame_bytes: int,
         refused: Callable[[str], None],
         throttled: Callable[[float], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.tls = tls
-        self.most_unsent_bytes = largest_frame_bytes + _UNSENT_BYTES
         self.refused = refused
         self.throttled = throttled
         self._max_links = settings.max_links

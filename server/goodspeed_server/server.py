@@ -181,7 +181,6 @@ class VerificationServer:
         self._door = Door(
             settings.door,
             self._tls,
-            largest_frame_bytes=len(self._model.tokenizer_frame),
             refused=self._metrics.refused,
             throttled=self._metrics.throttled,
         )
