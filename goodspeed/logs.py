@@ -17,6 +17,8 @@ __all__ = ["JsonLines", "Readable", "about", "announce", "log_to", "say"]
 
 Id = str | int
 
+_LONGEST_NAME = 100
+"""Characters: every line about an agent has its name, which is what it says of itself."""
 _NOTHING: Mapping[str, Id] = MappingProxyType({})
 _ids: ContextVar[Mapping[str, Id]] = ContextVar("ids", default=_NOTHING)
 
@@ -40,7 +42,7 @@ class _About:
     def __init__(self, agent: str | None, stream: int | None, round: int | None) -> None:  # noqa: A002 - likewise
         self._more: dict[str, Id] = {}
         if agent is not None:
-            self._more["agent"] = agent
+            self._more["agent"] = agent[:_LONGEST_NAME]
         if stream is not None:
             self._more["stream"] = stream
         if round is not None:

@@ -13,13 +13,17 @@ from goodspeed.control import (
     SetWeight,
 )
 from goodspeed.errors import GoodSpeedError, Overloaded
+from goodspeed.estimation import PRIOR_ALPHA
 from goodspeed.messages import Draft, Open, Opened, Verdict
 from goodspeed_agent.agent import Agent, TextRequest
 from goodspeed_agent.backoff import Backoff
 from goodspeed_agent.drafters import SuffixDrafter
 from goodspeed_agent.tokenizer import TokenizerCache
+from goodspeed_server.control import LiveControl
 from goodspeed_server.controlling import controlling, drained
+from goodspeed_server.live import AgentAccount
 from tests.controls import START, TEXT, controlled, heard, said, until_prefilled
+from tests.planted import PlantedEngine, make_rounds
 from tests.serving import GREEDY, linked
 from tests.test_server import PROMPT
 
@@ -133,3 +137,31 @@ async def test_who_is_away_may_still_be_served_again(service: Service) -> None:
         assert (state.agents[0].weight, state.agents[0].own_weight) == (2.0, None)
         await controls.ask(SetWeight("edge", None))
         assert (await controls.ask(SetService("edge", "served"))).agents == ()
+
+
+class Name(str):
+    """Counts how often names are compared."""
+
+    compared = 0
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        Name.compared += 1
+        return super().__eq__(other)
+
+
+async def test_what_is_in_force_is_told_of_many_agents_as_of_few() -> None:
+    """Nothing else is done meanwhile."""
+    rounds, agents = make_rounds(PlantedEngine(1)), 300
+    control = LiveControl(
+        rounds, rounds._telemetry, scheduler="plain", fairness=1.0, kind="rolling", announce=lambda: None
+    )
+    for number in range(agents):
+        account = AgentAccount(Name(number), "none", PRIOR_ALPHA, holder=str(number))
+        control.joined(account)
+        account.standing.distrusted = True
+    Name.compared = 0
+    state = await control.obey(None, "test")
+    assert {(agent.links, agent.distrusted) for agent in state.agents} == {(1, True)}
+    assert len(state.agents) == agents
+    assert Name.compared < 20 * agents

@@ -12,6 +12,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 from goodspeed.messages import Close
+from goodspeed_server import listener
 from goodspeed_server.settings import DoorSettings
 from goodspeed_server.tokens import TokenStore
 from tests.doors import counted, guarded, port_of, throttled, until
@@ -85,8 +86,8 @@ async def test_all_links_of_a_token_are_read_as_one(tmp_path: Path) -> None:
 
 async def test_who_asks_and_never_listens_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pings are answered without waiting for anybody to read, and in the long run even a few are many."""
+    monkeypatch.setattr(listener, "_MOST_UNSENT_BYTES", 2**16)
     async with guarded(DoorSettings(messages_per_s=1e9)) as (server, address), linked(address) as other:
-        server._door.most_unsent_bytes = 2**16
         with socket.create_connection(("127.0.0.1", port_of(address))) as plain:
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             plain.setblocking(False)

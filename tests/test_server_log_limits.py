@@ -72,6 +72,15 @@ def test_of_texts_more_is_said_and_not_all() -> None:
     assert 1900 <= len(lines.said) <= 2001
 
 
+def test_a_line_is_as_long_as_a_line() -> None:
+    lines = limited([0.0])
+    for _ in range(51):
+        lines.handle(line("goodspeed_server.link", "the tokenizer of draft %r differs", "x" * 4096))
+    assert {len(said) for said in lines.said} == {1003}
+    lines.handle(line("goodspeed_server.control", "%s", "x" * 4096))
+    assert len(lines.said[-1]) == 4096
+
+
 def test_kinds_that_are_made_up_are_one() -> None:
     lines = limited([0.0])
     for n in range(10_000):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from goodspeed.messages import Queued
 from goodspeed_server.admission import Places
+from tests.planted import Agent, PlantedEngine, make_rounds
 
 
 @given(st.lists(st.tuples(st.floats(0, 0.4), st.permutations("abcde"), st.integers(0, 5)), max_size=30))
@@ -43,3 +48,26 @@ def test_of_very_many_some_are_told_at_a_time_and_nobody_is_forgotten() -> None:
         assert calls == 8, "nobody is told twice before all others are told once"
         places.due(order, now + 0.25)
         assert places.next_at is None
+
+
+def test_of_a_flood_that_waits_not_everybody_is_looked_at_for_each_that_comes() -> None:
+    now, looked = 0.0, 0
+    rounds, agent = make_rounds(PlantedEngine(1), max_waiting=2000), Agent()
+    streams = rounds._streams
+    streams._clock = lambda: now
+    order = streams._admission.order
+
+    def counted(rows: Mapping[Any, int]) -> Iterator[Any]:
+        nonlocal looked
+        for key in order(rows):
+            looked += 1
+            yield key
+
+    streams._admission.order = counted  # type: ignore[method-assign]
+    for number in range(1001):
+        agent.open(rounds, number)
+    assert looked < 12_000, "not half a million"
+    while (due_at := streams.tell_places()) is not None:
+        now = due_at
+    told = {message.stream: message.place for message in agent.posted if isinstance(message, Queued)}
+    assert told == {number: number for number in range(1, 1001)}

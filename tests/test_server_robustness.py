@@ -12,7 +12,7 @@ from websockets.exceptions import ConnectionClosed
 from goodspeed.messages import Draft, GetTokenizer, Goodbye, Open, Opened, Snapshot, Tokenizer, Verdict
 from goodspeed_server.observer import RoundRecord
 from goodspeed_server.verifier import Outcome, Pass, Verifier
-from tests.serving import GREEDY, linked, serving, tiny_settings
+from tests.serving import GREEDY, linked, serving, tiny_server, tiny_settings, tiny_tokenizer
 from tests.test_server import PROMPT, target_text
 
 
@@ -185,6 +185,21 @@ async def test_the_tokenizer_is_sent_once_a_link() -> None:
         await peer.expect(Tokenizer)
         await peer.send(GetTokenizer())
         assert (await peer.failure()).code == "protocol_error"
+
+
+async def test_of_a_tokenizer_no_more_is_copied_than_its_peer_reads() -> None:
+    files = tiny_tokenizer() | {"tokenizer_config.json": b" " * 2**24 + b"{}"}
+    server = tiny_server(tokenizer=files)
+    async with asyncio.timeout(60), server.listen() as address, linked(address) as peer:
+        peer.connection.transport.pause_reading()
+        await peer.send(GetTokenizer())
+        (link,) = server._links
+        while not link.connection.paused:
+            await asyncio.sleep(0)
+        assert link.connection.transport.get_write_buffer_size() < 2**18
+        peer.connection.transport.resume_reading()
+        assert (await peer.expect(Tokenizer)).files == files
+        assert await peer.generate(0, PROMPT) == target_text(PROMPT, 8)
 
 
 async def test_an_engine_that_fails_ends_the_server_and_cuts_its_links(monkeypatch: pytest.MonkeyPatch) -> None:

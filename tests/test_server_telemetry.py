@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from goodspeed.estimation import PRIOR_ALPHA
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed.timing import PassSample
 from goodspeed.utility import AlphaFair
+from goodspeed_server.live import AgentAccount
 from goodspeed_server.observer import RoundRecord
 from goodspeed_server.telemetry import ServerFacts, Telemetry
 
@@ -109,3 +111,10 @@ def test_phases_are_means_over_rounds() -> None:
     measured.round_over(record(4, 12, 8, forward_s=0.05))
     phases = snapshot(measured).phases
     assert (phases.gather_ms, phases.plan_ms, phases.verify_ms, phases.commit_ms) == pytest.approx((4, 1, 40, 2))
+
+
+def test_monitors_are_shown_no_more_of_a_name_than_anybody_reads() -> None:
+    measured = telemetry()
+    measured.joined(AgentAccount("n" * 4096, "d" * 4096, PRIOR_ALPHA), 0.0)
+    (row,) = snapshot(measured).agents
+    assert (row.name, row.drafter) == ("n" * 200, "d" * 200)

@@ -197,6 +197,42 @@ def test_a_token_of_the_same_name_does_not_pay_for_the_one_before(tmp_path: Path
     assert doorkeeper.allowance(store.tokens()[0]) is allowance
 
 
+def test_nothing_is_remembered_of_tokens_that_were_revoked(tmp_path: Path) -> None:
+    store = TokenStore(tmp_path / "tokens.json")
+    doorkeeper = Doorkeeper(store, DoorSettings())
+    for number in range(5):
+        store.create(str(number), "agent")
+    for token in store.tokens():
+        doorkeeper.allowance(token).admit(0.0)
+        doorkeeper.pace(token)
+    kept = doorkeeper.allowance(store.tokens()[-1])
+    for number in range(4):
+        store.revoke(str(number))
+    assert doorkeeper.no_longer_welcome([]) == []
+    assert len(doorkeeper._allowances) == len(doorkeeper._paces) == 1
+    assert doorkeeper.allowance(store.tokens()[0]) is kept
+    (tmp_path / "tokens.json").write_text("not tokens")
+    doorkeeper.no_longer_welcome([])
+    assert len(doorkeeper._allowances) == len(doorkeeper._paces) == 1
+
+
+async def test_tokens_are_looked_at_once_for_all_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be thousands of either."""
+    async with guarded(tmp_path) as (server, address, store), contextlib.AsyncExitStack() as stack:
+        secret = store.create("edge", "agent")
+        for number in range(3):
+            await stack.enter_async_context(agent_with(address, secret, tmp_path, str(number)))
+        looked: list[object] = []
+
+        def tokens(store: TokenStore) -> tuple[Token, ...]:
+            looked.append(store)
+            return ()
+
+        monkeypatch.setattr(TokenStore, "tokens", tokens)
+        cut = server._doorkeeper.no_longer_welcome([link.connection for link in server._links])
+        assert (len(cut), len(looked)) == (3, 1)
+
+
 QUICK = Backoff(first_s=0.01, longest_s=0.01, give_up_after_s=0.2)
 
 

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 from goodspeed.errors import Overloaded
 from goodspeed_server.absences import Absences, Absent
+from goodspeed_server.pacing import Bucket
 
 __all__ = ["Admission", "Places"]
 
@@ -28,6 +29,8 @@ _STEP = 0.2
 _TOLD_EVERY_S = 0.25
 _TOLD_AT_ONCE = 128
 """Places: some milliseconds of the event loop's time."""
+_LOOKED_AT_ONCE, _LOOKED_AT_PER_S = 10_000, 50_000.0
+"""Likewise, requests that wait: each is looked at whenever anybody comes or goes, and a flood may do both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,8 +277,14 @@ class Places(Generic[KeyT]):
 
     def __init__(self) -> None:
         self._told: dict[KeyT, tuple[int, float]] = {}
+        self._looks = Bucket(_LOOKED_AT_ONCE, _LOOKED_AT_PER_S)
         self.next_at: float | None = None
         """When somebody whose place has changed may be told so, seconds; None if nobody's has."""
+
+    def due_at(self, now: float, *, moved: bool) -> float | None:
+        """When to look who is due, seconds; None for not before somebody comes or goes; `moved`: whether one has."""
+        due_at = now if moved else self.next_at
+        return None if due_at is None else max(due_at, now + self._looks.lacking_s(now))
 
     def due(self, order: Iterable[KeyT], now: float) -> list[tuple[KeyT, int]]:
         """Who is to be told its place now: of many, those who have not been told for longest.
@@ -296,6 +305,7 @@ class Places(Generic[KeyT]):
             if known != place:
                 again_at = at + _TOLD_EVERY_S
                 self.next_at = again_at if self.next_at is None else min(self.next_at, again_at)
+        self._looks.take(now, len(told) + len(due))
         if len(due) > _TOLD_AT_ONCE:
             due.sort(key=lambda entry: entry[0])
             told |= {key: self._told[key] for _, key, _ in due[_TOLD_AT_ONCE:] if key in self._told}

@@ -90,6 +90,10 @@ class Audits:
         """What agents of accounts that are distrusted called themselves last."""
         return {next(reversed(one.names)) for one in self._all() if one.distrusted and one.names}
 
+    def names_of_distrusted(self) -> set[str]:
+        """All that agents of accounts that are distrusted have called themselves, as far as it is remembered."""
+        return {name for one in self._all() if one.distrusted for name in one.names}
+
     def trust(self, name: str) -> list[Standing]:
         """Believe again what agents of this name claim; those to whom that is news."""
         forgiven = self.distrusted(name)

@@ -7,7 +7,7 @@ agents are kept by the agents' names, so that who comes back is what it was; nam
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 
 from goodspeed.control import (
@@ -231,20 +231,25 @@ class LiveControl:
         )
 
     def _state(self, changed: tuple[Changed, ...]) -> ControlState:
-        names = {account.name for account in self._accounts} | self._weights.keys() | self._services.keys()
-        names |= self._audits.distrusted_names()
+        # Thousands may be linked up, each under a name of its own, and who drains one asks four times a second.
+        by_name: dict[str, list[AgentAccount]] = {}
+        for account in self._accounts:
+            by_name.setdefault(account.name, []).append(account)
+        distrusted = self._audits.names_of_distrusted()
+        names = by_name.keys() | self._weights.keys() | self._services.keys() | self._audits.distrusted_names()
         planner = self._rounds.planner
         return ControlState(
             now=self._policy(),
             at_start=self._at_start,
             capacity_now=None if planner.limited_by_price else self._rounds.capacity,
-            agents=tuple(self._agent(name) for name in sorted(names)),
+            agents=tuple(
+                self._agent(name, by_name.get(name, []), distrusted=name in distrusted) for name in sorted(names)
+            ),
             changed=changed,
             draining_s=self._draining_s(),
         )
 
-    def _agent(self, name: str) -> SteeredAgent:
-        accounts = [account for account in self._accounts if account.name == name]
+    def _agent(self, name: str, accounts: Sequence[AgentAccount], *, distrusted: bool) -> SteeredAgent:
         own = max((self._accounts[account] for account in accounts), default=None)
         return SteeredAgent(
             name=name,
@@ -254,7 +259,7 @@ class LiveControl:
             own_weight=own,
             reweighted=name in self._weights,
             service=self._services.get(name, "served"),
-            distrusted=bool(self._audits.distrusted(name)),
+            distrusted=distrusted,
         )
 
 

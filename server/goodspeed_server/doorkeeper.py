@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from weakref import WeakKeyDictionary
 
 from websockets.asyncio.server import ServerConnection
@@ -90,12 +90,19 @@ class Doorkeeper:
         """How much a token's holder is listened to, on all its links together."""
         return self._paces.setdefault(token.digest, PeerPace(self._settings.messages_per_s))
 
-    def still_welcome(self, connection: ServerConnection) -> bool:
-        """Whether a link's token has not been revoked since; while tokens cannot be read, all are as they were."""
-        token = self._shown.get(connection)
-        if self._store is None or token is None:
-            return True
+    def no_longer_welcome(self, connections: Iterable[ServerConnection]) -> list[ServerConnection]:
+        """Of these links, those whose token was revoked since; of such tokens nothing is remembered any more.
+
+        While tokens cannot be read, all are as they were.
+        """
+        if self._store is None:
+            return []
         try:
-            return any(known.digest == token.digest for known in self._store.tokens())
+            known = {token.digest for token in self._store.tokens()}
         except CorruptData:
-            return True
+            return []
+        for digest in (self._allowances.keys() | self._paces.keys()) - known:
+            self._allowances.pop(digest, None)
+            self._paces.pop(digest, None)
+        shown = ((connection, self._shown.get(connection)) for connection in connections)
+        return [connection for connection, token in shown if token is not None and token.digest not in known]

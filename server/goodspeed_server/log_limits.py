@@ -35,10 +35,14 @@ _CAUSED_BY_PEERS = {
 }
 """Loggers of lines that somebody else decides how many there are of."""
 _KINDS = 256
+_LONGEST = 1000
+"""Characters of a line: it may quote what a peer says of itself."""
 
 
 class FloodLimit(logging.Filter):
     """For a handler: of one kind of line that peers cause, some at once, and few from then on; more of texts' own.
+
+    None of them is long.
 
     The next line of the kind that is let through says how many were not.
 
@@ -65,6 +69,9 @@ class FloodLimit(logging.Filter):
             unsaid[0] += 1
             return False
         bucket.take(now)
+        said = record.getMessage()
+        if len(said) > _LONGEST:
+            record.msg, record.args = "%s...", (said[:_LONGEST],)
         if unsaid[0]:
             record.msg, record.args = "%s (and %d more like it)", (record.getMessage(), unsaid[0])
             unsaid[0] = 0

@@ -180,7 +180,6 @@ class VerificationServer:
         self._door = Door(
             settings.door,
             self._tls,
-            largest_frame_bytes=len(self._model.tokenizer_frame),
             refused=self._metrics.refused,
             throttled=self._metrics.throttled,
         )
@@ -387,8 +386,8 @@ class VerificationServer:
         """Cut links whose token is revoked; who comes back is told why."""
         while True:
             await asyncio.sleep(_TOKEN_CHECK_S)
-            for link in list(self._links):
-                if not self._doorkeeper.still_welcome(link.connection):
-                    with about(agent=link.agent):
-                        logger.info("a link is cut: its token was revoked")
-                    link.expel()
+            links = {link.connection: link for link in self._links}
+            for connection in self._doorkeeper.no_longer_welcome(links):
+                with about(agent=links[connection].agent):
+                    logger.info("a link is cut: its token was revoked")
+                links[connection].expel()

@@ -146,17 +146,19 @@ class Streams:
         self._admit(key, account, stream, parked)
 
     def tell_places(self) -> float | None:
-        """Tell those who wait where they stand, if that has changed.
+        """Tell those who wait where they stand, if that has changed; of very many not whenever somebody comes or goes.
 
         Returns:
             When to do so again, seconds; None where nobody's place has changed since.
         """
-        now, due_at = self._clock(), self._places.next_at
-        if self._moved or (due_at is not None and due_at <= now):
+        now = self._clock()
+        due_at = self._places.due_at(now, moved=self._moved)
+        if due_at is not None and due_at <= now:
             self._moved = False
             for (outbox, number), place in self._places.due(self._admission.order(self._rows_held()), now):
                 outbox.post(Queued(number, place))
-        return self._places.next_at
+            due_at = self._places.due_at(now, moved=False)
+        return due_at
 
     def close(self, outbox: Outbox, number: int, session: Session | None = None) -> bool:
         """End a stream its agent wants no more of, or what is parked of it, if there is one; whether there was."""

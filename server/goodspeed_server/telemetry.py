@@ -27,6 +27,8 @@ _RECENT_ROUNDS = 64
 _SHOWN_ROUNDS = 16
 """A monitor shows the very last ones; a snapshot goes out four times a second."""
 _LEAST_GOODPUT = 0.1
+_LONGEST_NAME = 200
+"""Characters that a monitor is shown of what an agent calls itself, and its drafter: there may be thousands of them."""
 
 
 class Rate:
@@ -307,8 +309,8 @@ class Telemetry:
         count = max(1, len(streams))
         alpha = sum(live.estimator.alpha for live in streams) / count if streams else account.prior_alpha
         return AgentRow(
-            name=account.name,
-            drafter=account.drafter,
+            name=account.name[:_LONGEST_NAME],
+            drafter=account.drafter[:_LONGEST_NAME],
             streams=len(streams),
             prefilling=sum(prefilling(live) for live in streams),
             budget=sum(live.budget for live in streams) / count,
