@@ -20,8 +20,8 @@ from bench.attacks.pairing import Compared, between_controls
 assert attacker.REGISTERED
 BRUTE = FLOODS["token brute force"]
 CALM = Case(
-    seconds=6.0, tokens=600, cpu_s=6.0, busy_s=5.0, passes=100, rss_grown_bytes=0.0, throttled_s=0.0, refusals=Counter(),
-    newcomers=Newcomers(), got={},
+    seconds=6.0, tokens=600, cpu_s=6.0, busy_s=5.0, passes=100, rss_grown_bytes=0.0, throttled_s=0.0,
+    refusals=Counter(), newcomers=Newcomers(), got={},
 )  # fmt: skip
 MET = replace(CALM, refusals=Counter(too_many_failures=9, unauthorized=10))
 

@@ -60,7 +60,7 @@ class Row:
 
     name: str
     kept: float
-    """By honest agents, of their goodput, whatever the speed of the machine: `Case.worth`, over the same in controls."""
+    """By honest agents of their goodput, whatever the machine's speed: `Case.worth`, over the same in the controls."""
     kept_least: float
     per_cpu_s: float
     """Honest tokens per second of the server's processor time, likewise."""
@@ -144,15 +144,17 @@ def shortfalls(rows: Sequence[Row], claims: Mapping[str, Mapping[str, Any]]) -> 
 def flood_lines(rows: Sequence[Row]) -> list[str]:
     """To read."""
     lines = [
-        f"what honest agents keep beside each (aim {AIM:g}), and their tokens per second of time, over those without it;",
-        "what of a core it costs more; what newcomers waited for their links, median/most (≥: some were still waiting), and",
-        "how many had none",
-        f"{'':<24} {'keep':>6} {'CPU s':>6} {'busy s':>6} {'s':>6} {'core':>6} {'MiB':>6} {'newcomers ms':>13} {'out':>4}",
+        f"what honest agents keep beside each (aim {AIM:g}), and their tokens per second of time over those without it;",
+        "what of a core it costs more; what newcomers waited for a link, median/most (≥: some were still waiting), and how",
+        "many were kept out",
+        f"{'':<24} {'keep':>6} {'CPU s':>6} {'busy s':>6} {'s':>6} {'core':>6} {'MiB':>6} {'newcomers ms':>13} "
+        f"{'out':>4}",
     ]
     for row in rows:
         lines.append(
             f"{row.name:<24} {row.kept:>6.3f} {row.per_cpu_s:>6.3f} {row.per_busy_s:>6.3f} {row.per_s:>6.3f} "
-            f"{row.cpu_share:>6.1%} {row.rss_grown_bytes / 2**20:>6.1f} {row.newcomers or 'none'!s:>13} {row.kept_out:>4}"
+            f"{row.cpu_share:>6.1%} {row.rss_grown_bytes / 2**20:>6.1f} {row.newcomers or 'none'!s:>13} "
+            f"{row.kept_out:>4}"
         )
         lines += _indented(f"met by: {_defences(row)}")
         lines += [line for got in row.got[-1:] for line in _indented(f"got: {got}")]
