@@ -143,12 +143,12 @@ def shortfalls(rows: Sequence[Row], claims: Mapping[str, Mapping[str, Any]]) -> 
 
 def flood_lines(rows: Sequence[Row]) -> list[str]:
     """To read."""
+    columns = f"{'keep':>6} {'CPU s':>6} {'busy s':>6} {'s':>6} {'core':>6} {'MiB':>6} {'newcomers ms':>13} {'out':>4}"
     lines = [
-        f"what honest agents keep beside each (aim {AIM:g}), and their tokens per second of time over those without it;",
-        "what of a core it costs more; what newcomers waited for a link, median/most (≥: some were still waiting), and how",
-        "many were kept out",
-        f"{'':<24} {'keep':>6} {'CPU s':>6} {'busy s':>6} {'s':>6} {'core':>6} {'MiB':>6} {'newcomers ms':>13} "
-        f"{'out':>4}",
+        f"what honest agents keep beside each (aim {AIM:g}), and their tokens per second of time over those",
+        "without it; what of a core it costs more; what newcomers waited for a link, median/most (≥: some were",
+        "still waiting), and how many were kept out",
+        f"{'':<24} {columns}",
     ]
     for row in rows:
         lines.append(
