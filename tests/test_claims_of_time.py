@@ -86,7 +86,7 @@ def test_copies_of_verdicts_let_nobody_wait(others: int) -> None:
 
 def test_what_one_link_of_a_holder_has_others_wait_for_in_vain_is_held_against_its_next() -> None:
     loop = make_rounds(PlantedEngine(rows=1), rounds="rolling")
-    rounds, promise, now = loop._make_rounds(), Prospect(DUE_S, PASS_S, chance=0.9, worth_s=20 * PASS_S), 0.0
+    rounds, promise, now = loop._granting.make_rounds(), Prospect(DUE_S, PASS_S, chance=0.9, worth_s=20 * PASS_S), 0.0
 
     def is_waited_for(live: LiveStream) -> bool:
         nonlocal now

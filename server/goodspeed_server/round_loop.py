@@ -18,8 +18,8 @@ from functools import partial
 from goodspeed.engine import Engine
 from goodspeed.errors import InvalidRequest, Overloaded
 from goodspeed.logs import about
-from goodspeed.messages import Draft, Open, Opened
-from goodspeed.rounds import Barrier, Rolling, Rounds
+from goodspeed.messages import Draft, Open
+from goodspeed.rounds import Rounds
 from goodspeed.scheduling import Scheduler
 from goodspeed.timing import PassSample
 from goodspeed.verification import Rule
@@ -27,17 +27,17 @@ from goodspeed_server.arrivals import Arrivals, look_back
 from goodspeed_server.auditing import Auditing
 from goodspeed_server.boundary import Boundary
 from goodspeed_server.fitting import Fitting, Settled
+from goodspeed_server.granting import Granting
 from goodspeed_server.intake import Intake
 from goodspeed_server.live import AgentAccount, LiveStream, Outbox, Session
 from goodspeed_server.observer import Phases, RoundRecord
 from goodspeed_server.passes import PlannedPass, plan_pass
 from goodspeed_server.planner import Planner
 from goodspeed_server.recording import Recorder
-from goodspeed_server.settings import OVERDUE, RoundSettings
+from goodspeed_server.settings import RoundSettings
 from goodspeed_server.settling import Settlement, Settling
 from goodspeed_server.sharing import Sharing
 from goodspeed_server.shortage import Shortage
-from goodspeed_server.slices import many
 from goodspeed_server.streams import Streams
 from goodspeed_server.telemetry import Telemetry
 from goodspeed_server.verifier import Verifier
@@ -79,10 +79,8 @@ class RoundLoop:
         self._intake = Intake(planner, telemetry, rule, engine.vocab_size, clock)
         self.planner = planner
         planner.on_overtaken = telemetry.overtaken
-        self.settings = settings
         self._telemetry = telemetry
         self._clock = clock
-        self._rounds = self._make_rounds()
         self._streams = Streams(
             engine,
             planner,
@@ -96,6 +94,9 @@ class RoundLoop:
             clock=clock,
             on_begin=self._begin,
             on_end=self._leave,
+        )
+        self._granting = Granting(
+            self._streams, planner, settings, telemetry, most=lambda: self._fitting.most, clock=clock
         )
         self.auditing = Auditing(self._streams, planner, telemetry, self.ask_no_more)
         self._shortage: Shortage[LiveStream] = Shortage()
@@ -116,7 +117,21 @@ class RoundLoop:
     @property
     def waits(self) -> bool:
         """Whether streams are verified only once their drafts are here."""
-        return self.settings.rounds == "barrier"
+        return self._granting.waits
+
+    @property
+    def settings(self) -> RoundSettings:
+        """The operator's choices, as they are in force."""
+        return self._granting.settings
+
+    @property
+    def capacity(self) -> int:
+        """Draft tokens the next pass may verify."""
+        return self._granting.capacity
+
+    @property
+    def _rounds(self) -> Rounds[LiveStream]:
+        return self._granting.rounds
 
     @property
     def live(self) -> Sequence[LiveStream]:
@@ -132,17 +147,6 @@ class RoundLoop:
     def parked(self) -> int:
         """How many streams are parked."""
         return self._streams.parked
-
-    @property
-    def capacity(self) -> int:
-        """Draft tokens the next pass may verify."""
-        capacity, most = self.planner.capacity(self.live), self._fitting.most
-        return capacity if most is None else min(capacity, max(0, most - len(self._streams)))
-
-    @property
-    def _granted(self) -> int:
-        """Draft tokens that agents have been granted and that no pass has verified yet."""
-        return self._rounds.outstanding + sum(live.budget for live in self._streams.prefilling)
 
     @property
     def _prompts(self) -> list[LiveStream]:
@@ -209,52 +213,12 @@ class RoundLoop:
         self._changed.set()  # others may have moved up
 
     def adopt(self, scheduler: Scheduler, settings: RoundSettings, announce: Callable[[], None]) -> None:
-        """Plan by another scheduler and other settings from now on; all streams go on. Only at the `boundary`.
-
-        Args:
-            scheduler: chooses the budgets.
-            settings: how rounds close, and what they may hold.
-            announce: tells all agents whether they are waited for, where that is no longer as it was.
-
-        Raises:
-            InvalidRequest: the scheduler cannot plan for the streams that are open; nothing has changed.
-        """
-        self.planner.try_out(scheduler, self.live, self.capacity)
-        before, waited = self.settings, self.waits
-        self.settings = settings
-        self.planner.adopt(scheduler, settings)
-        if (before.rounds, before.round_timeout_s) == (settings.rounds, settings.round_timeout_s):
-            return
-        now, ready = self._clock(), set(self._rounds.ready)
-        self._rounds = self._make_rounds()
-        if self.waits != waited:
-            announce()
-            for live in self._streams:
-                live.change_rounds(now, waits=self.waits)
-            # All that was granted is granted anew, to those too whose prompts are still on their way.
-            if self._streams:
-                self.planner.plan(self.live, self.capacity, now)
-            for live in self._streams:
-                live.ask(now)
-        for live in self._streams:
-            if live in self._streams.prefilling:
-                continue
-            asked_at = live.asked_at
-            self._join(live)
-            if self.waits and waited:
-                live.asked_at = asked_at
-                if live.budget and live in ready and live.draft is None:
-                    self._rounds.arrive(live, now, 0)  # it was not waited for any more
+        """Plan by another scheduler and other settings: `Granting.adopt`. Only at the `boundary`."""
+        self._granting.adopt(scheduler, settings, announce)
 
     def ask_no_more(self, account: AgentAccount) -> None:
         """Decode a link's streams without its drafts, whatever it was granted. Only at the `boundary`."""
-        now = self._clock()
-        for live in self._streams:
-            if live.account is account:
-                live.spelled_out = True  # a draft that is on its way is as it was granted
-                live.budget = live.lead = live.price_percent = live.overtaken = 0
-                if live in self._rounds:
-                    self._expect(live, now)
+        self._granting.ask_no_more(account)
 
     def stop(self) -> None:
         """Let `run` return after the round that runs now."""
@@ -341,7 +305,7 @@ class RoundLoop:
         for live in self._shortage.due(now):
             if live not in self._streams.prefilling:
                 live.draft, live.q, live.budget = None, [], 0
-                self._expect(live, now)
+                self._granting.expect(live, now)
 
     def _look_back(self, planned: PlannedPass, opened_at: float, closed_at: float) -> Arrivals:
         turns = zip(planned.verified, planned.work.turns, strict=True)
@@ -357,8 +321,8 @@ class RoundLoop:
         spell_out = not self.waits
         yield from self._settling.commit(planned, settled, self._clock(), done, spell_out=spell_out)
         for live in self._settling.prompts_advanced(planned.prefilled):
-            self._join(live)
-        yield from self._schedule([live for live, _ in done.going_on if not live.closed])
+            self._granting.join(live)
+        yield from self._granting.schedule([live for live, _ in done.going_on if not live.closed])
         done.price = self.planner.price  # before a newcomer has one of its own
         for account in done.found_out:
             self.auditing.do_without(account)
@@ -376,30 +340,8 @@ class RoundLoop:
         if done is not None:
             yield from self._settling.tell(done, self._clock, spell_out=not self.waits)
 
-    def _schedule(self, streams: Sequence[LiveStream]) -> Iterator[None]:
-        """Choose the next budget of each of `streams` and wait for their drafts; pauses, if they are many."""
-        if not streams:
-            return
-        for planned in self.planner.planning(streams, lambda: max(0, self.capacity - self._granted), self._clock):
-            now = self._clock()
-            for live in planned:
-                if not live.closed:
-                    self._expect(live, now)
-            if many(streams):
-                yield
-
     def _begin(self, live: LiveStream) -> None:
-        """Grant a stream that has its row a first budget, and tell its agent."""
-        # A fair share of what is left; the first round's plan corrects it.
-        capacity, now = self.capacity, self._clock()
-        share = min(capacity // len(self._streams), max(0, capacity - self._granted))
-        self.planner.plan([live], share, now)
-        live.began_at = now
-        live.told.append((live.stream.length, now))
-        live.account.asked(live.lead)
-        live.outbox.post(Opened(live.number, live.stream.length, live.lead, live.price_percent, live.overtaken))
-        if live.stream.prefilled:
-            self._join(live)
+        self._granting.begin(live)
         self._changed.set()
 
     def _leave(self, live: LiveStream) -> None:
@@ -407,21 +349,3 @@ class RoundLoop:
         self._shortage.over(live)
         self._ended.set()
         self._changed.set()
-
-    def _make_rounds(self) -> Rounds[LiveStream]:
-        if not self.waits:
-            return Rolling(load=lambda: self.planner.meter.load, holder=lambda live: live.account.holder)
-        timeout_s = self.settings.round_timeout_s
-        return Barrier(timeout_s=timeout_s, overdue_s=OVERDUE * timeout_s)
-
-    def _join(self, live: LiveStream) -> None:
-        """Take part in the rounds from now on; the draft may be here already."""
-        self._expect(live, self._clock())
-        if live.draft is not None:
-            # It came while the prompt was on its way, which says nothing of its agent's pace.
-            self._telemetry.came(live, live.draft, None)
-            self._rounds.arrive(live, self._clock(), len(live.draft.tokens))
-
-    def _expect(self, live: LiveStream, now: float) -> None:
-        live.asked_at = now
-        self._rounds.expect(live, live.budget, now, None if self.waits else self.planner.prospect(live, now))
