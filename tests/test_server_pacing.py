@@ -128,6 +128,12 @@ def test_long_messages_count_as_many_and_so_does_being_woken() -> None:
         assert now == pytest.approx((cost - BURST) / 1000, rel=0.02)
 
 
+def test_what_brings_nothing_costs_what_being_woken_does() -> None:
+    woken, idle = LinkPace(PeerPace(10.0, 16.0)), LinkPace(PeerPace(10.0, 16.0))
+    waits_s = [woken.came(0.0, 0, 0) for _ in range(400)]
+    assert idle.idled(0.0, 400) == waits_s[-1] > 0.0
+
+
 @pytest.mark.parametrize("uptime_s", [0.0, 1e6])
 def test_little_is_read_of_who_is_not_known(uptime_s: float) -> None:
     pace = LinkPace(None)

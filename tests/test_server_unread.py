@@ -112,8 +112,10 @@ async def test_nothing_is_read_on_of_a_connection_that_ends() -> None:
     """Each answer to it would be a complaint in the log."""
     reader = Reader()
     reader.transport.closing = True
+    reader.transport.reads = False
     reader.unread.bring(bytes(10_000))
     assert reader.read == b""
+    assert reader.transport.reads, "or TLS would not come to its end"
 
 
 async def test_what_waits_can_be_read_at_once() -> None:

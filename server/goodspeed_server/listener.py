@@ -27,6 +27,7 @@ from goodspeed.errors import GoodSpeedError
 from goodspeed_server.accepting import Acceptor
 from goodspeed_server.gate import Gate, Refusal, Visitor
 from goodspeed_server.pacing import LinkPace, PeerPace
+from goodspeed_server.records import Records
 from goodspeed_server.settings import DoorSettings
 from goodspeed_server.unread import Unread
 
@@ -77,6 +78,7 @@ class Connection(ServerConnection):
         self._early: list[bytes] | None = []
         """What came before the connection was made, which takes until TLS is spoken; None from then on."""
         self._encrypting: asyncio.Task[None] | None = None
+        self._records: Records | None = None
         self._begun = False
         """Whether anything has come."""
         self._unread: Unread
@@ -105,9 +107,14 @@ class Connection(ServerConnection):
 
     def data_received(self, data: bytes) -> None:
         """Something came."""
-        if self._early is not None:
+        if self._records is not None:
+            self._records.handed_on(len(data))
+        if self._early is None:
+            self._bring(data)
+        else:
             self._early.append(data)
-            return
+
+    def _bring(self, data: bytes) -> None:
         if not self._begun and self._door.tls is None and data.startswith(_TLS_HANDSHAKE):
             # It is no request, and would be waited for until the handshake's time is over.
             logger.info("somebody asks for TLS (wss://), which this server speaks only with --tls-cert")
@@ -130,10 +137,15 @@ class Connection(ServerConnection):
             self._unread.drop()
             self.cut_off()
             return self._frames, 0.0
-        wait_s = self.pace.came(self.loop.time(), len(piece), self._frames)
+        return self._frames, self._throttled(self.pace.came(self.loop.time(), len(piece), self._frames))
+
+    def _idled(self, records: int) -> float:
+        return self._throttled(self.pace.idled(self.loop.time(), records))
+
+    def _throttled(self, wait_s: float) -> float:
         if wait_s > 0.0:
             self._door.throttled(wait_s)
-        return self._frames, wait_s
+        return wait_s
 
     def eof_received(self) -> None:
         """Nothing more will come."""
@@ -168,6 +180,8 @@ class Connection(ServerConnection):
         encrypted = None
         try:
             if not raw.is_closing():
+                self._records = Records(raw, self._idled)
+                self.loop.call_soon(self._records.interpose)  # TLS has taken the transport then, and read nothing
                 encrypted = await self.loop.start_tls(
                     raw, self, tls, server_side=True, ssl_handshake_timeout=OPEN_TIMEOUT_S,
                     ssl_shutdown_timeout=_CLOSE_TIMEOUT_S,
@@ -185,10 +199,12 @@ class Connection(ServerConnection):
     def _made(self, transport: asyncio.Transport) -> None:
         early, self._early = self._early, None
         super().connection_made(transport)
-        self._unread = Unread(transport, self._read)
+        if self._records is not None:
+            self._records.begin(transport)
+        self._unread = Unread(self._records or transport, self._read)
         self.recv_messages.pause, self.recv_messages.resume = self._unread.fill, self._unread.drain
         for data in early or ():
-            self.data_received(data)
+            self._bring(data)
 
 
 class Door:

@@ -126,8 +126,12 @@ class LinkPace:
         Frames may be what was asked for, which only shows when they are handled. So many are not waited for.
         """
         self._spend(now, (frames * _FRAME if frames else _PIECE) + size_bytes / _LONG_BYTES)
-        coming = _FRAME * min(frames, self._asked)
-        return min(self._peer.unasked.due_s(coming), max(0.0, -(self._level + coming) / self._share_per_s))
+        return self._due_s(_FRAME * min(frames, self._asked))
+
+    def idled(self, now: float, pieces: int) -> float:
+        """So much of it was read that brought nothing, not even bytes: how long not to read on, seconds."""
+        self._spend(now, pieces * _PIECE)
+        return self._due_s()
 
     def answered(self, now: float) -> None:
         """It was refused something, or told again what it had been told: that counts with whatever it sends next."""
@@ -144,6 +148,9 @@ class LinkPace:
         self._asked = max(0.0, self._asked - max(1, tokens))
         self._peer.unasked.give_back(_FRAME)
         self._level = min(_OF_A_LINK, self._level + _FRAME)
+
+    def _due_s(self, coming: float = 0.0) -> float:
+        return min(self._peer.unasked.due_s(coming), max(0.0, -(self._level + coming) / self._share_per_s))
 
     @property
     def _share_per_s(self) -> float:

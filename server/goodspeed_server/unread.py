@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Protocol
 
 __all__ = ["Unread"]
 
@@ -19,6 +20,19 @@ _AT_ONCE = 8
 """Slices, before others have their turn on the event loop."""
 
 
+class Bringing(Protocol):
+    """What brings bytes, of a transport."""
+
+    def is_closing(self) -> bool:
+        """Whether nothing more will be read."""
+
+    def pause_reading(self) -> None:
+        """Bring nothing."""
+
+    def resume_reading(self) -> None:
+        """Bring more."""
+
+
 class Unread:
     """The bytes of one connection, in their order.
 
@@ -27,7 +41,7 @@ class Unread:
         take: reads a slice; says how many frames there were in it, and how long not to read on, seconds.
     """
 
-    def __init__(self, transport: asyncio.Transport, take: Callable[[bytes], tuple[int, float]]) -> None:
+    def __init__(self, transport: Bringing, take: Callable[[bytes], tuple[int, float]]) -> None:
         self._transport = transport
         self._take = take
         self._loop = asyncio.get_running_loop()
@@ -80,7 +94,10 @@ class Unread:
             self._read_slice()
         else:
             self._loop.call_soon(self._read)
-        if self._over or self._transport.is_closing():
+        if self._transport.is_closing():
+            self._transport.resume_reading()  # what comes is for nobody, but TLS has an end of its own
+            return
+        if self._over:
             return
         if self._bytes or not self._may_read:
             self._transport.pause_reading()
