@@ -8,9 +8,11 @@ import threading
 
 import pytest
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
 
 from goodspeed.messages import Draft, GetTokenizer, Goodbye, Open, Opened, Snapshot, Tokenizer, Verdict
 from goodspeed_server.observer import RoundRecord
+from goodspeed_server.settings import DoorSettings
 from goodspeed_server.verifier import Outcome, Pass, Verifier
 from tests.serving import GREEDY, linked, serving, tiny_server, tiny_settings, tiny_tokenizer
 from tests.test_server import PROMPT, target_text
@@ -185,6 +187,17 @@ async def test_the_tokenizer_is_sent_once_a_link() -> None:
         await peer.expect(Tokenizer)
         await peer.send(GetTokenizer())
         assert (await peer.failure()).code == "protocol_error"
+
+
+async def test_a_message_in_pieces_has_an_end() -> None:
+    """Empty ones are none of its bytes, and were kept for as long as they came."""
+    door = DoorSettings(messages_per_s=1e9)
+    async with asyncio.timeout(60), serving(tiny_settings(door=door)) as (_, address), linked(address) as peer:
+        peer.connection.transport.write(b"\x02\x80\0\0\0\0" + b"\x00\x80\0\0\0\0" * 5000)
+        with pytest.raises(ConnectionClosed) as caught:
+            await peer.receive()
+        assert caught.value.rcvd is not None
+        assert caught.value.rcvd.code == CloseCode.MESSAGE_TOO_BIG
 
 
 async def test_of_a_tokenizer_no_more_is_copied_than_its_peer_reads() -> None:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import ssl
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
+from websockets.asyncio.client import connect
 
 from goodspeed.credentials import Credentials
 from goodspeed.errors import InvalidRequest, LinkLost, Refused
+from goodspeed.messages import Close
 from goodspeed_agent.agent import Agent, TextRequest
 from goodspeed_agent.drafters import SuffixDrafter
 from goodspeed_agent.tokenizer import TokenizerCache
+from goodspeed_server.link import Link
 from goodspeed_server.monitor import fetch_snapshot
-from goodspeed_server.settings import TlsSettings
-from tests.serving import serving, tiny_settings
+from goodspeed_server.settings import DoorSettings, TlsSettings
+from tests.serving import Peer, serving, tiny_settings
 from tests.test_server_tokens import QUICK, WORDS, agent_with
 
 
@@ -58,6 +62,29 @@ async def test_links_are_encrypted_and_certificates_checked(authority: trustme.C
             await agent_with(clear, None, tmp_path).__aenter__()
         with pytest.raises(LinkLost, match="it may want wss://"):
             await fetch_snapshot(clear)
+
+
+async def test_what_a_link_that_is_held_sent_is_heard_before_its_end(
+    authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the last 8 KiB, which may come with that end."""
+    heard: list[object] = []
+    monkeypatch.setattr(Link, "_handle", lambda link, account, message: heard.append(message))
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    settings = tiny_settings(
+        tls=TlsSettings(*files_of(authority, tmp_path, "127.0.0.1")), door=DoorSettings(messages_per_s=1e4)
+    )
+    async with asyncio.timeout(60), serving(settings) as (server, address):
+        connection = await connect(address, ssl=trusting, compression=None)
+        peer = Peer(connection)
+        await peer.greet()
+        for _ in range(5000):
+            await peer.send(Close(99))
+        connection.transport.close()
+        while server._links:
+            await asyncio.sleep(0)
+    assert len(heard) > 5000 - 2**13 / 20
 
 
 async def test_a_server_without_tls_hangs_up_on_who_begins_with_it() -> None:
