@@ -1,17 +1,43 @@
-"""The garbage collector of a server does not look at its model, nor at what it has imported."""
+"""The garbage collector of a server looks at neither its model nor its links, unless memory grows."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import weakref
+from itertools import count
 
-from goodspeed_server.collector import spare_what_is_there
+import pytest
+
+from goodspeed_server.collector import sparing_collector
 
 
-def test_what_is_there_before_a_server_begins_is_never_looked_at_again() -> None:
-    before, there = gc.get_freeze_count(), [[number] for number in range(1000)]
-    try:
-        spare_what_is_there()
+class _Ring:
+    """Garbage that goes by no other way."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+async def test_what_is_there_before_a_server_begins_is_not_looked_at() -> None:
+    before, thresholds, there = gc.get_freeze_count(), gc.get_threshold(), [[number] for number in range(1000)]
+    async with sparing_collector():
         assert gc.get_freeze_count() > before + len(there)
         assert not any(known is there for known in gc.get_objects())
-    finally:
-        gc.unfreeze()
+        assert gc.get_threshold()[:2] == thresholds[:2]
+        assert gc.get_threshold()[2] > 10**6
+    assert (gc.get_freeze_count(), gc.get_threshold()) == (0, thresholds)
+
+
+@pytest.mark.parametrize(("every_s", "grows"), [(0.0, False), (1e9, True)])
+async def test_garbage_that_is_old_goes_now_and_then_and_where_memory_grows(every_s: float, grows: bool) -> None:
+    sizes = (10**9 * number for number in count()) if grows else iter(lambda: 0, None)
+    async with (
+        asyncio.timeout(60),
+        sparing_collector(every_s=every_s, grown_bytes=10**9, look_every_s=0.0, resident_bytes=lambda: next(sizes)),
+    ):
+        ring = _Ring()
+        gone = weakref.ref(ring)
+        del ring
+        while gone() is not None:
+            await asyncio.sleep(0)

@@ -45,7 +45,9 @@ _NEW_TOKENS = (128, 384)
 _MAX_DRAFT = 8
 _AT_ONCE = 64
 """So many connect at a time."""
-_BINARY, _PING, _PONG = 2, 9, 10
+_CONTINUATION, _BINARY, _PING, _PONG = 0, 2, 9, 10
+_ENDS = 0x80
+"""Of a frame that is the last of its message."""
 _REQUEST = (
     b"GET / HTTP/1.1\r\nHost: server\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Key: Z29vZHNwZWVkLWxpbmtzIQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
@@ -60,7 +62,7 @@ def masked(opcode: int, payload: bytes) -> bytes:
 
 
 def frames_in(buffer: bytearray) -> Iterator[tuple[int, bytes]]:
-    """Take the server's frames that are whole, with what each is, from the beginning of what was read."""
+    """Take the server's frames that are whole, each with its first byte, from the beginning of what was read."""
     while len(buffer) >= 2:
         size, start = buffer[1], 2
         if size >= 126:
@@ -68,9 +70,9 @@ def frames_in(buffer: bytearray) -> Iterator[tuple[int, bytes]]:
             size = int.from_bytes(buffer[2:start], "big")
         if len(buffer) < start + size:
             return
-        opcode, payload = buffer[0] & 0xF, bytes(buffer[start : start + size])
+        head, payload = buffer[0], bytes(buffer[start : start + size])
         del buffer[: start + size]
-        yield opcode, payload
+        yield head, payload
 
 
 class _Agent(asyncio.Protocol):
@@ -101,6 +103,8 @@ class _Agent(asyncio.Protocol):
         self._noise = random.Random(name)
         self._transport: asyncio.Transport
         self._read = bytearray()
+        self._message = b""
+        """As much of a message as has come, where it comes in several frames."""
         self._upgraded = False
         self.welcomed: asyncio.Future[None] = self._loop.create_future()
         """Whether it is linked up; it fails if the link does."""
@@ -128,9 +132,13 @@ class _Agent(asyncio.Protocol):
                 return
             self._upgraded, self._read = True, rest
             self._send(Hello(PROTOCOL_VERSION, self._role, self._name))
-        for opcode, payload in frames_in(self._read):
-            if opcode == _BINARY:
-                self._hear(payload)
+        for first, payload in frames_in(self._read):
+            opcode, ends = first & 0xF, first & _ENDS
+            if opcode in (_BINARY, _CONTINUATION):
+                self._message += payload
+                if ends:
+                    message, self._message = self._message, b""
+                    self._hear(message)
             elif opcode == _PING:
                 self._transport.write(masked(_PONG, payload))
 

@@ -21,7 +21,7 @@ from bench.links.children import Answer, obey
 from bench.links.engine import SyntheticEngine
 from bench.links.lag import Lag
 from bench.links.text import VOCAB
-from goodspeed_server.collector import spare_what_is_there
+from goodspeed_server.collector import sparing_collector
 from goodspeed_server.server import VerificationServer
 from goodspeed_server.settings import RoundSettings, ServerSettings
 
@@ -112,12 +112,11 @@ def main(
     )  # fmt: skip
     engine = functools.partial(SyntheticEngine, pass_s=pass_ms / 1e3, token_s=token_us / 1e6)
     server = VerificationServer(settings, _model(), _tokenizer(), make_engine=engine)
-    spare_what_is_there()
     uvloop.run(_serve(server))
 
 
 async def _serve(server: VerificationServer) -> None:
-    async with server.listen() as address:
+    async with sparing_collector(), server.listen() as address:
         watched = _Watched(server, address)
         await obey({"where": watched.where, "held": watched.held, "measured": watched.measured})
 

@@ -292,7 +292,7 @@ async def _serve(settings: ServerSettings, *, monitor: bool, log_json: bool) -> 
     """Serve to the end, or be a rank other than the first; whether a pass still runs then."""
     # Imported here, so that `--help` and `top` do not wait for torch.
     try:
-        from goodspeed_server.collector import spare_what_is_there
+        from goodspeed_server.collector import sparing_collector
         from goodspeed_server.follower import be_follower
         from goodspeed_server.parts import PartSettings, place_by_torchrun
         from goodspeed_server.ranks import gathered
@@ -307,8 +307,8 @@ async def _serve(settings: ServerSettings, *, monitor: bool, log_json: bool) -> 
         return False
     with gathered(settings, place, log_json=log_json) as ranks:
         server = load_server(settings, ranks)
-        spare_what_is_there()
-        await _serve_and_draw(server, monitor=monitor)
+        async with sparing_collector():
+            await _serve_and_draw(server, monitor=monitor)
         return server.stuck
 
 
