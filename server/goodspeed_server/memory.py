@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from goodspeed.engine import Engine
 from goodspeed.errors import InvalidRequest
+from goodspeed.quantisation import largest_weight
 from goodspeed_server.settings import AUTO_MAX_STREAMS, RoundSettings
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Footprint:
     """Each token of a pass, for each slot: what hides it or not."""
     largest_pass: Callable[[int], int] = lambda rows: 0
     """Tokens, by rows."""
+    expanded_bytes: int = 0
+    """A pass, however many tokens it has: the largest quantised weight, written out to be multiplied."""
 
     @classmethod
     def of(cls, model: PreTrainedModel, token_bytes: int, rounds: RoundSettings) -> Footprint:
@@ -68,15 +71,16 @@ class Footprint:
         seen = groups * (kinds * size + 2)
         if key_dim != value_dim:  # for which there is no fused kernel: the scores are written out
             seen += 2 * heads * _FLOAT32_BYTES
-        return cls(token_bytes, logits + layer, seen, rounds.largest_pass)
+        return cls(token_bytes, logits + layer, seen, rounds.largest_pass, largest_weight(model) * size)
 
     def bytes(self, rows: int, length: int) -> int:
         """So many rows of so many tokens, and the largest pass over them."""
-        return self.slab_bytes(rows, length) + self.largest_pass(rows) * (self.run_bytes + length * self.seen_bytes)
+        run = self.largest_pass(rows) * (self.run_bytes + length * self.seen_bytes)
+        return self.slab_bytes(rows, length) + run + self.expanded_bytes
 
     def pass_tokens(self, rows: int, length: int, free: int) -> int:
         """How many tokens one pass may carry on what so many rows of such a length leave of so many free bytes."""
-        left = int(_USABLE * free) - self.slab_bytes(rows, length)
+        left = int(_USABLE * free) - self.slab_bytes(rows, length) - self.expanded_bytes
         return max(1, left // (self.run_bytes + length * self.seen_bytes))
 
     def slab_bytes(self, rows: int, length: int) -> int:

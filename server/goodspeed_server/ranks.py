@@ -186,13 +186,14 @@ def gathered(settings: ServerSettings, place: Place | None, *, log_json: bool = 
 
     Raises:
         ModelError: there are too few GPUs for them, or the target cannot be shared by so many.
-        InvalidRequest: ranks cannot run on that device.
+        InvalidRequest: ranks cannot run on that device, or the target was to be quantised.
         RankLost: a rank ended, and what was done in the block could not go on.
     """
     size = settings.tensor_parallel
     if place is None and size == 1:
         yield None
         return
+    parts = PartSettings.of(settings)
     with contextlib.ExitStack() as stack:
         children: list[subprocess.Popen[bytes]] = []
         if place is None:
@@ -205,7 +206,7 @@ def gathered(settings: ServerSettings, place: Place | None, *, log_json: bool = 
             place = Place(0, size, 0, size, (Path(folder) / "ranks").as_uri())
             starting = (_started(settings, place, rank, log_json=log_json) for rank in range(1, size))
             children.extend(map(stack.enter_context, starting))
-        ranks = Ranks(PartSettings.of(settings), place, children)
+        ranks = Ranks(parts, place, children)
         stack.callback(ranks.close)
         try:
             yield ranks
