@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import tokenizers
 
+from goodspeed import quantisation
 from goodspeed.errors import CorruptData, GoodSpeedError, ModelError, UnknownModel, UnsupportedModel
 
 if TYPE_CHECKING:
@@ -107,22 +108,26 @@ def resolve(name: str) -> str:
     return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
 
 
-def load_model(name: str, *, device: str = "auto", dtype: str = "auto", ranks: int = 1) -> PreTrainedModel:
+def load_model(
+    name: str, *, device: str = "auto", dtype: str = "auto", ranks: int = 1, quantize: str | None = None
+) -> PreTrainedModel:
     """Load a causal language model, ready to run.
 
     Args:
         name: bundled, a local folder, or a Hugging Face name.
         device: a torch device, or `auto`: a GPU if there is one.
         dtype: a torch floating-point type, or `auto`: bfloat16, but on a CPU float32, unless that is measured to be
-            much slower and the model was stored in bfloat16.
+            much slower and the model was stored in bfloat16; of a checkpoint that is quantised, as it says itself.
         ranks: how many processes share it, by transformers' own plan; all of them load it, each its part, once they
             have met (`torch.distributed.init_process_group`).
+        quantize: how its weights are to be quantised, as `read_quantisation` reads it; None: as they are stored.
 
     Raises:
         UnknownModel: nothing by that name can be loaded.
         UnsupportedModel: it keeps a recurrent state, so that rejected tokens could not be rolled back, or so many
             ranks cannot share it.
-        ModelError: torch is not installed, or the device or dtype does not exist.
+        ModelError: torch or what a quantiser needs is not installed, or the device or dtype does not exist.
+        InvalidRequest: transformers has no such quantisation.
     """
     try:
         from transformers import AutoConfig, AutoModelForCausalLM
@@ -142,11 +147,17 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto", ranks: i
     with _loading(name):
         config = AutoConfig.from_pretrained(source, local_files_only=local)
         refuse_recurrent(name, config)
-        if dtype == "auto" and where.type == "cpu" and ranks == 1:  # ranks could not agree on what they measure
+        stored = quantisation.quantised_by(config)
+        options = quantisation.options(name, stored, quantize, where)
+        if ranks > 1:
+            options |= _shared(name, config, ranks)
+        elif dtype == "auto" and stored is not None:
+            kind = getattr(config, "dtype", None) or kind
+        elif dtype == "auto" and where.type == "cpu" and quantize is None:  # ranks could not agree on what they measure
             kind = _precision_on_cpu(config)
         load = cast("Any", AutoModelForCausalLM.from_pretrained)
-        shared = _shared(name, config, ranks) if ranks > 1 else {}
-        model, loading = load(source, dtype=kind, local_files_only=local, output_loading_info=True, **shared)
+        with quantisation.complaints(name, stored, quantize):
+            model, loading = load(source, dtype=kind, local_files_only=local, output_loading_info=True, **options)
     lacking = sorted(loading["missing_keys"])
     if lacking:
         # The library would go on with random numbers in their place.
@@ -154,8 +165,9 @@ def load_model(name: str, *, device: str = "auto", dtype: str = "auto", ranks: i
             f"{name!r} is incomplete: {len(lacking)} of its weights are missing, {lacking[0]} among them; "
             "copy it again, or see whether its config.json is that of these weights"
         )
-    placed = model.to(where).eval().requires_grad_(False)
-    return cast("PreTrainedModel", placed)
+    # A quantiser has put its weights where they are to be.
+    placed = model if quantisation.is_quantised(model) else model.to(where)
+    return cast("PreTrainedModel", placed.eval().requires_grad_(False))
 
 
 def _precision_on_cpu(config: PretrainedConfig) -> torch.dtype:
@@ -382,7 +394,8 @@ def weights_digest(model: PreTrainedModel) -> str:
     """
     config = {key: value for key, value in model.config.to_dict().items() if key not in _CONFIG_HABITS}
     whole = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, weight in model.named_parameters():
+    quantised = quantisation.is_quantised(model)
+    for name, weight in quantisation.plain_tensors(model) if quantised else model.named_parameters():
         stride = -(-weight.numel() // _WEIGHTS_SAMPLE) or 1
         values: Any = weight.detach()
         if hasattr(values, "full_tensor"):  # a rank's part of it

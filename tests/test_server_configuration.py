@@ -52,9 +52,18 @@ def test_what_has_no_value_is_chosen_or_is_not_there() -> None:
         "max_streams", "threads",
     }  # fmt: skip
     assert absent == {
-        "max_streams_per_agent", "record", "trace", "tokens", "tls_cert", "tls_key", "tls_client_ca", "log_file",
+        "max_streams_per_agent", "quantize", "record", "trace", "tokens", "tls_cert", "tls_key", "tls_client_ca",
+        "log_file",
     }  # fmt: skip
     assert len(silent) == len(chosen) + len(absent)
+
+
+def test_a_quantisation_stands_in_a_file_as_it_does_on_the_command_line(tmp_path: Path) -> None:
+    whole = '{"quant_method": "quanto", "weights": "int4"}'
+    file, shown = tmp_path / "server.toml", config("--quantize", whole)
+    file.write_text(f"quantize = '{whole}'")
+    for values in (shown, config("--config", str(file)), config(GOODSPEED_QUANTIZE=whole)):
+        assert tomllib.loads(values)["quantize"] == whole
 
 
 def test_a_file_can_be_named_in_the_environment(tmp_path: Path) -> None:
@@ -124,6 +133,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         ("GOODSPEED_CONFIG", "gone.toml", "Invalid value for GOODSPEED_CONFIG=gone.toml: gone.toml cannot be read"),
         ("GOODSPEED_FAIRNESS", "-1", "GOODSPEED_FAIRNESS=-1: fairness is -1"),
         ("GOODSPEED_SCHEDULER", "goodsped", "GOODSPEED_SCHEDULER=goodsped: scheduler 'goodsped' does not exist"),
+        ("GOODSPEED_QUANTIZE", "{", "GOODSPEED_QUANTIZE={: quantize is '{', which is no JSON"),
         ("GOODSPEED_HOST", "0.0.0.0", "GOODSPEED_HOST=0.0.0.0: on 0.0.0.0 others can reach this server"),
     ],
 )

@@ -18,6 +18,7 @@ from goodspeed.engine.slab import Slab
 from goodspeed.engine.support import check_layers, check_positions
 from goodspeed.engine.trial import run_leanly
 from goodspeed.errors import UnsupportedModel
+from goodspeed.quantisation import can_be_recorded, is_quantised
 
 __all__ = ["Engine", "Layout"]
 
@@ -34,11 +35,12 @@ class Engine:
     starting lower the next time; what was cached beyond is overwritten.
 
     Args:
-        model: from here on it is the engine's: it is moved, and its attention is replaced.
+        model: from here on it is the engine's: it is moved, and its attention is replaced. Quantised weights stay
+            where and what they are.
         rows: how many streams the slab holds.
         max_length: tokens a row holds, prompt and text together.
         layout: packed for a CPU, padded for a GPU.
-        device: where to run.
+        device: where to run; of quantised weights, where they are.
         dtype: of the weights, and of what is cached.
         recorder: of padded passes, to be replayed; by default what the device has, if anything. See `graphs`.
         lean: whether to run it by `Lean` where that is possible, on a CPU.
@@ -78,7 +80,8 @@ class Engine:
         self.vocab_size = self._probe()
         if lean and self.device.type == "cpu":
             self._lean = run_leanly(model)
-        if recorder := recorder or recorder_on(self.device):
+        recorder = recorder or recorder_on(self.device)
+        if recorder is not None and can_be_recorded(model):
             self.graphs = Graphs(model, self._slab, self.device, recorder)
 
     @property
@@ -272,9 +275,14 @@ class Engine:
 
 
 def _placed(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """Move the model and convert its weights, and only them: rotary frequencies are buffers and stay in float32."""
+    """Move the model and convert its weights, and only them: rotary frequencies are buffers and stay in float32.
+
+    What a quantiser has made of weights is neither moved nor converted: to another type it would be other numbers.
+    """
     module: nn.Module = model
-    module.eval().to(device)
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(dtype)
+    module.eval()
+    if not is_quantised(model):
+        module.to(device)
+        for parameter in module.parameters():
+            parameter.data = parameter.data.to(dtype)
     return model

@@ -8,6 +8,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.distributed.tensor_parallel import get_kv_heads_per_rank
 
 from goodspeed.errors import UnsupportedModel
+from goodspeed.quantisation import quantised_by
 
 __all__ = ["check_layers", "check_positions", "check_ranks", "reach"]
 
@@ -69,9 +70,14 @@ def check_ranks(name: str, config: PretrainedConfig, ranks: int) -> None:
     """Refuse a model that so many ranks cannot share.
 
     Raises:
-        UnsupportedModel: transformers has no plan for it, or its heads do not come out even.
+        UnsupportedModel: transformers has no plan for it, it is quantised, or its heads do not come out even.
     """
     text: Any = config.get_text_config()
+    if (method := quantised_by(config)) is not None:
+        raise UnsupportedModel(
+            f"the weights of {name!r} are quantised by {method}, and how ranks share such weights has not been tried: "
+            "serve it on one device, with --tensor-parallel 1, or choose a checkpoint that is not quantised"
+        )
     if not text.base_model_tp_plan:
         raise UnsupportedModel(
             f"transformers has no plan by which {name!r} ({text.model_type}) could be shared: serve it on one device, "

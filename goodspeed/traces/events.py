@@ -168,6 +168,8 @@ class Header(Struct, frozen=True, kw_only=True):
     machine: Machine
     versions: Versions
     model: str
+    quantize: str | None = None
+    """How the target's weights were quantised while it was loaded."""
     scheduler: str
     fairness: float
     rule: str

@@ -109,6 +109,9 @@ def run(
     layout: Annotated[LayoutName, typer.Option(help="Of the batch.")] = "auto",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    quantize: Annotated[
+        str | None, typer.Option(help="Weights: int8, a method of transformers', or its quantization_config as JSON.")
+    ] = None,
     max_streams: Annotated[
         int | None,
         typer.Option(min=1, help="Rows of the KV slab.", show_default=f"what fits, to {AUTO_MAX_STREAMS}"),
@@ -237,8 +240,8 @@ def _settings(given: Mapping[str, Any]) -> ServerSettings:
         early_stop=given["early_stop"],
     )
     names = (
-        "model", "host", "port", "scheduler", "fairness", "rule", "layout", "device", "dtype", "max_streams",
-        "max_length", "threads", "tensor_parallel", "insecure", "drain_s",
+        "model", "host", "port", "scheduler", "fairness", "rule", "layout", "device", "dtype", "quantize",
+        "max_streams", "max_length", "threads", "tensor_parallel", "insecure", "drain_s",
     )  # fmt: skip
     files = {name: None if given[name] is None else expanded(Path(given[name])) for name in _FILES}
     return ServerSettings(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from goodspeed.engine import Engine
 from goodspeed.errors import InvalidRequest
+from goodspeed.quantisation import largest_weight
 from goodspeed_server.settings import AUTO_MAX_STREAMS, RoundSettings
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class Footprint:
     """Tokens, by rows."""
     graph_bytes: int = 0
     """What was recorded of passes, to be replayed; nothing on a CPU."""
+    expanded_bytes: int = 0
+    """A pass, however many tokens it has: the largest quantised weight, written out to be multiplied."""
 
     @classmethod
     def of(cls, model: PreTrainedModel, token_bytes: int, rounds: RoundSettings) -> Footprint:
@@ -71,7 +74,8 @@ class Footprint:
         seen = groups * (kinds * size + 2)
         if key_dim != value_dim:  # for which there is no fused kernel: the scores are written out
             seen += 2 * heads * _FLOAT32_BYTES
-        return cls(token_bytes, logits + layer, seen, rounds.largest_pass)
+        expanded = largest_weight(model) * size
+        return cls(token_bytes, logits + layer, seen, rounds.largest_pass, expanded_bytes=expanded)
 
     def bytes(self, rows: int, length: int) -> int:
         """So many rows of so many tokens, the largest pass over them, and what is recorded of passes."""
@@ -79,11 +83,11 @@ class Footprint:
 
     def pass_bytes(self, rows: int, length: int) -> int:
         """The largest pass alone."""
-        return self.largest_pass(rows) * (self.run_bytes + length * self.seen_bytes)
+        return self.largest_pass(rows) * (self.run_bytes + length * self.seen_bytes) + self.expanded_bytes
 
     def pass_tokens(self, rows: int, length: int, free: int) -> int:
         """How many tokens one pass may carry on what so many rows of such a length leave of so many free bytes."""
-        left = int(_USABLE * free) - self.slab_bytes(rows, length) - self.graph_bytes
+        left = int(_USABLE * free) - self.slab_bytes(rows, length) - self.graph_bytes - self.expanded_bytes
         return max(1, left // (self.run_bytes + length * self.seen_bytes))
 
     def slab_bytes(self, rows: int, length: int) -> int:

@@ -33,7 +33,15 @@ class PartSettings(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, settings: ServerSettings) -> PartSettings:
-        """Those of a server."""
+        """Those of a server.
+
+        Raises:
+            InvalidRequest: the target was to be quantised.
+        """
+        if settings.quantize is not None:
+            raise InvalidRequest(
+                "a target that ranks share cannot be quantised: leave out --quantize, or --tensor-parallel and torchrun"
+            )
         return cls(settings.model, settings.device, settings.dtype, settings.threads)
 
 

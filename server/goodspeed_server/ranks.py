@@ -180,13 +180,14 @@ def gathered(settings: ServerSettings, place: Place | None, *, log_json: bool = 
 
     Raises:
         ModelError: there are too few GPUs for them, or the target cannot be shared by so many.
-        InvalidRequest: ranks cannot run on that device.
+        InvalidRequest: ranks cannot run on that device, or the target was to be quantised.
         RankLost: a rank ended, and what was done in the block could not go on.
     """
     size = settings.tensor_parallel
     if place is None and size == 1:
         yield None
         return
+    parts = PartSettings.of(settings)
     with contextlib.ExitStack() as stack:
         others: list[RankProcess] = []
         if place is None:
@@ -199,7 +200,7 @@ def gathered(settings: ServerSettings, place: Place | None, *, log_json: bool = 
             place = Place(0, size, 0, size, (Path(folder) / "ranks").as_uri())
             starting = (_started(settings, place, rank, log_json=log_json) for rank in range(1, size))
             others.extend(map(stack.enter_context, starting))
-        ranks = Ranks(PartSettings.of(settings), place, others)
+        ranks = Ranks(parts, place, others)
         stack.callback(ranks.close)
         try:
             yield ranks

@@ -89,7 +89,10 @@ def load_server(settings: ServerSettings, ranks: Ranks | None = None) -> Verific
             f"there are no tokens in {settings.tokens}, so nobody could link up: make one first, "
             f"goodspeed-server token create NAME --tokens {settings.tokens}"
         )
-    model = load_model(settings.model, device=settings.device, dtype=settings.dtype) if ranks is None else ranks.load()
+    if ranks is not None:
+        model = ranks.load()
+    else:
+        model = load_model(settings.model, device=settings.device, dtype=settings.dtype, quantize=settings.quantize)
     if settings.threads is None and ranks is None:
         use_quickest_threads(model)
     return VerificationServer(settings, model, tokenizer_files(settings.model), ranks=ranks)

@@ -15,6 +15,7 @@ from goodspeed.credentials import server_tls
 from goodspeed.errors import InvalidRequest
 from goodspeed.messages import MAX_DRAFT_TOKENS
 from goodspeed.plugins import find, unknown
+from goodspeed.quantisation import read_quantisation
 from goodspeed.rules import RULE, use_rule
 from goodspeed.scheduling import CAPACITY_PER_STREAM, SCHEDULER, Scheduler, make_scheduler, needs_no_capacity
 from goodspeed.utility import AlphaFair
@@ -192,6 +193,8 @@ class ServerSettings:
     layout: LayoutName = "auto"
     device: str = "auto"
     dtype: str = "auto"
+    quantize: str | None = None
+    """How the target's weights are quantised while it is loaded (`read_quantisation`); None: as they are stored."""
     max_streams: int | None = None
     """Rows of the KV slab; None: as many as fit into the memory, at most `AUTO_MAX_STREAMS`."""
     max_length: int | None = None
@@ -224,6 +227,8 @@ class ServerSettings:
                 raise unknown(RULE, self.rule, also=("auto",))
             use_rule(self.rule)
         _choose("layout", self.layout, get_args(LayoutName))
+        if self.quantize is not None:
+            read_quantisation(self.quantize)
         _check("port", 0 <= self.port <= MAX_PORT, f"0 to {MAX_PORT}")
         _check("max_streams", self.max_streams is None or self.max_streams >= 1, "1 or above")
         _check(

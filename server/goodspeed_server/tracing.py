@@ -146,6 +146,7 @@ def trace_header(
         machine=Machine.here(),
         versions=Versions.here(),
         model=settings.model,
+        quantize=settings.quantize,
         scheduler=scheduler,
         fairness=settings.fairness,
         rule=rule,

@@ -77,6 +77,11 @@ def loaded(drafter: str) -> Drafter:
 @cache
 def target_alone(prompt: str, params: SamplingParams) -> list[int]:
     """What transformers itself writes: one text, one token at a time."""
+    return written_by(target(), prompt, params)
+
+
+def written_by(target: PreTrainedModel, prompt: str, params: SamplingParams) -> list[int]:
+    """The same of a target that has the bundled one's tokenizer."""
     ids = TargetTokenizer(tokenizer_files(DEFAULT_TARGET)).encode(prompt)
     warpers: list[LogitsProcessor] = []
     if not params.greedy:
@@ -86,7 +91,7 @@ def target_alone(prompt: str, params: SamplingParams) -> list[int]:
             SharedNoise(params.seed),
         ]
     with torch.inference_mode():
-        text = target().generate(  # type: ignore[operator]
+        text = target.generate(  # type: ignore[operator]
             torch.tensor([ids]),
             max_new_tokens=NEW_TOKENS,
             do_sample=False,
