@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import cache
 
 import pytest
 import torch
@@ -18,8 +19,13 @@ PROMPT = [3, 14, 15, 92, 65, 35, 8, 9]
 
 def target_text(prompt: Sequence[int], size: int) -> list[int]:
     """What transformers' own greedy generate writes."""
+    return _target_text(tuple(prompt), size)[:]
+
+
+@cache
+def _target_text(prompt: tuple[int, ...], size: int) -> list[int]:
     model = tiny_llama()
-    output = model.generate(torch.tensor([list(prompt)]), max_new_tokens=size, do_sample=False, eos_token_id=None)  # type: ignore[operator]
+    output = model.generate(torch.tensor([prompt]), max_new_tokens=size, do_sample=False, eos_token_id=None)  # type: ignore[operator]
     return output[0, len(prompt) :].tolist()  # type: ignore[no-any-return]
 
 

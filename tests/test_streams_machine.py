@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, run_state_machine_as_test
 
@@ -78,6 +78,7 @@ def _with_rows_that_are_free_before_their_slice(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Settling, "commit", commit_all)
 
 
+@seed(7)  # with any, it is found in some hundred examples in the mean; with this one, in a few dozen
 class BehindTheBarrier(SlicesMachine):
     """Begins where each stream is verified upon a draft, which tells by its base alone whether it is the one."""
 
