@@ -151,9 +151,8 @@ class Admission(Generic[KeyT, OwnerT, RequestT]):
         for owner, queue in self._queues.items():
             requests = iter(queue.values())
             first, held = next(requests), rows.get(owner, 0)
-            weight = first.weight()
             until = self._served_until.get(owner, 0)
-            heap.append((held / weight, max(first.arrival, until), first.arrival, held, weight, until, first, requests))
+            heap.append((*self._standing(owner, first, rows), held, first.weight(), until, first, requests))
         heapq.heapify(heap)
         while heap:
             _, _, _, held, weight, until, first, requests = heap[0]
@@ -169,8 +168,17 @@ class Admission(Generic[KeyT, OwnerT, RequestT]):
 
     def next(self, rows: Mapping[OwnerT, int]) -> tuple[KeyT, RequestT] | None:
         """Take the request whose turn it is; `rows` as in `order`."""
-        key = next(self.order(rows), None)
-        return None if key is None else (key, self._take(key).request)
+        # Of a long queue the whole order takes much longer to find than its beginning.
+        firsts = ((owner, next(iter(queue.values()))) for owner, queue in self._queues.items())
+        turn = min(firsts, key=lambda one: self._standing(one[0], one[1], rows), default=None)
+        return None if turn is None else (turn[1].key, self._take(turn[1].key).request)
+
+    def _standing(
+        self, owner: OwnerT, first: _Waiting[KeyT, RequestT], rows: Mapping[OwnerT, int]
+    ) -> tuple[float, int, int]:
+        """Of an owner with the first of its requests: the lowest is the next."""
+        since = max(first.arrival, self._served_until.get(owner, 0))
+        return rows.get(owner, 0) / first.weight(), since, first.arrival
 
     def request(self, key: KeyT) -> RequestT:
         """One that waits."""
