@@ -121,3 +121,12 @@ async def test_a_server_that_accepts_and_says_nothing_is_passed_over_soon_where_
         url = f"ws://127.0.0.1:{silent.getsockname()[1]}"
         async with asyncio.timeout(60), server.listening(), Link([url, server.url], HELLO, cache, patient) as link:
             assert link.url == server.url
+
+
+async def test_what_is_sent_in_small_messages_waits_for_no_more() -> None:
+    """Not every event loop sees to it for a socket that it has not made."""
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    async with server:
+        made = await dial("127.0.0.1", server.sockets[0].getsockname()[1])
+        with made:
+            assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

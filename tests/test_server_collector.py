@@ -41,3 +41,20 @@ async def test_garbage_that_is_old_goes_now_and_then_and_where_memory_grows(ever
         del ring
         while gone() is not None:
             await asyncio.sleep(0)
+
+
+async def test_garbage_goes_where_nobody_can_say_how_much_memory_there_is() -> None:
+    sizes = iter([0])
+
+    def resident() -> int:
+        for size in sizes:
+            return size
+        raise OSError(24, "Too many open files")
+
+    async with asyncio.timeout(60), sparing_collector(look_every_s=0.0, resident_bytes=resident):
+        for _ in range(2):  # it goes on after the first
+            ring = _Ring()
+            gone = weakref.ref(ring)
+            del ring
+            while gone() is not None:
+                await asyncio.sleep(0)

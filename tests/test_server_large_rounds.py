@@ -10,6 +10,7 @@ import pytest
 
 from goodspeed.messages import Draft, Opened, ServerMessage, Verdict
 from goodspeed.scheduling import FixedS
+from goodspeed_server import slices
 from goodspeed_server.round_loop import RoundLoop
 from tests.planted import Agent, PlantedEngine, make_rounds
 
@@ -130,3 +131,21 @@ async def test_who_is_late_while_its_round_is_committed_is_told_what_others_know
     assert [(verdict.base, verdict.accepted + len(verdict.tokens)) for verdict in link.told(last)] == [
         (1, 3), (1, 3), (4, 3)
     ]  # fmt: skip
+
+
+def test_what_is_dealt_out_is_no_newcomers_before_it_is_said_to_whom(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices, "_AT_ONCE", 2)
+    rounds = make_rounds(PlantedEngine(8), FixedS(2), rounds="barrier", capacity=8)
+    link, late = Agent(), Agent()
+    for stream in range(4):
+        link.open(rounds, stream)
+    granting, streams = rounds._granting, list(rounds.live)
+    for live in streams:
+        granting.rounds.leave(live)
+    for _ in granting.schedule(streams):
+        if granting.rounds.outstanding == 4:  # of the eight that are dealt out
+            price = granting.price
+            late.open(rounds, 1)
+            late.open(rounds, 2)
+    assert granting.rounds.outstanding == rounds.capacity == 8
+    assert granting.price == price

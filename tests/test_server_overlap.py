@@ -7,12 +7,16 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import pytest
 import torch
 
 from goodspeed.engine import Segment
 from goodspeed.messages import Draft, Opened, ServerMessage, Verdict
 from goodspeed.scheduling import FixedS
+from goodspeed.timing import PassSample
+from goodspeed_server.fitting import Settled
 from goodspeed_server.round_loop import RoundLoop
+from goodspeed_server.verifier import Pass
 from tests.planted import Agent, PlantedEngine, make_rounds
 
 TEXT = 8
@@ -87,3 +91,39 @@ async def test_who_is_waited_for_is_told_before_the_next_pass() -> None:
     assert link.begun == [True] * 3
     assert engine.begun.acquire(timeout=0)
     assert not engine.begun.acquire(timeout=0)
+
+
+async def test_telling_is_no_part_of_how_long_a_pass_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds, seen = make_rounds(PlantedEngine(1)), list[PassSample]()
+    now, over = 0.0, threading.Semaphore(0)
+    rounds._clock = lambda: now
+    verify = rounds._verify
+
+    def verified(work: Pass) -> tuple[Settled, float]:
+        settled = verify(work)
+        over.release()
+        return settled
+
+    @dataclass(eq=False)
+    class Slow(Agent):
+        """It takes an hour to tell it anything, and begins to when the pass that runs meanwhile is over."""
+
+        def post(self, message: ServerMessage) -> None:
+            nonlocal now
+            super().post(message)
+            if isinstance(message, Verdict) and message.finish is None:
+                assert over.acquire(timeout=_IN_VAIN_S)
+                now += 3600.0
+            elif isinstance(message, Verdict):
+                rounds.stop()
+
+    monkeypatch.setattr(rounds, "_verify", verified)
+    monkeypatch.setattr(rounds.planner.meter, "observe", seen.append)
+    link = Slow()
+    link.open(rounds, 0)
+    rounds._telemetry.joined(link.account, 0.0)
+    first = asyncio.create_task(asyncio.to_thread(over.acquire))  # the first pass's, of which nothing is told
+    async with asyncio.timeout(60):
+        await rounds.run()
+    await first
+    assert [sample.seconds for sample in seen] == [0.0] * TEXT

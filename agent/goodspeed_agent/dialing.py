@@ -38,8 +38,9 @@ async def dial(host: str, port: int) -> socket.socket:
         OSError: the name is none, or no address of it can be connected to.
         TimeoutError: none answers.
     """
+    addresses = await _addresses(host, port)  # for as long as whoever asks has time for: resolvers try several servers
     async with asyncio.timeout(_GIVE_UP_S):
-        return await _race(_by_turns(await _addresses(host, port)))
+        return await _race(_by_turns(addresses))
 
 
 async def _race(addresses: Sequence[_Address]) -> socket.socket:
@@ -90,6 +91,8 @@ async def _connect(family: socket.AddressFamily, address: Any) -> socket.socket:
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         made.setblocking(False)
+        # Not every event loop sets it for a socket that it has not made; small messages are not to wait for others.
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await asyncio.get_running_loop().sock_connect(made, address)
     except BaseException:
         made.close()

@@ -10,11 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 from collections.abc import AsyncIterator, Callable
 
 import psutil
 
 __all__ = ["sparing_collector"]
+
+logger = logging.getLogger(__name__)
 
 _NEVER = 2**30
 _EVERY_S = 600.0
@@ -61,6 +64,11 @@ async def _collect(every_s: float, grown_bytes: int, look_every_s: float, reside
     collected_at, held = clock(), resident_bytes()
     while True:
         await asyncio.sleep(look_every_s)
-        if clock() - collected_at >= every_s or resident_bytes() - held >= grown_bytes:
+        try:
+            resident = resident_bytes()
+            if clock() - collected_at >= every_s or resident - held >= grown_bytes:
+                gc.collect()
+                collected_at, held = clock(), resident_bytes()
+        except (OSError, psutil.Error) as error:  # there are no files left, for one, and much may be garbage
+            logger.warning("the server's memory cannot be read (%s): it is looked through for garbage", error)
             gc.collect()
-            collected_at, held = clock(), resident_bytes()

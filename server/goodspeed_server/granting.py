@@ -46,6 +46,10 @@ class Granting:
         self._clock = clock
         self.settings = settings
         self.rounds = self.make_rounds()
+        self.price = 0.0
+        """Of a drafted token, as of the last `schedule`; a newcomer's first budget has one of its own."""
+        self._reserved = 0
+        """Draft tokens that are dealt out, and not yet to whom."""
 
     @property
     def waits(self) -> bool:
@@ -61,7 +65,7 @@ class Granting:
     @property
     def _granted(self) -> int:
         """Draft tokens that agents have been granted and that no pass has verified yet."""
-        return self.rounds.outstanding + sum(live.budget for live in self._streams.prefilling)
+        return self.rounds.outstanding + self._reserved + sum(live.budget for live in self._streams.prefilling)
 
     def make_rounds(self) -> Rounds[LiveStream]:
         """Rounds as the settings want them, in which nobody takes part."""
@@ -95,13 +99,25 @@ class Granting:
         """Choose the next budget of each of some streams and wait for their drafts; pauses, if they are many."""
         if not streams:
             return
-        for planned in self._planner.planning(streams, lambda: max(0, self.capacity - self._granted), self._clock):
-            now = self._clock()
-            for live in planned:
-                if not live.closed:
-                    self.expect(live, now)
-            if many(streams):
-                yield
+        priced = False
+        try:
+            for planned in self._planner.planning(streams, self._reserve, self._clock):
+                if planned and not priced:
+                    self.price, priced = self._planner.price, True
+                now = self._clock()
+                for live in planned:
+                    self._reserved -= live.budget
+                    if not live.closed:
+                        self.expect(live, now)
+                if many(streams):
+                    yield
+        finally:
+            self._reserved = 0
+
+    def _reserve(self) -> int:
+        """What may be granted: none of it is a newcomer's who comes before all is dealt out."""
+        self._reserved = max(0, self.capacity - self._granted)
+        return self._reserved
 
     def expect(self, live: LiveStream, now: float) -> None:
         """Wait for a stream's draft, of what it is granted."""

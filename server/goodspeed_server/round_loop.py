@@ -40,7 +40,7 @@ from goodspeed_server.sharing import Sharing
 from goodspeed_server.shortage import Shortage
 from goodspeed_server.streams import Streams
 from goodspeed_server.telemetry import Telemetry
-from goodspeed_server.verifier import Verifier
+from goodspeed_server.verifier import Pass, Verifier
 
 __all__ = ["RoundLoop"]
 
@@ -250,12 +250,11 @@ class RoundLoop:
                 self._round += 1
                 with about(round=self._round):
                     verifying = self._clock()
-                    run = partial(copy_context().run, self._fitting.run, planned.work)
+                    run = partial(copy_context().run, self._verify, planned.work)
                     running = loop.run_in_executor(self._engine_thread, run)
                     await asyncio.sleep(0)  # The interpreter's lock is the engine's thread's first.
                     await self._tell()
-                    settled = await running
-                    verified = self._clock()
+                    settled, verified = await running
                     planned, unfit = planned.as_run(settled)
                     work = planned.work
                     # Nor does how long it takes to copy say anything of the next.
@@ -273,6 +272,10 @@ class RoundLoop:
             self._streams.give_up_parked(math.inf)
             self.boundary.end()
             self._engine_thread.shutdown(wait=False)  # a pass may hang, and whoever cancels this knows
+
+    def _verify(self, work: Pass) -> tuple[Settled, float]:
+        """Run a pass, on the engine's thread, and say when it was over: the loop may have others to tell by then."""
+        return self._fitting.run(work), self._clock()
 
     async def _gather(self) -> list[LiveStream] | None:
         """Wait until the round closes, or there is a prompt to work on meanwhile; None: there is no further round."""
@@ -323,7 +326,7 @@ class RoundLoop:
         for live in self._settling.prompts_advanced(planned.prefilled):
             self._granting.join(live)
         yield from self._granting.schedule([live for live, _ in done.going_on if not live.closed])
-        done.price = self.planner.price  # before a newcomer has one of its own
+        done.price = self._granting.price
         for account in done.found_out:
             self.auditing.do_without(account)
 
