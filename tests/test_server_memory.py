@@ -114,8 +114,11 @@ def test_a_tokens_bytes_are_those_of_its_keys_and_values(
 
 
 def test_a_slab_takes_of_the_machine_what_was_computed() -> None:
-    """Every page of it is written to, since a system gives a page only then."""
-    model, rows, length = tiny_llama(max_position_embeddings=2**16), 4, 2**16
+    """Every page of it is written to, since a system gives a page only then.
+
+    A layer's keys are 48 MiB: less might come of what the process had and gave up, and take nothing of the machine.
+    """
+    model, rows, length = tiny_llama(max_position_embeddings=2**16), 12, 2**16
     computed = rows * length * kv_bytes_per_token(model)
     engine = Engine(model, rows=1, max_length=1, layout="packed", device="cpu", dtype=torch.float32)
     resident = psutil.Process().memory_info
@@ -125,7 +128,7 @@ def test_a_slab_takes_of_the_machine_what_was_computed() -> None:
         for row in range(rows):
             engine._slab.clear(row, 0, length)
     taken = resident().rss - before
-    assert computed == 2**26
+    assert computed == 3 * 2**26
     assert taken == pytest.approx(computed, rel=0.1)
 
 
