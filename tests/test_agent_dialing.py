@@ -125,8 +125,5 @@ async def test_a_server_that_accepts_and_says_nothing_is_passed_over_soon_where_
 
 async def test_what_is_sent_in_small_messages_waits_for_no_more() -> None:
     """Not every event loop sees to it for a socket that it has not made."""
-    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
-    async with server:
-        made = await dial("127.0.0.1", server.sockets[0].getsockname()[1])
-        with made:
-            assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    with socket.create_server(("127.0.0.1", 0)) as listening, await dial(*listening.getsockname()) as made:
+        assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
