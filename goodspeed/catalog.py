@@ -21,9 +21,9 @@ import tokenizers
 
 from goodspeed import quantisation
 from goodspeed.errors import CorruptData, GoodSpeedError, ModelError, UnknownModel, UnsupportedModel
+from goodspeed.reasons import reason
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
 __all__ = [
@@ -136,8 +136,10 @@ def load_model(
         raise ModelError(
             f"loading {name!r} needs torch and transformers ({error.name} is missing): pip install 'goodspeed[models]'"
         ) from None
-    where = _device(device)
-    kind = _dtype(dtype, where)
+    from goodspeed.devices import device_named, dtype_named
+
+    where = device_named(device)
+    kind = dtype_named(dtype, where)
     source = resolve(name)
     # A bar for every model that is loaded would stand between a user's prompt and the text.
     # What it has to say goes where the log of this process goes.
@@ -154,7 +156,9 @@ def load_model(
         elif dtype == "auto" and stored is not None:
             kind = getattr(config, "dtype", None) or kind
         elif dtype == "auto" and where.type == "cpu" and quantize is None:  # ranks could not agree on what they measure
-            kind = _precision_on_cpu(config)
+            from goodspeed.engine.precision import precision_on_cpu
+
+            kind = precision_on_cpu(config)
         load = cast("Any", AutoModelForCausalLM.from_pretrained)
         with quantisation.complaints(name, stored, quantize):
             model, loading = load(source, dtype=kind, local_files_only=local, output_loading_info=True, **options)
@@ -168,12 +172,6 @@ def load_model(
     # A quantiser has put its weights where they are to be.
     placed = model if quantisation.is_quantised(model) else model.to(where)
     return cast("PreTrainedModel", placed.eval().requires_grad_(False))
-
-
-def _precision_on_cpu(config: PretrainedConfig) -> torch.dtype:
-    from goodspeed.engine.precision import precision_on_cpu
-
-    return precision_on_cpu(config)
 
 
 def check_sharing(name: str, ranks: int) -> None:
@@ -211,7 +209,7 @@ def _loading(name: str) -> Iterator[None]:
         known = ", ".join(model.name for model in bundled())
         raise UnknownModel(
             f"cannot load a model named {name!r}: it is neither bundled ({known}), nor a folder with a causal language "
-            f"model, nor a Hugging Face name that can be reached from here ({_reason(error)})"
+            f"model, nor a Hugging Face name that can be reached from here ({reason(error)})"
         ) from None
 
 
@@ -239,36 +237,6 @@ def _hub_answers(name: str) -> bool:
     except Exception:
         return False
     return True
-
-
-def _reason(error: Exception) -> str:
-    """What a library says, in one line and cut short, or the kind of error where it says nothing."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _device(device: str) -> torch.device:
-    import torch
-
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        where = torch.device(device)
-        # There and back: a device such as `meta` takes a tensor, and keeps nothing of it.
-        torch.zeros(1, device=where).cpu()
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {device!r} cannot be used here: {_reason(error)}") from None
-    return where
-
-
-def _dtype(dtype: str, device: torch.device) -> torch.dtype:
-    import torch
-
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    kinds = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype not in kinds:
-        raise ModelError(f"dtype {dtype!r} does not exist: choose auto, {', '.join(kinds)}")
-    return kinds[dtype]
 
 
 def refuse_recurrent(name: str, config: PretrainedConfig) -> None:
@@ -321,14 +289,14 @@ def tokenizer_files(name: str) -> Files:
             try:
                 config["chat_template"] = template.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
-                raise UnknownModel(f"{template} cannot be read: {_reason(error)}") from None
+                raise UnknownModel(f"{template} cannot be read: {reason(error)}") from None
     else:
         files, config = _converted_tokenizer(name)
     try:
         tokenizers.Tokenizer.from_buffer(files[_TOKENIZER])
     # The library raises a bare Exception for whatever it cannot read.
     except Exception as error:
-        raise UnknownModel(f"{folder / _TOKENIZER} is no tokenizer: {_reason(error)}") from None
+        raise UnknownModel(f"{folder / _TOKENIZER} is no tokenizer: {reason(error)}") from None
     kept = {key: config[key] for key in ("chat_template", "bos_token", "eos_token") if config.get(key) is not None}
     files[_TOKENIZER_CONFIG] = json.dumps(kept, sort_keys=True).encode()
     return files
@@ -340,7 +308,7 @@ def _read_config(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_bytes())
     except ValueError as error:
-        raise UnknownModel(f"{file} is not JSON: {_reason(error)}") from None
+        raise UnknownModel(f"{file} is not JSON: {reason(error)}") from None
     if not isinstance(config, dict):
         raise UnknownModel(f"{file} is no JSON object")
     return config
@@ -357,7 +325,7 @@ def _converted_tokenizer(name: str) -> tuple[Files, dict[str, Any]]:
         tokenizer = AutoTokenizer.from_pretrained(resolve(name), local_files_only=_local_only(resolve(name)))
         backend = tokenizer.backend_tokenizer
     except (OSError, ValueError, AttributeError) as error:
-        raise UnknownModel(f"cannot load the tokenizer of {name!r}: {_reason(error)}") from None
+        raise UnknownModel(f"cannot load the tokenizer of {name!r}: {reason(error)}") from None
     config = {
         "chat_template": tokenizer.chat_template,
         "bos_token": tokenizer.bos_token,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +25,7 @@ from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.settings import RoundSettings
 from goodspeed_server.telemetry import ServerFacts, Telemetry
 
-__all__ = ["PASS_S", "VOCAB", "Agent", "PlantedEngine", "make_planner", "make_rounds"]
+__all__ = ["PASS_S", "VOCAB", "Agent", "Held", "PlantedEngine", "make_planner", "make_rounds"]
 
 VOCAB = 10
 PASS_S = 0.01
@@ -50,6 +52,21 @@ class PlantedEngine(Engine):
     def _run(self, segments: Sequence[Segment]) -> torch.Tensor:
         self._now += self._cost(len(segments), sum(segment.new for segment in segments))
         return torch.zeros(sum(segment.logits for segment in segments), VOCAB)
+
+
+class Held:
+    """The cost of passes of which each waits until it may go on."""
+
+    def __init__(self) -> None:
+        self.began = asyncio.Event()
+        """Whether one has begun."""
+        self.go_on = threading.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def __call__(self, _rows: int, _tokens: int) -> float:
+        self._loop.call_soon_threadsafe(self.began.set)
+        assert self.go_on.wait(timeout=60)
+        return PASS_S
 
 
 @dataclass(eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import cast
 
 import pytest
@@ -91,8 +92,8 @@ class Clock:
     def __init__(self) -> None:
         self.due: list[asyncio.TimerHandle] = []
 
-    def call_later(self, _: float, call: object, *arguments: object) -> asyncio.TimerHandle:
-        handle = asyncio.TimerHandle(0.0, call, arguments, asyncio.get_running_loop())  # type: ignore[arg-type]
+    def call_later(self, _: float, call: Callable[..., object], *arguments: object) -> asyncio.TimerHandle:
+        handle = asyncio.TimerHandle(0.0, call, arguments, asyncio.get_running_loop())
         self.due.append(handle)
         return handle
 

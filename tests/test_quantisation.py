@@ -63,7 +63,8 @@ def new_engine(model: PreTrainedModel, layout: Layout = "packed", **how: Any) ->
 
 def logits_of(model: PreTrainedModel, tokens: list[int]) -> Tensor:
     with torch.inference_mode():
-        return model(input_ids=torch.tensor([tokens])).logits[0].float()  # type: ignore[no-any-return]
+        logits: Tensor = model(input_ids=torch.tensor([tokens])).logits[0]
+    return logits.float()
 
 
 def projections(model: Any) -> list[Tensor]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -91,10 +93,10 @@ async def test_what_a_drain_does_not_need_is_the_disks(
 ) -> None:
     within_s: list[float] = []
 
-    def closing(close: object) -> object:
-        def noted(self: object, given_s: float) -> None:
+    def closing(close: Callable[[Any, float], None]) -> Callable[[Any, float], None]:
+        def noted(self: Any, given_s: float) -> None:
             within_s.append(given_s)
-            close(self, 60.0)  # type: ignore[operator]
+            close(self, 60.0)
 
         return noted
 

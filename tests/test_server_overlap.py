@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -21,109 +21,114 @@ from tests.planted import Agent, PlantedEngine, make_rounds
 
 TEXT = 8
 """Tokens, as many as a stream of `Agent.open` asks for."""
-_IN_VAIN_S = 30.0
+IN_VAIN_S = 30.0
 
 
-class Announcing(PlantedEngine):
-    """Says of each pass that it has begun."""
+class Count:
+    """Of what happens on another thread."""
 
-    def __init__(self, rows: int) -> None:
-        super().__init__(rows)
-        self.begun = threading.Semaphore(0)
+    def __init__(self) -> None:
+        self._count = 0
+        self._more = threading.Condition()
+
+    def more(self) -> None:
+        """It has happened once more."""
+        with self._more:
+            self._count += 1
+            self._more.notify_all()
+
+    def reaches(self, count: int, within_s: float) -> bool:
+        """Whether it has happened so often, or does in that time."""
+        with self._more:
+            return self._more.wait_for(lambda: self._count >= count, within_s)
+
+
+class Counting(PlantedEngine):
+    """Counts the passes that have begun."""
+
+    def __init__(self) -> None:
+        super().__init__(rows=1)
+        self.begun = Count()
 
     def _run(self, segments: Sequence[Segment]) -> torch.Tensor:
-        self.begun.release()
+        self.begun.more()
         return super()._run(segments)
 
 
 @dataclass(eq=False)
 class Link(Agent):
-    """Stops the rounds at the end of its text, and notes of each verdict before that whether another pass had begun."""
+    """Has one text written, and does something with the number of each verdict but the last as it is told it."""
 
-    rounds: RoundLoop | None = None
-    engine: Announcing | None = None
-    within_s: float = _IN_VAIN_S
-    begun: list[bool] | None = None
+    each: Callable[[int], None] = lambda number: None
+
+    async def written(self, rounds: RoundLoop) -> list[Verdict]:
+        """The verdicts of the text."""
+        self.open(rounds, 0)
+        rounds._telemetry.joined(self.account, 0.0)
+        running = asyncio.create_task(rounds.run())
+        async with asyncio.timeout(2 * IN_VAIN_S):
+            while not (told := self.told) or told[-1].finish is None:
+                for draft in self.due():
+                    rounds.draft(self, draft)
+                await asyncio.sleep(0)
+            rounds.stop()
+            await running
+        return self.told
+
+    @property
+    def told(self) -> list[Verdict]:
+        return [message for message in self.posted if isinstance(message, Verdict)]
+
+    def due(self) -> list[Draft]:
+        """What is asked for last, once."""
+        asking = self.posted[-1] if self.posted else None
+        if not isinstance(asking, Opened | Verdict) or not asking.budget or self._answered == len(self.posted):
+            return []
+        self._answered = len(self.posted)
+        upon = asking.base + (asking.accepted + len(asking.tokens) if isinstance(asking, Verdict) else 0)
+        return [Draft(asking.stream, upon, [0] * asking.budget)]
+
+    _answered: int = 0
 
     def post(self, message: ServerMessage) -> None:
         super().post(message)
-        assert self.rounds is not None
-        assert self.engine is not None
-        assert self.begun is not None
-        if isinstance(message, Opened | Verdict) and message.budget:
-            upon = message.base + (message.accepted + len(message.tokens) if isinstance(message, Verdict) else 0)
-            draft = Draft(message.stream, upon, [0] * message.budget)
-            asyncio.get_running_loop().call_soon(self.rounds.draft, self, draft)
-        if isinstance(message, Verdict):
-            if message.finish is not None:
-                self.rounds.stop()
-            else:
-                self.begun.append(self.engine.begun.acquire(timeout=self.within_s))
-
-
-async def written(rounds: RoundLoop, link: Link) -> list[Verdict]:
-    """The verdicts of one text."""
-    link.open(rounds, 0)
-    rounds._telemetry.joined(link.account, 0.0)
-    async with asyncio.timeout(60):
-        await rounds.run()
-    return [message for message in link.posted if isinstance(message, Verdict)]
+        if isinstance(message, Verdict) and message.finish is None:
+            self.each(len(self.told))
 
 
 async def test_agents_are_told_of_a_pass_while_the_next_one_runs() -> None:
-    engine = Announcing(1)
-    rounds = make_rounds(engine)
-    link = Link(rounds=rounds, engine=engine, begun=[])
-    opened = asyncio.get_running_loop().create_task(asyncio.to_thread(engine.begun.acquire))  # the first pass's
-    verdicts = await written(rounds, link)
-    await opened
+    engine, in_time = Counting(), list[bool]()
+    link = Link(each=lambda number: in_time.append(engine.begun.reaches(number + 1, IN_VAIN_S)))
+    verdicts = await link.written(make_rounds(engine))
     assert [verdict.base for verdict in verdicts] == list(range(1, TEXT + 1))
-    assert link.begun == [True] * (TEXT - 1)
+    assert in_time == [True] * (TEXT - 1)
 
 
 async def test_who_is_waited_for_is_told_before_the_next_pass() -> None:
-    engine = Announcing(1)
-    rounds = make_rounds(engine, FixedS(1), rounds="barrier", capacity=1)
-    link = Link(rounds=rounds, engine=engine, within_s=0.0, begun=[])
-    verdicts = await written(rounds, link)
+    engine, early = Counting(), list[bool]()
+    link = Link(each=lambda number: early.append(engine.begun.reaches(number + 1, 0.0)))
+    verdicts = await link.written(make_rounds(engine, FixedS(1), rounds="barrier", capacity=1))
     assert [verdict.base for verdict in verdicts] == [1, 3, 5, 7]
-    # Each finds what the pass that it tells of has left, and nothing of a further one.
-    assert link.begun == [True] * 3
-    assert engine.begun.acquire(timeout=0)
-    assert not engine.begun.acquire(timeout=0)
+    assert early == [False] * 3
 
 
 async def test_telling_is_no_part_of_how_long_a_pass_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    rounds, seen = make_rounds(PlantedEngine(1)), list[PassSample]()
-    now, over = 0.0, threading.Semaphore(0)
-    rounds._clock = lambda: now
+    rounds, seen, over, now = make_rounds(PlantedEngine(1)), list[PassSample](), Count(), 0.0
     verify = rounds._verify
 
     def verified(work: Pass) -> tuple[Settled, float]:
         settled = verify(work)
-        over.release()
+        over.more()
         return settled
 
-    @dataclass(eq=False)
-    class Slow(Agent):
-        """It takes an hour to tell it anything, and begins to when the pass that runs meanwhile is over."""
+    def slowly(number: int) -> None:
+        """It takes an hour, and begins when the pass that runs meanwhile is over."""
+        nonlocal now
+        assert over.reaches(number + 1, IN_VAIN_S)
+        now += 3600.0
 
-        def post(self, message: ServerMessage) -> None:
-            nonlocal now
-            super().post(message)
-            if isinstance(message, Verdict) and message.finish is None:
-                assert over.acquire(timeout=_IN_VAIN_S)
-                now += 3600.0
-            elif isinstance(message, Verdict):
-                rounds.stop()
-
+    monkeypatch.setattr(rounds, "_clock", lambda: now)
     monkeypatch.setattr(rounds, "_verify", verified)
     monkeypatch.setattr(rounds.planner.meter, "observe", seen.append)
-    link = Slow()
-    link.open(rounds, 0)
-    rounds._telemetry.joined(link.account, 0.0)
-    first = asyncio.create_task(asyncio.to_thread(over.acquire))  # the first pass's, of which nothing is told
-    async with asyncio.timeout(60):
-        await rounds.run()
-    await first
+    await Link(each=slowly).written(rounds)
     assert [sample.seconds for sample in seen] == [0.0] * TEXT

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +24,7 @@ from goodspeed_server.live import AgentAccount, LiveStream, RowUse
 from goodspeed_server.parking import Parked, Parking
 from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.sessions import Sessions
-from tests.planted import Agent, PlantedEngine, make_rounds
+from tests.planted import Agent, Held, PlantedEngine, make_rounds
 
 KEEP_S = 30.0
 SESSION = ("", b"0123456789abcdef")
@@ -368,21 +367,14 @@ async def test_nothing_is_parked_for_who_has_no_session_nor_once_the_rounds_are_
 
 @pytest.mark.parametrize("back", [True, False])
 async def test_what_a_pass_brings_for_a_stream_that_was_parked_is_void(back: bool) -> None:
-    loop = asyncio.get_running_loop()
-    began, go_on = asyncio.Event(), threading.Event()
-
-    def held(_rows: int, _tokens: int) -> float:
-        loop.call_soon_threadsafe(began.set)
-        assert go_on.wait(timeout=60)
-        return 0.01
-
+    held = Held()
     rounds = make_rounds(PlantedEngine(rows=1, cost=held))
     before, after, other = (Agent(account=AgentAccount("a", "none", PRIOR_ALPHA, session=SESSION)) for _ in range(3))
     other.account.session = None
     open_again(before, rounds, [1], 1)
     async with asyncio.timeout(60):
         running = asyncio.create_task(rounds.run())
-        await began.wait()
+        await held.began.wait()
         try:
             rounds.park(before)
             if back:
@@ -396,7 +388,7 @@ async def test_what_a_pass_brings_for_a_stream_that_was_parked_is_void(back: boo
                 assert rounds.waiting == 2, "who waits for the row goes first"
         finally:
             rounds.stop()
-            go_on.set()
+            held.go_on.set()
         await running
     assert not any(isinstance(message, Verdict) for message in [*before.posted, *after.posted])
     assert [live.outbox for live in rounds.live] == [after if back else other]

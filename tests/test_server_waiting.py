@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from goodspeed.sampling import SamplingParams
 from goodspeed_server.allowance import Allowance
 from goodspeed_server.live import AgentAccount, Outbox
 from goodspeed_server.round_loop import RoundLoop
-from tests.planted import Agent, PlantedEngine, make_rounds
+from tests.planted import Agent, Held, PlantedEngine, make_rounds
 
 
 def test_rows_that_are_held_for_longer_than_any_before_are_not_said_to_fall_free_at_once() -> None:
@@ -193,26 +192,19 @@ async def test_places_are_told_as_they_change() -> None:
 
 
 async def test_a_row_is_given_away_only_when_the_pass_that_writes_it_is_over() -> None:
-    loop = asyncio.get_running_loop()
-    began, go_on = asyncio.Event(), threading.Event()
-
-    def held(_rows: int, _tokens: int) -> float:
-        loop.call_soon_threadsafe(began.set)
-        assert go_on.wait(timeout=60)
-        return 0.01
-
+    held = Held()
     engine = PlantedEngine(rows=1, cost=held)
     rounds = make_rounds(engine)
     leaving, waiting = Agent(), Agent()
     leaving.open(rounds, 0)
     async with asyncio.timeout(60):
         running = asyncio.create_task(rounds.run())
-        await began.wait()
+        await held.began.wait()
         waiting.open(rounds, 0)
         rounds.close(leaving, 0)
         assert (rounds.live, rounds.waiting, engine.free_rows, waiting.posted) == ((), 1, 0, [Queued(0, 1)])
         rounds.stop()
-        go_on.set()
+        held.go_on.set()
         await running
     assert [live.outbox for live in rounds.live] == [waiting]
     assert isinstance(waiting.posted[-1], Opened)

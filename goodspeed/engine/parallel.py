@@ -29,6 +29,7 @@ from goodspeed.engine.group import PASS_TIMEOUT_S, Group
 from goodspeed.engine.layouts import Segment
 from goodspeed.engine.support import check_positions
 from goodspeed.errors import GoodSpeedError, RankLost
+from goodspeed.reasons import reason
 
 __all__ = ["LeadingEngine", "follow"]
 
@@ -189,7 +190,7 @@ class LeadingEngine(Engine):
             except Exception as error:
                 self._lost = (
                     f"the target's {self._group.size} ranks are out of step, and none can go on without the others "
-                    f"({_reason(error)}): start the server again"
+                    f"({reason(error)}): start the server again"
                 )
                 # Not from the error: who finds that memory was lacking would try again.
                 raise RankLost(self._lost) from None
@@ -227,7 +228,7 @@ def follow(group: Group, model: PreTrainedModel, device: torch.device | str) -> 
     except (RuntimeError, MemoryError) as error:
         raise RankLost(
             f"rank {group.place.rank} of the target's {group.size} cannot go on, since another is gone or since this "
-            f"one could not do its part ({_reason(error)})"
+            f"one could not do its part ({reason(error)})"
         ) from None
 
 
@@ -256,8 +257,3 @@ def _limit_waiting(model: PreTrainedModel) -> None:
     """Have what the layers exchange fail where a rank is silent: transformers' mesh leaves it at half an hour."""
     mesh: Any = model._mesh_manager
     _set_pg_timeout(timedelta(seconds=PASS_TIMEOUT_S), mesh.get_mesh("tp").get_group())
-
-
-def _reason(error: Exception) -> str:
-    """What went wrong, in one line and cut short."""
-    return " ".join(str(error).split())[:200] or type(error).__name__

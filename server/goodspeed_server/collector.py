@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 from collections.abc import AsyncIterator, Callable
 
 import psutil
@@ -61,7 +62,7 @@ async def sparing_collector(
 
 async def _collect(every_s: float, grown_bytes: int, look_every_s: float, resident_bytes: Callable[[], int]) -> None:
     clock = asyncio.get_running_loop().time
-    collected_at, held = clock(), resident_bytes()
+    collected_at, held = -math.inf, 0
     while True:
         await asyncio.sleep(look_every_s)
         try:

@@ -22,6 +22,7 @@ from goodspeed.engine import Engine
 from goodspeed.engine.group import Place
 from goodspeed.engine.parallel import LeadingEngine
 from goodspeed.errors import RankLost
+from goodspeed.reasons import reason
 from goodspeed_server.parts import Part, PartSettings, check_device, share_cores
 from goodspeed_server.rank_process import RankProcess
 from goodspeed_server.settings import ServerSettings
@@ -108,8 +109,7 @@ class Ranks:
             return part.result()
         except RuntimeError as error:
             raise RankLost(
-                f"the target's {self.size} ranks could not load it together ({' '.join(str(error).split())[:200]}): "
-                "start the server again"
+                f"the target's {self.size} ranks could not load it together ({reason(error)}): start the server again"
             ) from None
 
     def make_engine(self, *arguments: Any, **options: Any) -> Engine:
