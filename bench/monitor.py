@@ -32,7 +32,7 @@ from websockets.exceptions import ConnectionClosed
 from goodspeed.errors import GoodSpeedError
 from goodspeed.messages import Snapshot, encode
 from goodspeed.snapshot import AgentRow, PhaseTimes, RoundRow, ServerSnapshot
-from goodspeed_server.link import SNAPSHOT_INTERVAL_S
+from goodspeed_server.showing import SNAPSHOT_INTERVAL_S
 
 __all__ = ["main", "snapshot_at"]
 

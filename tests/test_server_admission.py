@@ -14,7 +14,7 @@ from tests.queueing import NOBODY, WEIGHTS, join, queue
 
 def test_first_in_first_out_among_equals() -> None:
     waiting = queue("b1", "a1", "c1")
-    assert [waiting.next(NOBODY) for _ in range(4)] == [("b1", 0), ("a1", 1), ("c1", 2), None]
+    assert [waiting.next(NOBODY) for _ in range(4)] == [[("b1", 0)], [("a1", 1)], [("c1", 2)], []]
 
 
 def test_who_has_fewer_rows_comes_first_whoever_came_first() -> None:
@@ -44,7 +44,7 @@ def test_withdrawing_gives_back_what_waited_and_the_others_move_up() -> None:
     assert waiting.withdraw("a1") == 0
     assert waiting.withdraw("a1") is None
     join(waiting, "c1", 9)
-    assert [waiting.next(NOBODY) for _ in range(4)] == [("b1", 1), ("a2", 2), ("c1", 9), None]
+    assert [waiting.next(NOBODY) for _ in range(4)] == [[("b1", 1)], [("a2", 2)], [("c1", 9)], []]
     assert (len(waiting), waiting.tokens) == (0, 0)
 
 
@@ -159,12 +159,17 @@ def test_a_place_is_how_often_a_row_is_given_away_until_then(some: list[tuple[st
     for number, (owner, tokens) in enumerate(some):
         join(waiting, f"{owner}{number}", number, tokens)
         arrived.append((owner, number))
-    held, places = Counter(rows), list(waiting.order(rows))
+    held, places = Counter(rows), waiting.order(rows)
+    together = queue(max_waiting=100)
+    for number, (owner, tokens) in enumerate(some):
+        join(together, f"{owner}{number}", number, tokens)
+    assert [key for key, _ in together.next(rows, 7)] == places[:7]
+    assert together.order(held + Counter(places[place][0] for place in range(min(7, len(places))))) == places[7:]
     for told in places:
         # By brute force: fewest rows for the weight, then whoever came first.
         owner, number = min(arrived, key=lambda one: (held[one[0]] / WEIGHTS[one[0]], one[1]))
         assert told == f"{owner}{number}"
-        assert waiting.next(held) == (told, number)
+        assert waiting.next(held) == [(told, number)]
         arrived.remove((owner, number))
         held[owner] += 1
     assert arrived == []

@@ -102,11 +102,11 @@ class AdmissionMachine(RuleBasedStateMachine):
         owner = self.running.pop(which % len(self.running))
         self.queue.row_fell_free(owner, 1.0)
         given = self.queue.next(self.held())
-        if given is None:
+        if not given:
             assert not self.waiting
             self.free += 1
             return
-        asked, held = self.waiting.pop(given[0]), self.held()
+        asked, held = self.waiting.pop(given[0][0]), self.held()
         for other in self.waiting.values():
             assert held[other.owner] / WEIGHTS[other.owner] >= held[asked.owner] / WEIGHTS[asked.owner]
             assert other.owner != asked.owner or other.arrival > asked.arrival

@@ -72,15 +72,15 @@ def _whole(name: str) -> str:
 
 def told_by_a_server() -> set[str]:
     """Of its metrics, and of what its door has it watch."""
-    metrics = ServerMetrics(lambda: SNAPSHOT)
+    metrics = ServerMetrics()
     for name in ("links", "connections_pending"):
         metrics.watch(name, "", lambda: 0.0)
-    return told(metrics.text())
+    return told(metrics.text(SNAPSHOT))
 
 
 def test_all_servers_are_servers_and_all_apis_are_apis() -> None:
     """Both tell of `goodspeed_num_requests_running`, so that all of them is a list, of who tells what only they do."""
-    server, agent = told(ServerMetrics(lambda: SNAPSHOT).text()), told(ApiMetrics(lambda: True, lambda: False).text())
+    server, agent = told(ServerMetrics().text(SNAPSHOT)), told(ApiMetrics(lambda: True, lambda: False).text())
     assert "goodspeed_num_requests_running" in server & agent
     for name, own in (("server", server - agent), ("api", agent - server)):
         variable = variables()[name]

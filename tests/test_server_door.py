@@ -140,7 +140,7 @@ async def test_links_and_connections_are_counted() -> None:
     async with guarded(DoorSettings()) as (server, address), linked(address):
         _, writer = await asyncio.open_connection("127.0.0.1", port_of(address))
         await until(server, links=1, pending=1)
-        text = server._metrics.text().decode()
+        text = server._metrics.text(server.snapshot()).decode()
         assert "\ngoodspeed_links 1.0\n" in text
         assert "\ngoodspeed_connections_pending 1.0\n" in text
         writer.transport.abort()

@@ -38,7 +38,7 @@ async def test_a_defect_of_ours_costs_one_link_and_is_logged(
 
 
 async def test_all_monitors_are_shown_one_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("goodspeed_server.server.SNAPSHOT_INTERVAL_S", 3600.0)
+    monkeypatch.setattr("goodspeed_server.showing.SNAPSHOT_INTERVAL_S", 3600.0)
     async with serving() as (server, address), contextlib.AsyncExitStack() as stack:
         monitors = [await stack.enter_async_context(linked(address, greet=False)) for _ in range(5)]
         for monitor in monitors:

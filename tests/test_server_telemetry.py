@@ -59,7 +59,8 @@ def telemetry() -> Telemetry:
 
 
 def snapshot(of: Telemetry) -> ServerSnapshot:
-    return of.snapshot(2.0, [], capacity=0, waiting=0, parked=0, prefilling=lambda _: False, draining=False)
+    rows = [row for some in of.agents(2.0, [], lambda _: False) for row in some]
+    return of.snapshot(2.0, [], rows, capacity=0, waiting=0, parked=0, draining=False)
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 64), st.floats(0.2, 5.0)), min_size=1, max_size=50))

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import Generic, TypeVar
 
 from goodspeed.errors import Overloaded
 from goodspeed_server.absences import Absences, Absent
-from goodspeed_server.pacing import Bucket
 
-__all__ = ["Admission", "Places"]
+__all__ = ["Admission"]
 
 KeyT = TypeVar("KeyT", bound=Hashable)
 OwnerT = TypeVar("OwnerT", bound=Hashable)
@@ -26,11 +24,6 @@ _LEAST_RETRY_S = 0.5
 _LONGEST_RETRY_S = 30.0
 _STEP = 0.2
 """Of the smoothing of how long streams keep their rows."""
-_TOLD_EVERY_S = 0.25
-_TOLD_AT_ONCE = 128
-"""Places: some milliseconds of the event loop's time."""
-_LOOKED_AT_ONCE, _LOOKED_AT_PER_S = 10_000, 50_000.0
-"""Likewise, requests that wait: each is looked at whenever anybody comes or goes, and a flood may do both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,45 +133,39 @@ class Admission(Generic[KeyT, OwnerT, RequestT]):
         self._make_room()
         return gone
 
-    def order(self, rows: Mapping[OwnerT, int]) -> Iterator[KeyT]:
+    def order(self, rows: Mapping[OwnerT, int]) -> list[KeyT]:
         """Those who wait, in the order in which rows would be given to them.
 
         Args:
             rows: how many each owner has now, and keeps.
         """
-        # Of each owner: its rows for its weight, since when it has gone without, its rows, and its requests.
-        heap = []
+        entries = []
         for owner, queue in self._queues.items():
-            requests = iter(queue.values())
-            first, held = next(requests), rows.get(owner, 0)
+            requests = queue.values()
+            held, weight = rows.get(owner, 0), next(iter(requests)).weight()
             until = self._served_until.get(owner, 0)
-            heap.append((*self._standing(owner, first, rows), held, first.weight(), until, first, requests))
-        heapq.heapify(heap)
-        while heap:
-            _, _, _, held, weight, until, first, requests = heap[0]
-            yield first.key
-            following = next(requests, None)
-            if following is None:
-                heapq.heappop(heap)
-                continue
-            held, arrival = held + 1, following.arrival
-            heapq.heapreplace(
-                heap, (held / weight, max(arrival, until), arrival, held, weight, until, following, requests)
-            )
+            # Each of its requests finds one row more taken: so it stands behind all before it.
+            for taken, one in enumerate(requests, start=held):
+                entries.append((taken / weight, max(one.arrival, until), one.arrival, one.key))
+        entries.sort()  # No two arrivals are alike: keys are never compared.
+        return [key for *_, key in entries]
 
-    def next(self, rows: Mapping[OwnerT, int]) -> tuple[KeyT, RequestT] | None:
-        """Take the request whose turn it is; `rows` as in `order`."""
-        # Of a long queue the whole order takes much longer to find than its beginning.
-        firsts = ((owner, next(iter(queue.values()))) for owner, queue in self._queues.items())
-        turn = min(firsts, key=lambda one: self._standing(one[0], one[1], rows), default=None)
-        return None if turn is None else (turn[1].key, self._take(turn[1].key).request)
+    def next(self, rows: Mapping[OwnerT, int], count: int = 1) -> list[tuple[KeyT, RequestT]]:
+        """Take the requests whose turn it is, `count` of them or as many as there are; `rows` as in `order`."""
+        keys = self._first(rows) if count == 1 else self.order(rows)[:count]
+        return [(key, self._take(key).request) for key in keys]
 
-    def _standing(
-        self, owner: OwnerT, first: _Waiting[KeyT, RequestT], rows: Mapping[OwnerT, int]
-    ) -> tuple[float, int, int]:
-        """Of an owner with the first of its requests: the lowest is the next."""
-        since = max(first.arrival, self._served_until.get(owner, 0))
-        return rows.get(owner, 0) / first.weight(), since, first.arrival
+    def _first(self, rows: Mapping[OwnerT, int]) -> list[KeyT]:
+        """The beginning of the order, which of a long queue is found sooner than all of it."""
+        keys, least = list[KeyT](), (math.inf, 0, 0)
+        for owner, queue in self._queues.items():
+            first = next(iter(queue.values()))
+            share = rows.get(owner, 0) / first.weight()
+            if share <= least[0]:
+                standing = share, max(first.arrival, self._served_until.get(owner, 0)), first.arrival
+                if standing < least:
+                    keys, least = [first.key], standing
+        return keys
 
     def request(self, key: KeyT) -> RequestT:
         """One that waits."""
@@ -278,46 +265,3 @@ class Admission(Generic[KeyT, OwnerT, RequestT]):
         queue = self._queues.get(owner, {})
         measured = sum(one.tokens for one in queue.values()) + tokens if by_tokens else len(queue) + 1
         return measured / (self._weight(owner) if queue else weight())
-
-
-class Places(Generic[KeyT]):
-    """Who is to be told where it stands: everybody at first, and again when that has changed, but not all the time."""
-
-    def __init__(self) -> None:
-        self._told: dict[KeyT, tuple[int, float]] = {}
-        self._looks = Bucket(_LOOKED_AT_ONCE, _LOOKED_AT_PER_S)
-        self.next_at: float | None = None
-        """When somebody whose place has changed may be told so, seconds; None if nobody's has."""
-
-    def due_at(self, now: float, *, moved: bool) -> float | None:
-        """When to look who is due, seconds; None for not before somebody comes or goes; `moved`: whether one has."""
-        due_at = now if moved else self.next_at
-        return None if due_at is None else max(due_at, now + self._looks.lacking_s(now))
-
-    def due(self, order: Iterable[KeyT], now: float) -> list[tuple[KeyT, int]]:
-        """Who is to be told its place now: of many, those who have not been told for longest.
-
-        Args:
-            order: all who wait, the next one first.
-            now: seconds.
-        """
-        told: dict[KeyT, tuple[int, float]] = {}
-        due: list[tuple[float, KeyT, int]] = []
-        self.next_at = None
-        for place, key in enumerate(order, start=1):
-            known, at = self._told.get(key, (0, -math.inf))
-            if known != place and now >= at + _TOLD_EVERY_S:
-                due.append((at, key, place))
-                continue
-            told[key] = known, at
-            if known != place:
-                again_at = at + _TOLD_EVERY_S
-                self.next_at = again_at if self.next_at is None else min(self.next_at, again_at)
-        self._looks.take(now, len(told) + len(due))
-        if len(due) > _TOLD_AT_ONCE:
-            due.sort(key=lambda entry: entry[0])
-            told |= {key: self._told[key] for _, key, _ in due[_TOLD_AT_ONCE:] if key in self._told}
-            self.next_at = now
-        chosen = [(key, place) for _, key, place in due[:_TOLD_AT_ONCE]]
-        self._told = told | {key: (place, now) for key, place in chosen}
-        return chosen

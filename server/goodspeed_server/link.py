@@ -42,15 +42,15 @@ from goodspeed_server.outgoing import Outgoing
 from goodspeed_server.pacing import LinkPace
 from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.sessions import Sessions
+from goodspeed_server.showing import SNAPSHOT_INTERVAL_S, Showing
 from goodspeed_server.telemetry import Telemetry
 from goodspeed_server.tokens import Token
 
-__all__ = ["SNAPSHOT_INTERVAL_S", "Link"]
+__all__ = ["Link"]
 
 logger = logging.getLogger(__name__)
 
 _HANDSHAKE_TIMEOUT_S = 10.0
-SNAPSHOT_INTERVAL_S = 0.25
 _FLUSH_TIMEOUT_S = 5.0
 _LONGEST_SENTENCE = 1000
 _BAD_FRAMES = (CloseCode.PROTOCOL_ERROR, CloseCode.MESSAGE_TOO_BIG)
@@ -65,7 +65,7 @@ class Link:
         model: what the peer is told.
         rounds: where its streams live.
         telemetry: is told who comes and goes.
-        snapshot_frame: what a monitor is shown now, encoded.
+        showing: what a monitor is shown.
         control: changes the server while it runs.
         sessions: knows which link an agent is on.
         trusts_everybody: whether who shows no token may change it: nobody but this machine reaches the server.
@@ -84,7 +84,7 @@ class Link:
         model: ServedModel,
         rounds: RoundLoop,
         telemetry: Telemetry,
-        snapshot_frame: Callable[[], bytes],
+        showing: Showing,
         control: LiveControl,
         sessions: Sessions,
         trusts_everybody: bool,
@@ -109,7 +109,7 @@ class Link:
         self._model = model
         self._rounds = rounds
         self._telemetry = telemetry
-        self._snapshot_frame = snapshot_frame
+        self._showing = showing
         self._control = control
         self._sessions = sessions
         self._trusts_everybody = trusts_everybody
@@ -314,7 +314,7 @@ class Link:
         try:
             while not reading.done():
                 if self._outgoing.empty:
-                    self._post_frame(self._snapshot_frame())
+                    self._post_frame(await self._showing.frame())
                 await asyncio.wait([reading], timeout=SNAPSHOT_INTERVAL_S)
             reading.result()
             raise ProtocolError("a monitor's link shows, and takes no message")

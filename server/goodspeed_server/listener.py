@@ -246,7 +246,7 @@ class Door:
         host: str,
         port: int,
         handler: Callable[[Connection], Awaitable[None]],
-        answer: Callable[[Connection, Request], Response | None],
+        answer: Callable[[Connection, Request], Response | Awaitable[Response] | None],
         *,
         max_bytes: int,
     ) -> Server:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
 from weakref import WeakKeyDictionary
 
@@ -29,19 +31,31 @@ _LONGEST_LABEL = 64
 _LAG_EVERY_S = 0.5
 
 
+@dataclass(slots=True)
+class _Verdicts:
+    """Of the round that is being committed: Prometheus' counters take so long that each is told once a round."""
+
+    generated: int = 0
+    drafts: int = 0
+    drafted: int = 0
+    accepted: collections.Counter[int] = field(default_factory=collections.Counter)
+    """Drafts by how many of their tokens were accepted."""
+    prices: list[float] = field(default_factory=list)
+
+
 class ServerMetrics:
     """Counts what an `Observer` is told, and reads the rest off a snapshot when it is asked.
 
     Args:
-        snapshot: the server as it is now.
         then: is told the same.
     """
 
-    def __init__(self, snapshot: Callable[[], ServerSnapshot], then: Observer | None = None) -> None:
+    def __init__(self, then: Observer | None = None) -> None:
         self._then = then
         self._last: WeakKeyDictionary[LiveStream, float] = WeakKeyDictionary()
         self._registry = registry = CollectorRegistry()
-        registry.register(_Now(snapshot))
+        self._now = _Now()
+        registry.register(self._now)
         ProcessCollector(registry=registry)
 
         def counter(name: str, what: str, *labels: str) -> Counter:
@@ -91,20 +105,18 @@ class ServerMetrics:
             "are told: the mean over the last round's streams with a budget. Nothing where the scheduler does not say.",
         )
         registry.register(self._draft_price)
-        self._prices: list[float] = []
-        """Of the round that is being committed."""
+        self._verdicts = _Verdicts()
 
     def committed(self, live: LiveStream, drafted: int, commit: Commit, now: float) -> None:
         """A verdict was reached for one stream."""
-        self._generated.inc(commit.size)
+        verdicts = self._verdicts
+        verdicts.generated += commit.size
         if live.budget and live.price is not None:
-            self._prices.append(live.price)
+            verdicts.prices.append(live.price)
         if drafted:
-            self._drafts.inc()
-            self._drafted.inc(drafted)
-            self._accepted.inc(commit.accepted)
-            for position in self._positions[: commit.accepted]:
-                position.inc()
+            verdicts.drafts += 1
+            verdicts.drafted += drafted
+            verdicts.accepted[commit.accepted] += 1
         last = self._last.get(live)
         if last is None:
             self._first.observe(now - live.stream.opened_at)
@@ -122,8 +134,8 @@ class ServerMetrics:
         self._out_of_memory.inc(record.out_of_memory)
         self._capacity_price.set(record.price)
         if record.streams:
-            self._draft_price.value = fmean(self._prices) if self._prices else None
-            self._prices.clear()
+            self._count(self._verdicts)
+            self._verdicts = _Verdicts()
         self._prompt.inc(record.prefilled)
         self._reused.inc(record.reused)
         self._forward.observe(record.forward_s)
@@ -131,6 +143,17 @@ class ServerMetrics:
             self._phases.labels(phase).observe(getattr(record, f"{phase}_s"))
         if self._then is not None:
             self._then.round_over(record)
+
+    def _count(self, verdicts: _Verdicts) -> None:
+        self._generated.inc(verdicts.generated)
+        self._drafts.inc(verdicts.drafts)
+        self._drafted.inc(verdicts.drafted)
+        as_long = 0
+        for position in range(max(verdicts.accepted, default=0), 0, -1):
+            as_long += verdicts.accepted[position]
+            self._positions[position - 1].inc(as_long)
+            self._accepted.inc(as_long)
+        self._draft_price.value = fmean(verdicts.prices) if verdicts.prices else None
 
     def refused(self, code: str) -> None:
         """Something that a peer asked for was refused."""
@@ -153,8 +176,9 @@ class ServerMetrics:
             await asyncio.sleep(_LAG_EVERY_S)
             self._lag.observe(max(0.0, clock() - before - _LAG_EVERY_S))
 
-    def text(self) -> bytes:
-        """All of it, as Prometheus reads it."""
+    def text(self, now: ServerSnapshot) -> bytes:
+        """All of it, as Prometheus reads it, of a server that is like this now."""
+        self._now.snapshot = now
         return generate_latest(self._registry)
 
 
@@ -173,15 +197,14 @@ class _Optional(Collector):
 class _Now(Collector):
     """Gauges of this very moment; an agent that has gone has none any more."""
 
-    def __init__(self, snapshot: Callable[[], ServerSnapshot]) -> None:
-        self._snapshot = snapshot
+    snapshot: ServerSnapshot
 
     def describe(self) -> list[Metric]:
         """Nothing, so that nobody asks for a snapshot before there is one."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        now = self._snapshot()
+        now = self.snapshot
         for name, what, value in (
             ("num_requests_running", "Streams that have a row.", now.streams),
             ("num_requests_waiting", "Streams in the queue.", now.waiting),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import http
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
 from typing import get_args
 
 from websockets.http11 import Request, Response
@@ -13,6 +13,7 @@ from goodspeed_server.doorkeeper import Doorkeeper
 from goodspeed_server.draining import Drain
 from goodspeed_server.listener import Connection, Door, later
 from goodspeed_server.metrics import ServerMetrics
+from goodspeed_server.showing import Showing
 from goodspeed_server.tokens import Role
 
 __all__ = ["Probes"]
@@ -25,16 +26,20 @@ class Probes:
         door: turns away whoever comes too often.
         doorkeeper: knows who is let in.
         metrics: what `/metrics` shows, and where refusals are counted.
+        showing: what it shows besides.
         drain: says whether the server takes no more links.
     """
 
-    def __init__(self, door: Door, doorkeeper: Doorkeeper, metrics: ServerMetrics, drain: Drain) -> None:
+    def __init__(
+        self, door: Door, doorkeeper: Doorkeeper, metrics: ServerMetrics, showing: Showing, drain: Drain
+    ) -> None:
         self._door = door
         self._doorkeeper = doorkeeper
         self._metrics = metrics
+        self._showing = showing
         self._drain = drain
 
-    def answer(self, connection: Connection, request: Request) -> Response | None:
+    def answer(self, connection: Connection, request: Request) -> Response | Awaitable[Response] | None:
         """The answer to a request; None to one that may become a link."""
         if connection.visitor.refusal is not None:
             return self._door.answered(connection, connection.visitor.refusal)
@@ -74,8 +79,9 @@ class Probes:
                 self._door.failed(connection)
         return refusal
 
-    def _measured(self, connection: Connection) -> Response:
-        response = connection.respond(http.HTTPStatus.OK, self._metrics.text().decode())
+    async def _measured(self, connection: Connection) -> Response:
+        measured = self._metrics.text(await self._showing.recent(0.0))
+        response = connection.respond(http.HTTPStatus.OK, measured.decode())
         del response.headers["Content-Type"]
         response.headers["Content-Type"] = "text/plain; version=0.0.4; charset=utf-8"
         return response

@@ -19,7 +19,6 @@ from goodspeed.catalog import Files, load_model, tokenizer_files, weights_digest
 from goodspeed.engine import Engine
 from goodspeed.errors import InvalidRequest
 from goodspeed.logs import about, announce
-from goodspeed.messages import Snapshot, encode
 from goodspeed.rules import use_rule
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed.timing import EngineMeter, PassCost
@@ -29,7 +28,7 @@ from goodspeed_server.doorkeeper import Doorkeeper
 from goodspeed_server.draining import RESTART_S, Drain, stop_on_signals
 from goodspeed_server.greeting import ServedModel
 from goodspeed_server.keeping import end_keepers
-from goodspeed_server.link import SNAPSHOT_INTERVAL_S, Link
+from goodspeed_server.link import Link
 from goodspeed_server.listener import Connection, Door
 from goodspeed_server.metrics import ServerMetrics
 from goodspeed_server.observer import Observer
@@ -40,6 +39,7 @@ from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.sessions import Sessions
 from goodspeed_server.settings import ServerSettings, what_auto_means
 from goodspeed_server.shards import ShardFolder
+from goodspeed_server.showing import Showing
 from goodspeed_server.target import engine_of
 from goodspeed_server.telemetry import ServerFacts, Telemetry
 from goodspeed_server.threads import use_quickest_threads
@@ -133,7 +133,7 @@ class VerificationServer:
         rounds = replace(rounds, rounds=chosen.rounds)
         engine, measured, pass_tokens = engine_of(settings, model, ranks, make_engine)
         now = time.monotonic()
-        self._metrics = ServerMetrics(self.snapshot, observer)
+        self._metrics = ServerMetrics(observer)
         self._tracer: Tracer | None = None
         if settings.trace is not None:
             header = trace_header(settings, chosen.name, rule, rounds, engine.rows, measured)
@@ -169,6 +169,7 @@ class VerificationServer:
             pass_tokens=pass_tokens,
         )
         self._drain = Drain(settings.drain_s)
+        self._showing = Showing(self._rounds, self._telemetry, self._drain)
         self._control = LiveControl(
             self._rounds,
             self._telemetry,
@@ -189,14 +190,13 @@ class VerificationServer:
         gate = self._door.gate
         self._metrics.watch("links", "Links, of agents and of whoever looks or steers.", lambda: gate.links)
         self._metrics.watch("connections_pending", "Connections that are no links yet.", lambda: gate.pending)
-        self._probes = Probes(self._door, self._doorkeeper, self._metrics, self._drain)
+        self._probes = Probes(self._door, self._doorkeeper, self._metrics, self._showing, self._drain)
         self._links: set[Link] = set()
         self._sessions = Sessions()
         self._running: asyncio.Task[None] | None = None
         self.stuck = False
         """Whether it has ended, and the engine's thread has not: whoever waits for that, as the interpreter does at its
         own end, may wait for ever."""
-        self._shown = (-math.inf, b"")
 
     @property
     def failure(self) -> BaseException | None:
@@ -207,24 +207,7 @@ class VerificationServer:
 
     def snapshot(self) -> ServerSnapshot:
         """The server as it is now."""
-        return self._telemetry.snapshot(
-            self._rounds.now(),
-            self._rounds.live,
-            capacity=None if self._rounds.planner.limited_by_price else self._rounds.capacity,
-            waiting=self._rounds.waiting,
-            parked=self._rounds.parked,
-            prefilling=self._rounds.is_prefilling,
-            draining=self._drain.begun,
-        )
-
-    def _snapshot_frame(self) -> bytes:
-        """What every monitor is shown: made once for all of them, however many watch."""
-        now = self._rounds.now()
-        made_at, frame = self._shown
-        if now - made_at >= SNAPSHOT_INTERVAL_S / 2:
-            frame = encode(Snapshot(self.snapshot().to_json()))
-            self._shown = (now, frame)
-        return frame
+        return self._showing.snapshot()
 
     @contextlib.asynccontextmanager
     async def listen(self) -> AsyncIterator[str]:
@@ -363,7 +346,7 @@ class VerificationServer:
             model=self._model,
             rounds=self._rounds,
             telemetry=self._telemetry,
-            snapshot_frame=self._snapshot_frame,
+            showing=self._showing,
             control=self._control,
             sessions=self._sessions,
             trusts_everybody=self._settings.tokens is None and is_loopback_host(self._settings.host),

@@ -146,8 +146,7 @@ class Settling:
             for live in share.renewed:
                 # A text is recorded with what drafted it: what follows is another's.
                 self._recorder.ended(live)
-        for live in share.ended:
-            self._streams.end(live)
+        self._streams.end(*share.ended)
         return first
 
     def tell(self, done: Settlement, clock: Callable[[], float], *, spell_out: bool) -> Iterator[None]:

@@ -13,10 +13,11 @@ from goodspeed.estimation import Goodput
 from goodspeed.logs import about
 from goodspeed.messages import Failure, Open, Queued
 from goodspeed.stream import ServedStream
-from goodspeed_server.admission import Admission, Places
+from goodspeed_server.admission import Admission
 from goodspeed_server.allowance import Back
-from goodspeed_server.live import AgentAccount, LiveStream, Outbox, RowUse, Session
+from goodspeed_server.live import AgentAccount, LiveStream, Outbox, Session
 from goodspeed_server.parking import Parked, Parking, text_name
+from goodspeed_server.places import Places
 from goodspeed_server.planner import Planner
 from goodspeed_server.recording import Recorder
 from goodspeed_server.telemetry import Telemetry
@@ -170,7 +171,7 @@ class Streams:
             self.end(self._live[key])
         elif session is not None and (parked := self._parking.find((session, number))):
             self._parking.take(parked)
-            self._give_up(parked.row, parked.use)
+            self._give_up(parked)
         else:
             return False
         return True
@@ -179,14 +180,12 @@ class Streams:
         """End every stream of a link that has gone."""
         for key in self._waiting_of(outbox):
             self.close(*key)
-        for live in self.of_link(outbox):
-            self.end(live)
+        self.end(*self.of_link(outbox))
 
     def turn_away(self, error: Overloaded) -> None:
         """Refuse all who wait for a row, and keep no place any more."""
         self._admission.absences.expire()
-        while (waiting := self._admission.next(self._rows_held())) is not None:
-            (outbox, number), (account, _) = waiting
+        for (outbox, number), (account, _) in self._admission.next(self._rows_held(), self.waiting):
             account.give_back()
             self._moved = True
             outbox.post(Failure(error.code, str(error), number, error.retry_after_s))
@@ -216,23 +215,28 @@ class Streams:
     def give_up_parked(self, now: float) -> None:
         """Forget what nobody has come back for in time, and keep no place longer than that."""
         self._admission.absences.expire(now)
-        for parked in self._parking.expire(now):
+        expired = self._parking.expire(now)
+        for parked in expired:
             with about(agent=parked.agent, stream=parked.key[1]):
                 logger.info("a parked text is given up: its agent did not come back in time")
-            self._give_up(parked.row, parked.use)
+        self._give_up(*expired)
         self._wait_for_expiry()
 
-    def end(self, live: LiveStream) -> None:
-        """Forget a stream; its row is free at once, or when the pass it is in is over."""
-        with live.logged():
-            stream, took_s = live.stream, self._clock() - live.stream.opened_at
-            written = len(stream.tokens) - stream.prompt_tokens
-            logger.info("a text ends (%s): %d tokens in %.2f s", stream.finish or "given up", written, took_s)
-        if live.fresh is None:
-            live.account.prior_alpha += 0.3 * (live.estimator.alpha - live.account.prior_alpha)
-            live.account.pace = live.pace.copy()
-        self._leave(live)
-        self._give_up(live.row, live.use)
+    def end(self, *ended: LiveStream) -> None:
+        """Forget streams; their rows are free at once, or when the pass they are in is over.
+
+        Of several that end together the rows go to who waits together: who is next takes time to find.
+        """
+        for live in ended:
+            with live.logged():
+                stream, took_s = live.stream, self._clock() - live.stream.opened_at
+                written = len(stream.tokens) - stream.prompt_tokens
+                logger.info("a text ends (%s): %d tokens in %.2f s", stream.finish or "given up", written, took_s)
+            if live.fresh is None:
+                live.account.prior_alpha += 0.3 * (live.estimator.alpha - live.account.prior_alpha)
+                live.account.pace = live.pace.copy()
+            self._leave(live)
+        self._give_up(*ended)
 
     def pass_over(self, live: LiveStream) -> bool:
         """The pass that was at a stream's row is over: whether the stream is still there."""
@@ -324,7 +328,7 @@ class Streams:
         self._parking.take(parked)
         if self.waiting:
             # Only a pass has kept the row from those who wait; it is theirs when that is over.
-            self._give_up(parked.row, parked.use)
+            self._give_up(parked)
             return None
         return parked
 
@@ -356,11 +360,11 @@ class Streams:
             logger.info("a text begins: prompt %d tokens, row %d%s", stream.prompt_tokens, live.row, known)
         self._on_begin(live)
 
-    def _give_up(self, row: int, use: RowUse) -> None:
-        """Nobody holds a row any more: it is free at once, or when the pass that is at it is over."""
-        use.given_up = True
-        if not use.in_pass:
-            self._release(row)
+    def _give_up(self, *held: LiveStream | Parked) -> None:
+        """Nobody holds these rows any more: each is free at once, or when the pass that is at it is over."""
+        for one in held:
+            one.use.given_up = True
+        self._release(*(one.row for one in held if not one.use.in_pass))
 
     def _reclaim(self) -> bool:
         """Free the row of a parked stream for whoever needs one; whether there is one that can be.
@@ -371,13 +375,15 @@ class Streams:
         if parked is None:
             return False
         self._admission.keep_place(parked.name, len(parked.tokens), self._clock())
-        self._give_up(parked.row, parked.use)
+        self._give_up(parked)
         return True
 
-    def _release(self, row: int) -> None:
-        self._engine.release(row)
-        if (waiting := self._admission.next(self._rows_held())) is not None:
-            key, (account, stream) = waiting
+    def _release(self, *rows: int) -> None:
+        for row in rows:
+            self._engine.release(row)
+        if not rows or not self.waiting:
+            return
+        for key, (account, stream) in self._admission.next(self._rows_held(), len(rows)):
             self._moved = True
             self._admit(key, account, stream)
 

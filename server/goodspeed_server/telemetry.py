@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from goodspeed.utility import AlphaFair, jain_index
 from goodspeed_server.live import AgentAccount, DraftWay, LiveStream
 from goodspeed_server.observer import Chronicle, Observer, RoundRecord
 from goodspeed_server.settings import RoundSettings
+from goodspeed_server.slices import slices_of
 
 __all__ = ["Rate", "ServerFacts", "Telemetry"]
 
@@ -204,22 +205,32 @@ class Telemetry:
         self._goodput.add(record.committed, record.at)
         self._round_rate.add(1, record.at)
 
+    def agents(
+        self, now: float, live: Sequence[LiveStream], prefilling: Callable[[LiveStream], bool]
+    ) -> Iterator[list[AgentRow]]:
+        """What is known of agents, of some at a time; one that leaves meanwhile may be missing."""
+        streams_of: dict[AgentAccount, list[LiveStream]] = {account: [] for account in self._meters}
+        for stream in live:
+            streams_of[stream.account].append(stream)
+        for some in slices_of(list(streams_of.items())):
+            yield [
+                self._agent_row(account, streams, prefilling, now)
+                for account, streams in some
+                if account in self._meters
+            ]
+
     def snapshot(
         self,
         now: float,
         live: Sequence[LiveStream],
+        agents: Sequence[AgentRow],
         *,
         capacity: int | None,
         waiting: int,
         parked: int,
-        prefilling: Callable[[LiveStream], bool],
         draining: bool,
     ) -> ServerSnapshot:
-        """Freeze what is known now."""
-        streams_of: dict[AgentAccount, list[LiveStream]] = {account: [] for account in self._meters}
-        for stream in live:
-            streams_of[stream.account].append(stream)
-        agents = tuple(self._agent_row(account, streams, prefilling, now) for account, streams in streams_of.items())
+        """Freeze what is known now; `agents` as of a moment ago."""
         goodputs = [row.goodput / row.streams for row in agents for _ in range(row.streams)]
         facts = self._facts
         return ServerSnapshot(
@@ -232,7 +243,7 @@ class Telemetry:
             rounds=self._rounds,
             rounds_per_s=self._round_rate.per_second(now),
             phases=self._phases(),
-            agents=agents,
+            agents=tuple(agents),
             streams=len(live),
             waiting=waiting,
             parked=parked,
