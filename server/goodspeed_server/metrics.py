@@ -197,7 +197,8 @@ class _Optional(Collector):
 class _Now(Collector):
     """Gauges of this very moment; an agent that has gone has none any more."""
 
-    snapshot: ServerSnapshot
+    snapshot: ServerSnapshot | None = None
+    """None before anybody has looked."""
 
     def describe(self) -> list[Metric]:
         """Nothing, so that nobody asks for a snapshot before there is one."""
@@ -205,6 +206,8 @@ class _Now(Collector):
 
     def collect(self) -> Iterator[Metric]:
         now = self.snapshot
+        if now is None:
+            return
         for name, what, value in (
             ("num_requests_running", "Streams that have a row.", now.streams),
             ("num_requests_waiting", "Streams in the queue.", now.waiting),
