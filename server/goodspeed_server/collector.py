@@ -2,7 +2,8 @@
 
 Of a server that is modules, the model, and what thousands of links hold: a fifth of a second, again and again, though
 hardly anything is ever found that is not gone by itself. So what is there when it begins is not looked at any more, and
-what is old only where memory grows, or now and then. What is young is looked at as everywhere.
+what is old only where memory grows, or now and then. What is young is looked at where there is more of it than a round
+has under way.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ __all__ = ["sparing_collector"]
 logger = logging.getLogger(__name__)
 
 _NEVER = 2**30
+_YOUNG = 50_000
+"""Objects that have come and not gone since it looked last. A round of 2,000 streams has 40,000 under way, none of which
+is garbage; with Python's 700 the collector took a tenth of the event loop's time, 30 ms at once."""
 _EVERY_S = 600.0
 _GROWN_BYTES = 2**26
 """As much may wait for the collector to find it."""
@@ -50,7 +54,7 @@ async def sparing_collector(
     thresholds = gc.get_threshold()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*thresholds[:2], _NEVER)
+    gc.set_threshold(_YOUNG, thresholds[1], _NEVER)
     collecting = asyncio.create_task(_collect(every_s, grown_bytes, look_every_s, resident_bytes))
     try:
         yield

@@ -38,6 +38,7 @@ from goodspeed_server.settings import RoundSettings
 from goodspeed_server.settling import Settlement, Settling
 from goodspeed_server.sharing import Sharing
 from goodspeed_server.shortage import Shortage
+from goodspeed_server.slices import many
 from goodspeed_server.streams import Streams
 from goodspeed_server.telemetry import Telemetry
 from goodspeed_server.verifier import Pass, Verifier
@@ -246,12 +247,14 @@ class RoundLoop:
                     await self._tell()
                     await asyncio.sleep(0)  # whatever is waited for, others have to be heard
                     continue
-                arrivals = self._look_back(planned, gathering, gathered)
+                if many(batch):
+                    await asyncio.sleep(0)  # To lay out a large pass takes as long as to hear many links.
                 self._round += 1
                 with about(round=self._round):
                     verifying = self._clock()
                     run = partial(copy_context().run, self._verify, planned.work)
                     running = loop.run_in_executor(self._engine_thread, run)
+                    arrivals = self._look_back(planned, gathering, gathered)
                     await asyncio.sleep(0)  # The interpreter's lock is the engine's thread's first.
                     await self._tell()
                     settled, verified = await running
