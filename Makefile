@@ -96,13 +96,13 @@ bench-attacks: $(INSTALLED)  ## what honest agents keep beside attackers, and wh
 bench-overload: $(INSTALLED)  ## ten times the load that is admitted: goodput, and how fast a refusal is: over two minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.overload --json bench/results/overload.json
 
-bench-links: $(INSTALLED)  ## 2,000 agents' links at one server, idle and at work: under four minutes
+bench-links: $(INSTALLED)  ## 2,000 agents' links at one server, idle and at work: about four minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.links --json bench/results/links.json
 
-chaos: $(INSTALLED)  ## 16 agents and a server that are killed, links that are cut: every text is the undisturbed run's
+chaos: $(INSTALLED)  ## 16 agents and a server that are killed, links that are cut: every text is the undisturbed run's: over ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.chaos --json bench/results/chaos.json
 
-fuzz: $(INSTALLED)  ## over a million hostile frames: decoders, a server's links, an agent's
+fuzz: $(INSTALLED)  ## over a million hostile frames: decoders, a server's links, an agent's: half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzzing --json bench/results/fuzz.json
 
 soak: $(INSTALLED)  ## half an hour of arrivals and departures: memory, tasks, descriptors and threads stay flat

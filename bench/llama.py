@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 __all__ = ["LACKING", "LlamaRounds", "is_installed"]
 
-LACKING = "llama.cpp is not measured: pip install 'goodspeed[gguf]' gguf"
+LACKING = "llama.cpp is not measured: pip install '.[gguf]' gguf"
 
 _CHUNK = 512
 

@@ -21,6 +21,7 @@ import tokenizers
 
 from goodspeed import quantisation
 from goodspeed.errors import CorruptData, GoodSpeedError, ModelError, UnknownModel, UnsupportedModel
+from goodspeed.extras import how_to_install
 from goodspeed.reasons import reason
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def load_model(
         from transformers.utils.logging import disable_default_handler, disable_progress_bar, enable_propagation
     except ImportError as error:
         raise ModelError(
-            f"loading {name!r} needs torch and transformers ({error.name} is missing): pip install 'goodspeed[models]'"
+            f"loading {name!r} needs torch and transformers ({error.name} is missing): {how_to_install('models')}"
         ) from None
     from goodspeed.devices import device_named, dtype_named
 
@@ -318,9 +319,7 @@ def _converted_tokenizer(name: str) -> tuple[Files, dict[str, Any]]:
     try:
         from transformers import AutoTokenizer
     except ImportError:
-        raise ModelError(
-            f"loading the tokenizer of {name!r} needs transformers: pip install 'goodspeed[models]'"
-        ) from None
+        raise ModelError(f"loading the tokenizer of {name!r} needs transformers: {how_to_install('models')}") from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve(name), local_files_only=_local_only(resolve(name)))
         backend = tokenizer.backend_tokenizer

@@ -44,7 +44,7 @@ def word_tokens(count: int = VOCAB) -> list[str]:
 
 def require_llama_cpp() -> None:
     """Skip the test, and say why, where llama.cpp or what writes its files is not installed."""
-    for module, package in (("llama_cpp", "goodspeed[gguf]"), ("gguf", "gguf")):
+    for module, package in (("llama_cpp", ".[gguf]"), ("gguf", "gguf")):
         pytest.importorskip(module, reason=f"{module} is not installed: pip install '{package}' to test GGUF drafts")
 
 

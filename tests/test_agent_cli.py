@@ -163,7 +163,7 @@ def test_a_draft_that_cannot_be_loaded(server: FakeServer, monkeypatch: pytest.M
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, package=None: None if name == "torch" else object())
     result = complete(server, "--draft", "some/model", "--prompt", "a")
     assert result.exit_code == 5
-    assert "pip install 'goodspeed[models]'" in result.stderr
+    assert "pip install '.[models]'" in result.stderr
 
 
 def without_bundled_models(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +178,7 @@ def test_without_a_draft_and_without_models_the_text_itself_is_drafted_from(
     assert (result.exit_code, result.stdout) == (0, STORY + "\n")
     assert server.got(Hello)[0].drafter == "suffix"
     assert len(result.stderr.splitlines()) == 1
-    assert "pip install 'goodspeed[models]'" in result.stderr
+    assert "pip install '.[models]'" in result.stderr
 
 
 class Foreign:

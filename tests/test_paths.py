@@ -41,7 +41,7 @@ def test_simulate_looks_there(words: list[str], tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("words", [["--out", "~nobody-at-all/new"], ["--state", "~nobody-at-all/state.json"]])
 def test_tune_looks_there(words: list[str]) -> None:
-    pytest.importorskip("torch", reason="pip install 'goodspeed[models]'")
+    pytest.importorskip("torch", reason="pip install '.[models]'")
     refused = CliRunner().invoke(app, ["tune", "--data", __file__, *words])
     assert refused.exit_code == 2
     assert "there is no user ~nobody-at-all" in refused.stderr

@@ -396,7 +396,7 @@ def test_a_plot_without_matplotlib_says_what_to_install(mixed: Path, monkeypatch
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     refused = CliRunner().invoke(app, ["simulate", str(mixed), "--plot", "x.png"])
     assert refused.exit_code == 2
-    assert "pip install 'goodspeed[bench]'" in refused.stderr
+    assert "pip install '.[bench]'" in refused.stderr
 
 
 def test_rolling_rounds_are_not_simulated_under_the_ratio_rule(mixed: Path) -> None:

@@ -52,14 +52,14 @@ def test_a_file_without_prompts_or_that_is_not_there_is_named(tmp_path: Path) ->
 
 def test_without_the_library_a_data_set_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(InvalidRequest, match=r"gsm8k need the datasets library.*pip install 'goodspeed\[bench\]'"):
+    with pytest.raises(InvalidRequest, match=r"gsm8k need the datasets library.*pip install '\.\[bench\]'"):
         load_prompts(DatasetPrompts("openai/gsm8k", "question"), tmp_path)
 
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The library, its cache in a folder of the test's, and no network."""
-    pytest.importorskip("datasets", reason="pip install 'goodspeed[bench]'")
+    pytest.importorskip("datasets", reason="pip install '.[bench]'")
     import datasets
     import huggingface_hub
 

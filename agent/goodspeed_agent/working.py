@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from goodspeed.credentials import Credentials
 from goodspeed.errors import TokenizerMismatch
+from goodspeed.extras import how_to_install
 from goodspeed.logs import say
 from goodspeed_agent.agent import Agent
 from goodspeed_agent.backoff import Backoff
@@ -34,7 +35,7 @@ def with_agent(work: Callable[[Agent], Coroutine[None, None, T]], given: Mapping
     make, load = agent_maker(given), drafter_loader(given)
     chosen = given["draft"] or default_draft()
     if given["draft"] is None and chosen == "suffix":
-        note("drafting from the text's own repetitions; for a draft model: pip install 'goodspeed[models]'")
+        note(f"drafting from the text's own repetitions; for a draft model: {how_to_install('models')}")
 
     async def main() -> T:
         async with AsyncExitStack() as stack:

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from goodspeed.errors import GoodSpeedError, InvalidRequest, ModelError
+from goodspeed.extras import how_to_install
 from goodspeed.paths import expanded
 from goodspeed.rules import rule_named, use_rule
 from goodspeed.scenarios.reading import problem_said, read_scenario
@@ -133,7 +134,7 @@ def bench(
         _check_folders(out, plot)
         for library in ("torch", "transformers"):
             if importlib.util.find_spec(library) is None:
-                raise ModelError(f"a bench needs {library}, which is missing: pip install 'goodspeed[models]'")
+                raise ModelError(f"a bench needs {library}, which is missing: {how_to_install('models')}")
         if importlib.util.find_spec("goodspeed_bench") is None:
             raise ModelError("a bench needs goodspeed_bench, which this installation lacks: install all of goodspeed")
         # Imported here: it is made of a server and agents, which the core knows nothing of.
@@ -154,7 +155,7 @@ def check(
     """Try by brute force whether a verification rule is lossless."""
     with errors_named():
         if importlib.util.find_spec("torch") is None:
-            raise ModelError("judging needs torch, which is missing: pip install 'goodspeed[models]'")
+            raise ModelError(f"judging needs torch, which is missing: {how_to_install('models')}")
         from goodspeed.rule_checking import check_rule
 
         findings = check_rule(rule_named(use_rule(rule)), trials=trials, seed=seed)
@@ -236,7 +237,7 @@ def _check_plot(file: Path | None) -> None:
     if file.suffix not in _PLOTS:
         raise InvalidRequest(f"a plot is a {', '.join(_PLOTS)} file, and {file} is none")
     if importlib.util.find_spec("matplotlib") is None:
-        raise InvalidRequest("plots need matplotlib, which is missing: pip install 'goodspeed[bench]'")
+        raise InvalidRequest(f"plots need matplotlib, which is missing: {how_to_install('bench')}")
 
 
 def _check_folders(out: Path | None, picture: Path | None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from goodspeed.errors import InvalidRequest
+from goodspeed.extras import how_to_install
 from goodspeed.scenarios.scenario import DatasetPrompts
 
 __all__ = ["Prompt", "bundled_prompts", "load_prompts"]
@@ -104,7 +105,7 @@ def _rows(wanted: DatasetPrompts) -> Any:
         import datasets
     except ModuleNotFoundError:
         raise InvalidRequest(
-            f"prompts from {wanted.dataset} need the datasets library, which is missing: pip install 'goodspeed[bench]'"
+            f"prompts from {wanted.dataset} need the datasets library, which is missing: {how_to_install('bench')}"
         ) from None
     folder = Path(wanted.dataset)
     try:

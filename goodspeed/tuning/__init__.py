@@ -7,5 +7,5 @@ sources -> teaching -> passages -> lessons -> trainer -> a model folder with a c
                                    clients (budgets, weights, goodputs)
 ```
 `passages` needs numpy alone, so that a server can record without what training needs; the rest needs
-`goodspeed[tune]`.
+the extra `tune`.
 """

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from goodspeed.catalog import DEFAULT_DRAFT, DEFAULT_TARGET, bundled, parameters_of, resolve
 from goodspeed.errors import GoodSpeedError, InvalidRequest, ModelError
+from goodspeed.extras import how_to_install
 from goodspeed.paths import expanded
 from goodspeed.snapshot import ServerSnapshot
 from goodspeed.tuning.planning import GAP_CLOSED, Candidate, measured_flops, plan
@@ -150,7 +151,7 @@ def tune(
 def _check_libraries(threads: int | None) -> None:
     for library in ("torch", "transformers", "accelerate"):
         if importlib.util.find_spec(library) is None:
-            raise ModelError(f"tuning needs {library}, which is missing: pip install 'goodspeed[tune]'")
+            raise ModelError(f"tuning needs {library}, which is missing: {how_to_install('tune')}")
     if threads is not None:
         import torch
 

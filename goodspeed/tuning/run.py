@@ -22,6 +22,7 @@ from transformers import (
 
 from goodspeed.catalog import fingerprint, load_model, resolve, tokenizer_files
 from goodspeed.errors import CorruptData, InvalidRequest, TokenizerMismatch
+from goodspeed.extras import how_to_install
 from goodspeed.tuning import cards
 from goodspeed.tuning.clients import Client, UtilityGuide
 from goodspeed.tuning.lessons import Row, cut
@@ -285,7 +286,7 @@ def _trainable(draft: PreTrainedModel, settings: Tuning, *, lora: bool) -> PreTr
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise InvalidRequest("adapters need peft: pip install 'goodspeed[tune]', or --method full") from None
+        raise InvalidRequest(f"adapters need peft: {how_to_install('tune')}, or --method full") from None
     config = LoraConfig(r=settings.lora_rank, lora_alpha=2 * settings.lora_rank, target_modules="all-linear")
     return cast("PreTrainedModel", get_peft_model(draft, config))
 

@@ -19,6 +19,7 @@ from goodspeed.credentials import Credentials
 from goodspeed.environment import ENVIRONMENT, check_environment
 from goodspeed.errors import InvalidRequest, ModelError
 from goodspeed.event_loop import loop_factory
+from goodspeed.extras import how_to_install
 from goodspeed.given import CommandGroup
 from goodspeed.logs import JsonLines, Readable, log_to
 from goodspeed.paths import expanded
@@ -301,8 +302,9 @@ async def _serve(settings: ServerSettings, *, monitor: bool, log_json: bool) -> 
         from goodspeed_server.ranks import gathered
         from goodspeed_server.server import load_server
     except ModuleNotFoundError as error:
-        lacking = f"a server needs torch and transformers ({error.name} is missing): pip install 'goodspeed[models]'"
-        raise ModelError(lacking) from None
+        raise ModelError(
+            f"a server needs torch and transformers ({error.name} is missing): {how_to_install('models')}"
+        ) from None
 
     place = place_by_torchrun(settings.tensor_parallel)
     if place is not None and place.rank:

@@ -65,7 +65,7 @@ async def test_a_draft_model_is_refused_with_what_to_install() -> None:
         "goodspeed_agent", "complete", "--server", "ws://127.0.0.1:9", "--prompt", "x", "--draft", "pico-draft-s"
     )
     assert code != 0
-    assert "goodspeed[models]" in complaints
+    assert "pip install '.[models]'" in complaints
 
 
 async def test_what_is_bundled_can_be_listed() -> None:
@@ -89,5 +89,5 @@ async def test_the_servers_help_needs_no_torch(options: tuple[str, ...]) -> None
 async def test_a_server_says_what_it_lacks() -> None:
     code, _, complaints = await run_without_torch("goodspeed_server", "run", "--port", "0")
     assert code != 0
-    assert "goodspeed[models]" in complaints
+    assert "pip install '.[models]'" in complaints
     assert "Traceback" not in complaints

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from goodspeed import catalog
 from goodspeed.errors import ModelError
+from goodspeed.extras import how_to_install
 from goodspeed.plugins import Kind, find, make
 from goodspeed_agent.drafters.interface import Drafter, DraftSession, Guess
 from goodspeed_agent.drafters.none import NoDrafter
@@ -41,7 +42,7 @@ def load_drafter(name: str, *, threads: int | None = None) -> Drafter:
         return GgufDrafter.load(name, threads=threads)
     if not _have_torch():
         raise ModelError(
-            f"drafting with {name!r} needs torch: pip install 'goodspeed[models]', or draft without: --draft suffix"
+            f"drafting with {name!r} needs torch: {how_to_install('models')}, or draft without: --draft suffix"
         )
     from goodspeed_agent.drafters.model import ModelDrafter
 

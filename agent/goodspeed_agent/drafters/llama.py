@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from goodspeed.errors import ModelError, UnknownModel, UnsupportedModel
+from goodspeed.extras import how_to_install
 from goodspeed_agent.drafters.interface import common_prefix
 
 __all__ = ["ContextPool", "LlamaContext", "LlamaModel"]
@@ -304,7 +305,7 @@ def _library() -> tuple[Any, Any]:
     from llama_cpp import llama_cpp as api
 
     if not hasattr(api, _NEWEST):
-        raise ModelError("this llama-cpp-python is too old for GoodSpeed: pip install --upgrade 'goodspeed[gguf]'")
+        raise ModelError(f"this llama-cpp-python is too old for GoodSpeed: {how_to_install('gguf')}")
     callback = api.llama_log_callback(_chatter.said)
     api.llama_log_set(callback, ctypes.c_void_p(0))
     api.llama_backend_init()
@@ -316,7 +317,7 @@ def _api(path: Path) -> Any:
         return _library()[0]
     except ImportError:
         raise ModelError(
-            f"drafting with {str(path)!r} needs llama-cpp-python: pip install 'goodspeed[gguf]', "
+            f"drafting with {str(path)!r} needs llama-cpp-python: {how_to_install('gguf')}, "
             "or draft without: --draft suffix"
         ) from None
     # What a shared library that does not suit the machine is answered with.
