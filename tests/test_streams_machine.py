@@ -78,7 +78,6 @@ def _with_rows_that_are_free_before_their_slice(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(Settling, "commit", commit_all)
 
 
-@seed(7)  # with any, it is found in some hundred examples in the mean; with this one, in a few dozen
 class BehindTheBarrier(SlicesMachine):
     """Begins where each stream is verified upon a draft, which tells by its base alone whether it is the one."""
 
@@ -102,5 +101,7 @@ def test_it_finds_a_planted_bug(
     plant: Callable[[pytest.MonkeyPatch], None], machine: type[StreamsMachine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plant(monkeypatch)
+    # Which examples are tried follows from the seed: a dozen to a few hundred are needed, now and then 700.
+    searched = seed(1)(type(machine.__name__, (machine,), {}))
     with pytest.raises((AssertionError, ProtocolError)):
-        run_state_machine_as_test(machine, settings=SEARCH)
+        run_state_machine_as_test(searched, settings=SEARCH)

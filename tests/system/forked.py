@@ -159,4 +159,6 @@ def _run(module: str, arguments: Sequence[str], environment: Mapping[str, str], 
     os.environ.update(environment)
     sys.argv = [module, *arguments]
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Who ignores it, as beneath nohup, has children that do.
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -11,12 +11,24 @@ import re
 import signal
 import sys
 from collections.abc import AsyncIterator
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
 from openai import AsyncOpenAI
 
-from tests.system.processes import address_of, agent, complete, get, reaped, server, start_agent, start_server
+from tests.system.forked import start_with
+from tests.system.processes import (
+    ENVIRONMENT,
+    address_of,
+    agent,
+    complete,
+    get,
+    reaped,
+    server,
+    start_agent,
+    start_server,
+)
 
 PROMPT = "def read_json(path):\n"
 
@@ -82,15 +94,11 @@ async def test_top_shows_a_real_server() -> None:
 
 
 @contextlib.asynccontextmanager
-async def in_a_terminal(*arguments: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, bytearray]]:
+async def in_a_terminal(*arguments: str) -> AsyncIterator[tuple[ForkServerProcess, bytearray]]:
     """A `goodspeed-server` on a terminal, once its monitor is drawn, and what the terminal is told; all, at the end."""
     controller, terminal = pty.openpty()
-    # Who ignores it, as beneath nohup, has children that do.
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "goodspeed_server", *arguments, stdin=terminal, stdout=terminal, stderr=terminal,
-        env=os.environ | {"TERM": "xterm-256color", "LINES": "30", "COLUMNS": "110"},
-    )  # fmt: skip
+    environment = ENVIRONMENT | {"TERM": "xterm-256color", "LINES": "30", "COLUMNS": "110"}
+    process = start_with(dict.fromkeys(range(3), terminal), "goodspeed_server", *arguments, environment=environment)
     os.close(terminal)
     loop, drawn, shown = asyncio.get_running_loop(), asyncio.Event(), bytearray()
 
@@ -108,22 +116,32 @@ async def in_a_terminal(*arguments: str) -> AsyncIterator[tuple[asyncio.subproce
         assert drawn.is_set(), shown.decode(errors="replace")
         yield process, shown
     finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
+        process.kill()
+        await exit_code(process)
         await reading
         os.close(controller)
 
 
+async def exit_code(process: ForkServerProcess) -> int | None:
+    await asyncio.to_thread(process.join)
+    return process.exitcode
+
+
+async def hung_up(process: ForkServerProcess) -> int | None:
+    """Its exit status, when its terminal has gone."""
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGHUP)
+    return await exit_code(process)
+
+
 async def test_monitors_draw_in_a_terminal_and_give_it_back_when_it_hangs_up() -> None:
-    async with in_a_terminal("run", "--port", "0", "--threads", "1", "--monitor") as (process, shown):
+    run = ("run", "--port", "0", "--threads", "1", "--max-streams", "2", "--monitor")
+    async with in_a_terminal(*run) as (process, shown):
         listening = re.search(rb"listening on (ws://\S+)", shown)
         assert listening is not None
         async with in_a_terminal("top", listening[1].decode()) as (top, picture):
-            top.send_signal(signal.SIGHUP)
-            assert await top.wait() == -signal.SIGHUP
-        process.send_signal(signal.SIGHUP)
-        assert await process.wait() == 0
+            assert await hung_up(top) == -signal.SIGHUP
+        assert await hung_up(process) == 0
     for screen in (picture, shown):
         assert screen.endswith(b"\x1b[?25h\x1b[?1049l"), bytes(screen[-200:])
 
