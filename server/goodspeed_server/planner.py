@@ -147,6 +147,7 @@ class Planner:
             now, token_s = clock(), self.meter.load.cost.token_s
             for live, budget, worth, limit, chance in some_grants:
                 left -= budget
+                idle = not live.lead
                 live.budget = live.lead = budget
                 live.worth_s, live.price, live.price_percent, live.overtaken = worth, None, 0, 0
                 if budget and worth > 0:
@@ -154,6 +155,8 @@ class Planner:
                     live.price_percent = int(100 * live.price) if self._settings.early_stop else 0
                 if not self._waits:
                     self._look_ahead(live, limit, chance, now)
+                if idle and live.lead:
+                    live.began_at = now
             yield Dealt([live for live, *_ in some_grants], left)
 
     def _answer(self, demand: Demand, capacity: int) -> Plan:
@@ -171,7 +174,6 @@ class Planner:
 
     def _look_ahead(self, live: LiveStream, limit: int, chance: float, now: float) -> None:
         """Where the server does not wait: how far ahead the agent has to be."""
-        was = live.lead
         survival = chance if self._coupled else live.matching.alpha
         behind = overtaken(live.pace, self.meter.load.pass_s, survival) if live.budget else None
         if behind is None:
@@ -179,15 +181,15 @@ class Planner:
             live.lead = min(PROBE_TOKENS, limit) if self._probes and limit and live.probing.wanted(now) else 0
         else:
             live.overtaken, live.lead = behind, min(behind + live.budget, limit)
-        if live.lead and not was:
-            live.began_at = now
 
     def prospect(self, live: LiveStream, now: float) -> Prospect | None:
         """What waiting for a stream's guesses would bring; None if some are here, or none are wanted."""
         if not live.budget or live.worth_s <= 0 or live.to_verify()[0]:
             return None
         pace = live.pace
-        due_at = live.heard_at if len(live.guesses) else live.began_at + pace.turnaround_s
+        # What was heard before it was asked again says nothing of when the next are here.
+        going_on = len(live.guesses) and live.heard_at >= live.began_at
+        due_at = live.heard_at if going_on else live.began_at + pace.turnaround_s
         return Prospect(max(0.0, due_at + pace.draft_s - now), pace.draft_s, self._chance(live), live.worth_s)
 
     def drafted(self, live: LiveStream, draft: Draft, elapsed_s: float) -> None:
