@@ -104,6 +104,21 @@ async def test_who_is_not_let_in_makes_nobody_go(tmp_path: Path) -> None:
         assert await counted(server, "idle") == 0
 
 
+async def test_every_503_says_when_to_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = tmp_path / "tokens.json"
+    secret = TokenStore(tokens).create("edge", "agent")
+    async with guarded(DoorSettings(), tokens=tokens, drain_s=2.5) as (server, address):
+        tokens.write_text("not tokens")
+        for path in ("/", "/metrics"):
+            status, headers = await answered(address, path, Authorization=f"Bearer {secret}")
+            assert (status, headers["Retry-After"]) == (503, "10")
+        monkeypatch.setattr(server._drain, "_clock", lambda: 0.0)
+        server._drain.begin()
+        for path in ("/", "/ready"):
+            status, headers = await answered(address, path)
+            assert (status, headers["Retry-After"]) == (503, "4")
+
+
 async def test_who_floods_is_closed_before_a_connection_is_made_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Connection] = []
     arrive = listener.Door.arrive
