@@ -170,13 +170,24 @@ def test_as_many_files_may_be_open_as_links_need(
     made: list[tuple[int, tuple[int, int]]] = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
     monkeypatch.setattr(resource, "setrlimit", lambda which, what: made.append((which, what)))
-    listener._allow_files(4096)
+    listener._allow_files(4096, 512)
     assert made == [(resource.RLIMIT_NOFILE, (5120, 100_000))]
     assert caplog.messages == []
     limits = (256, 1024)
-    listener._allow_files(4096)
+    listener._allow_files(4096, 512)
     assert made[1:] == [(resource.RLIMIT_NOFILE, (1024, 1024))]
     assert "max-links is 4096 and this process may open no more than 1024 files" in caplog.messages[0]
     limits = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    listener._allow_files(10**6)
+    listener._allow_files(10**6, 10**5)
     assert len(made) == 2
+
+
+async def test_files_are_allowed_for_connections_that_are_no_links_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    made: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 10**6))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, what: made.append(what))
+    async with guarded(DoorSettings(max_links=80_000)) as (server, _):
+        assert made == [(80_000 + 10_000 + 512, 10**6)]
+        assert server._door.gate.max_pending == 10_000
