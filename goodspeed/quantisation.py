@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from goodspeed.errors import GoodSpeedError, InvalidRequest, ModelError, UnsupportedModel
+from goodspeed.reasons import reason
 
 if TYPE_CHECKING:
     import torch
@@ -152,7 +153,7 @@ def complaints(name: str, stored: str | None, asked: str | None) -> Iterator[Non
 
 
 def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {reason(error)}"
 
 
 def is_quantised(model: PreTrainedModel) -> bool:

@@ -30,11 +30,11 @@ class Network:
         self.tried: list[str] = []
         self.sockets: list[socket.socket] = []
         self._connect = loop.sock_connect
-        monkeypatch.setattr(loop, "getaddrinfo", self._resolve)
+        monkeypatch.setattr(loop, "getaddrinfo", self.resolve)
         monkeypatch.setattr(loop, "sock_connect", self.connect)
         monkeypatch.setattr(dialing, "_NEXT_S", 0.0)
 
-    async def _resolve(self, host: str, port: int, **_: Any) -> list[Any]:
+    async def resolve(self, host: str, port: int, **_: Any) -> list[Any]:
         kinds = [socket.AF_INET6 if ":" in one else socket.AF_INET for one in self.hosts]
         return [(kind, socket.SOCK_STREAM, 6, "", (one, port)) for kind, one in zip(kinds, self.hosts, strict=True)]
 
@@ -108,6 +108,23 @@ async def test_nobody_is_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) ->
             await dial("name", 80)
         while network.sockets[0].fileno() != -1:
             await asyncio.sleep(0)
+
+
+async def test_a_name_may_take_longer_to_look_up_than_its_addresses_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = listening.getsockname()
+        network = Network(monkeypatch, "127.0.0.1")
+
+        async def resolve(host: str, port: int, **kind: Any) -> list[Any]:
+            for _ in range(3):  # any time limit of none is over by then
+                await asyncio.sleep(0)
+            monkeypatch.setattr(dialing, "_GIVE_UP_S", 60.0)
+            return await network.resolve(host, port, **kind)
+
+        monkeypatch.setattr(dialing, "_GIVE_UP_S", 0.0)
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", resolve)
+        with await dial("name", address[1]) as made:
+            assert made.getpeername() == address
 
 
 async def test_a_server_that_accepts_and_says_nothing_is_passed_over_soon_where_there_is_another(

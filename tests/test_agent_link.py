@@ -170,6 +170,25 @@ async def test_a_lost_link_is_made_again_and_its_streams_are_told(
     assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
 
 
+@pytest.mark.parametrize(("holds", "warned"), [(4095, True), (4096, False), (5000, False)])
+async def test_a_link_that_is_made_again_where_texts_have_less_room_says_so(
+    holds: int, warned: bool, cache: TokenizerCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = FakeServer(hook=losing(1))
+    async with linked(server, cache) as link:
+        server.max_length = holds
+        channel = link.channel()
+        await channel.send(opening(channel))
+        assert await channel.receive() == Relinked()
+        assert link.welcome.max_length == holds
+    said = [message for message in caplog.messages if "a text that was begun with more room ends there" in message]
+    assert len(said) == warned
+    assert (
+        not warned
+        or f"{server.url} holds 4095 tokens a stream, prompt and text together, and there were 4096" in said[0]
+    )
+
+
 async def test_nothing_crosses_the_gap(cache: TokenizerCache) -> None:
     # An Opened of the old link is still unread when the link is lost: it is void, and so is a draft that answers it.
     server = FakeServer(hook=losing(1, Opened(1, 3, 4), Verdict(1, 3, 0, [4], 4)))

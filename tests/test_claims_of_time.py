@@ -7,15 +7,17 @@ import pytest
 from goodspeed.estimation import PRIOR_ALPHA, Goodput
 from goodspeed.messages import Draft
 from goodspeed.rounds import Prospect, Rolling
+from goodspeed.rounds.patience import ALLOWANCE_PASSES, REGAINED_PASSES
 from goodspeed.sampling import SamplingParams
 from goodspeed.stream import ServedStream
-from goodspeed.timing import EngineMeter, PassCost, PassSample
+from goodspeed.timing import EngineMeter, Pace, PassCost, PassSample
 from goodspeed.utility import AlphaFair
 from goodspeed.verification import Judgement
 from goodspeed_server.live import AgentAccount, LiveStream
 from goodspeed_server.planner import Planner
 from goodspeed_server.settings import RoundSettings, what_auto_means
-from tests.planted import PASS_S, Agent, PlantedEngine, make_rounds
+from tests.planted import PASS_S, Agent, PlantedEngine, make_planner, make_rounds
+from tests.stepping import Grants
 
 TOKEN = 5
 ROUNDS = 100
@@ -82,6 +84,25 @@ def seconds(others: int, *, hostile: bool) -> float:
 def test_copies_of_verdicts_let_nobody_wait(others: int) -> None:
     assert seconds(others, hostile=False) == pytest.approx(ROUNDS * PASS_S)
     assert seconds(others, hostile=True) < 1.05 * ROUNDS * PASS_S
+
+
+def test_who_is_idle_again_and_again_and_says_nothing_when_asked_is_waited_for_as_long_as_anybody_is() -> None:
+    planner = make_planner(Grants(3, worth_s=1.0))
+    rounds: Rolling[LiveStream] = Rolling(load=lambda: planner.meter.load, holder=lambda live: live.account.holder)
+    silent, now, waited_s = stream(planner, 64), 0.0, 0.0
+    silent.pace = Pace(0.1 * PASS_S, DUE_S - 0.1 * PASS_S)
+    for _ in range(ROUNDS):
+        silent.lead = 0
+        planner.plan([silent], 64, now)
+        rounds.expect(silent, silent.budget, now, planner.prospect(silent, now))
+        opened_at = now
+        while not rounds.close(now):
+            closes_at = rounds.closes_at()
+            assert closes_at is not None
+            now = closes_at
+        waited_s += now - opened_at
+        now += PASS_S
+    assert ALLOWANCE_PASSES * PASS_S < waited_s < (ALLOWANCE_PASSES + ROUNDS * REGAINED_PASSES) * PASS_S
 
 
 def test_what_one_link_of_a_holder_has_others_wait_for_in_vain_is_held_against_its_next() -> None:

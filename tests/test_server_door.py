@@ -104,6 +104,21 @@ async def test_who_is_not_let_in_makes_nobody_go(tmp_path: Path) -> None:
         assert await counted(server, "idle") == 0
 
 
+async def test_every_503_says_when_to_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = tmp_path / "tokens.json"
+    secret = TokenStore(tokens).create("edge", "agent")
+    async with guarded(DoorSettings(), tokens=tokens, drain_s=2.5) as (server, address):
+        tokens.write_text("not tokens")
+        for path in ("/", "/metrics"):
+            status, headers = await answered(address, path, Authorization=f"Bearer {secret}")
+            assert (status, headers["Retry-After"]) == (503, "10")
+        monkeypatch.setattr(server._drain, "_clock", lambda: 0.0)
+        server._drain.begin()
+        for path in ("/", "/ready"):
+            status, headers = await answered(address, path)
+            assert (status, headers["Retry-After"]) == (503, "4")
+
+
 async def test_who_floods_is_closed_before_a_connection_is_made_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Connection] = []
     arrive = listener.Door.arrive
@@ -155,13 +170,24 @@ def test_as_many_files_may_be_open_as_links_need(
     made: list[tuple[int, tuple[int, int]]] = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
     monkeypatch.setattr(resource, "setrlimit", lambda which, what: made.append((which, what)))
-    listener._allow_files(4096)
+    listener._allow_files(4096, 512)
     assert made == [(resource.RLIMIT_NOFILE, (5120, 100_000))]
     assert caplog.messages == []
     limits = (256, 1024)
-    listener._allow_files(4096)
+    listener._allow_files(4096, 512)
     assert made[1:] == [(resource.RLIMIT_NOFILE, (1024, 1024))]
     assert "max-links is 4096 and this process may open no more than 1024 files" in caplog.messages[0]
     limits = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    listener._allow_files(10**6)
+    listener._allow_files(10**6, 10**5)
     assert len(made) == 2
+
+
+async def test_files_are_allowed_for_connections_that_are_no_links_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    made: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 10**6))
+    monkeypatch.setattr(resource, "setrlimit", lambda _, what: made.append(what))
+    async with guarded(DoorSettings(max_links=80_000)) as (server, _):
+        assert made == [(80_000 + 10_000 + 512, 10**6)]
+        assert server._door.gate.max_pending == 10_000

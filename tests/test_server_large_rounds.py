@@ -133,19 +133,25 @@ async def test_who_is_late_while_its_round_is_committed_is_told_what_others_know
     ]  # fmt: skip
 
 
-def test_what_is_dealt_out_is_no_newcomers_before_it_is_said_to_whom(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("capacity", "granted"), [(8, [0, 0]), (10, [2, 0]), (64, [2, 2])])
+def test_what_is_dealt_out_is_no_newcomers_before_it_is_said_to_whom_and_all_else_is(
+    capacity: int, granted: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(slices, "_AT_ONCE", 2)
-    rounds = make_rounds(PlantedEngine(8), FixedS(2), rounds="barrier", capacity=8)
+    rounds = make_rounds(PlantedEngine(8), FixedS(2), rounds="barrier", capacity=capacity)
     link, late = Agent(), Agent()
     for stream in range(4):
         link.open(rounds, stream)
     granting, streams = rounds._granting, list(rounds.live)
     for live in streams:
         granting.rounds.leave(live)
+    outstanding = [0]
     for _ in granting.schedule(streams):
         if granting.rounds.outstanding == 4:  # of the eight that are dealt out
             price = granting.price
             late.open(rounds, 1)
             late.open(rounds, 2)
-    assert granting.rounds.outstanding == rounds.capacity == 8
+        outstanding.append(granting.rounds.outstanding)
+    assert [opened.budget for opened in late.posted if isinstance(opened, Opened)] == granted
+    assert outstanding[-1] == max(outstanding) == 8 + sum(granted) <= capacity
     assert granting.price == price

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +16,11 @@ from goodspeed.engine import Segment
 from goodspeed.messages import Draft, Opened, ServerMessage, Verdict
 from goodspeed.scheduling import FixedS
 from goodspeed.timing import PassSample
+from goodspeed_server import slices
 from goodspeed_server.fitting import Settled
 from goodspeed_server.round_loop import RoundLoop
 from goodspeed_server.verifier import Pass
-from tests.planted import Agent, PlantedEngine, make_rounds
+from tests.planted import PASS_S, Agent, Held, PlantedEngine, make_rounds
 
 TEXT = 8
 """Tokens, as many as a stream of `Agent.open` asks for."""
@@ -132,3 +135,44 @@ async def test_telling_is_no_part_of_how_long_a_pass_takes(monkeypatch: pytest.M
     monkeypatch.setattr(rounds.planner.meter, "observe", seen.append)
     await Link(each=slowly).written(rounds)
     assert [sample.seconds for sample in seen] == [0.0] * TEXT
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "fails"])
+async def test_a_pass_that_fails_when_telling_has_ended_the_rounds_is_no_surprise(
+    ends: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does the end wait for it."""
+    monkeypatch.setattr(slices, "_AT_ONCE", 1)
+    passes, held, unhandled = Count(), Held(), list[dict[str, Any]]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+
+    def cost(rows: int, tokens: int) -> float:
+        passes.more()
+        if passes.reaches(2, 0.0):
+            held(rows, tokens)
+            raise RuntimeError("the engine has failed")
+        return PASS_S
+
+    def end(_: int) -> None:
+        if ends == "fails":
+            raise RuntimeError("the link has failed")
+        telling = asyncio.current_task()
+        assert telling is not None
+        telling.cancel()  # which it hears of between this stream and the next
+
+    rounds, link = make_rounds(PlantedEngine(2, cost=cost)), Link(each=end)
+    for stream in range(2):
+        link.open(rounds, stream)
+    rounds._telemetry.joined(link.account, 0.0)
+    async with asyncio.timeout(60):
+        running = asyncio.create_task(rounds.run())
+        await asyncio.wait([running])
+        assert len(link.told) == 1
+        assert running.cancelled() == (ends == "cancelled")
+        assert running.cancelled() or str(running.exception()) == "the link has failed"
+        held.go_on.set()
+        await asyncio.to_thread(rounds._engine_thread.shutdown)
+    del running
+    gc.collect()
+    assert unhandled == []
+    assert caplog.messages == ["a pass failed that the rounds did not wait for any more: the engine has failed"]

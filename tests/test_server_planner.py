@@ -86,6 +86,30 @@ def test_who_is_too_slow_or_hardly_ever_right_is_asked_only_to_be_known(pace: Pa
         assert (live.budget, live.overtaken, live.lead, live.price_percent) == (0, 0, PROBE_TOKENS, 0)
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_who_was_idle_is_due_as_long_after_it_is_asked_again_as_it_takes(known: bool) -> None:
+    """Whether or not its last guesses were right, all of which are overtaken."""
+    live, planner = stream(), make_planner(Grants(3, worth_s=1.0))
+    if known:
+        guess(planner, live, Draft(0, live.stream.length, [5]), now=1.0)
+        decode(planner, live, [5, 5], now=2.0)
+    assert live.lead == 0
+    planner.plan([live], 100, now=100.0)
+    assert (live.began_at, live.lead) == (100.0, 4)
+    prospect = planner.prospect(live, 100.0)
+    assert prospect is not None
+    assert prospect.due_s == pytest.approx(live.pace.turnaround_s + live.pace.draft_s)
+    planner.plan([live], 100, now=100.001)
+    assert live.began_at == 100.0, "it is asked for more of the same"
+
+
+def test_an_agent_that_was_asked_to_be_known_is_not_due_anew_with_every_pass() -> None:
+    live = stream()
+    for now in (100.0, 101.0):
+        make_planner(Grants()).plan([live], 100, now)
+        assert (live.began_at, live.lead) == (100.0, PROBE_TOKENS)
+
+
 class Failing(Grants):
     """Plans well for a while."""
 

@@ -27,6 +27,9 @@ _Address: TypeAlias = tuple[socket.AddressFamily, Any]
 async def dial(host: str, port: int) -> socket.socket:
     """Connect.
 
+    Connecting is given up after some seconds; how long the name may take to be looked up is the caller's to limit, for
+    resolvers ask several servers in turn.
+
     Args:
         host: a name or an address.
         port: there.
@@ -38,7 +41,7 @@ async def dial(host: str, port: int) -> socket.socket:
         OSError: the name is none, or no address of it can be connected to.
         TimeoutError: none answers.
     """
-    addresses = await _addresses(host, port)  # for as long as whoever asks has time for: resolvers try several servers
+    addresses = await _addresses(host, port)
     async with asyncio.timeout(_GIVE_UP_S):
         return await _race(_by_turns(addresses))
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 from goodspeed.errors import ProtocolError, TargetChanged
 from goodspeed.messages import Verdict, Welcome
 
 __all__ = ["check_same", "check_tokens", "identity"]
+
+_log = logging.getLogger(__name__)
 
 
 def identity(welcome: Welcome) -> tuple[object, ...]:
@@ -17,7 +21,7 @@ def identity(welcome: Welcome) -> tuple[object, ...]:
 
 
 def check_same(welcome: Welcome, before: Welcome, url: str) -> None:
-    """See whether texts can go on at a server.
+    """See whether texts can go on at a server, and say if they have less room there.
 
     Args:
         welcome: what it says of itself.
@@ -31,6 +35,14 @@ def check_same(welcome: Welcome, before: Welcome, url: str) -> None:
         raise TargetChanged(
             f"the server at {url} came back with another target or rule ({welcome.model}, {welcome.rule}): "
             "what was generated so far cannot be continued there; start anew"
+        )
+    if welcome.max_length < before.max_length:
+        _log.warning(
+            "the server at %s holds %d tokens a stream, prompt and text together, and there were %d before: a text "
+            "that was begun with more room ends there, for its length",
+            url,
+            welcome.max_length,
+            before.max_length,
         )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from goodspeed.errors import CorruptData
+from goodspeed.reasons import reason
 
 __all__ = ["BLOCK_FIELDS", "SHARD_SUFFIX", "Passage", "read_shard", "read_shards", "write_shard"]
 
@@ -131,7 +132,7 @@ def read_shard(path: Path) -> list[Passage]:
             raise CorruptData(f"{path} is no shard of passages: it says {metadata.get('format')!r}, not {_FORMAT!r}")
         return list(_passages(tensors, json.loads(metadata["passages"])))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CorruptData(f"{path} cannot be read ({' '.join(str(error).split())[:120]}): delete it") from None
+        raise CorruptData(f"{path} cannot be read ({reason(error)}): delete it") from None
 
 
 def _passages(tensors: dict[str, Any], about: Sequence[dict[str, Any]]) -> Iterable[Passage]:

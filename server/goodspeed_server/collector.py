@@ -23,12 +23,14 @@ logger = logging.getLogger(__name__)
 
 _NEVER = 2**30
 _YOUNG = 50_000
-"""Objects that have come and not gone since it looked last. A round of 2,000 streams has 40,000 under way, none of which
-is garbage; with Python's 700 the collector took a tenth of the event loop's time, 30 ms at once."""
+"""Objects that have come, and not gone, since it looked last: a round of 2,000 streams has some 40,000 under way, none of
+which is garbage. Python's own 700 would have it look at them again and again."""
 _EVERY_S = 600.0
-_GROWN_BYTES = 2**26
-"""As much may wait for the collector to find it."""
+_GROWN_BYTES, _GROWN_SHARE = 2**26, 0.25
+"""As much may wait for the collector to find it: who has much to look through does so more rarely."""
 _LOOK_EVERY_S = 2.0
+_BLIND_EVERY_S = 60.0
+"""Where memory cannot be read, it may grow unseen."""
 
 
 def _resident_bytes() -> int:
@@ -39,6 +41,7 @@ def _resident_bytes() -> int:
 async def sparing_collector(
     *,
     every_s: float = _EVERY_S,
+    blind_every_s: float = _BLIND_EVERY_S,
     grown_bytes: int = _GROWN_BYTES,
     look_every_s: float = _LOOK_EVERY_S,
     resident_bytes: Callable[[], int] = _resident_bytes,
@@ -47,7 +50,8 @@ async def sparing_collector(
 
     Args:
         every_s: that it looks at all the rest at least.
-        grown_bytes: or as soon as the process has grown by so much since.
+        blind_every_s: the same, while the memory of the process cannot be read.
+        grown_bytes: or as soon as the process has grown by so much since, and by a quarter.
         look_every_s: how often that is looked at.
         resident_bytes: the memory of the process.
     """
@@ -55,25 +59,73 @@ async def sparing_collector(
     gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG, thresholds[1], _NEVER)
-    collecting = asyncio.create_task(_collect(every_s, grown_bytes, look_every_s, resident_bytes))
+    collector = _Collector(every_s, blind_every_s, grown_bytes, resident_bytes)
+    collecting = asyncio.create_task(_collect(collector, look_every_s), name="collector")
+    collecting.add_done_callback(_over)
     try:
         yield
     finally:
         collecting.cancel()
         gc.set_threshold(*thresholds)
         gc.unfreeze()
+        await asyncio.wait([collecting])
 
 
-async def _collect(every_s: float, grown_bytes: int, look_every_s: float, resident_bytes: Callable[[], int]) -> None:
+async def _collect(collector: _Collector, look_every_s: float) -> None:
     clock = asyncio.get_running_loop().time
-    collected_at, held = -math.inf, 0
     while True:
         await asyncio.sleep(look_every_s)
-        try:
-            resident = resident_bytes()
-            if clock() - collected_at >= every_s or resident - held >= grown_bytes:
-                gc.collect()
-                collected_at, held = clock(), resident_bytes()
-        except (OSError, psutil.Error) as error:  # there are no files left, for one, and much may be garbage
-            logger.warning("the server's memory cannot be read (%s): it is looked through for garbage", error)
+        collector.look(clock)
+
+
+def _over(collecting: asyncio.Task[None]) -> None:
+    """Said as it happens: a server goes on for days without it."""
+    if not collecting.cancelled() and (error := collecting.exception()) is not None:
+        logger.error("old garbage is collected no more: start the server again before it fills memory", exc_info=error)
+
+
+class _Collector:
+    """Collects what is old when it is time; the arguments are those of `sparing_collector`."""
+
+    def __init__(
+        self, every_s: float, blind_every_s: float, grown_bytes: int, resident_bytes: Callable[[], int]
+    ) -> None:
+        self._every_s = every_s
+        self._blind_every_s = blind_every_s
+        self._grown_bytes = grown_bytes
+        self._resident_bytes = resident_bytes
+        self._collected_at = -math.inf
+        self._held: int | None = None
+        """Bytes that were left then; None if that could not be read."""
+        self._blind = False
+        """Whether memory could not be read last."""
+
+    def look(self, clock: Callable[[], float]) -> None:
+        """See how much memory there is, and collect if it is time."""
+        resident = self._read()
+        if self._held is None:
+            self._held = resident
+        grown = (
+            resident is not None
+            and self._held is not None
+            and resident - self._held >= max(self._grown_bytes, _GROWN_SHARE * self._held)
+        )
+        interval_s = self._every_s if resident is not None else min(self._every_s, self._blind_every_s)
+        if grown or clock() - self._collected_at >= interval_s:
             gc.collect()
+            self._collected_at, self._held = clock(), self._read()
+
+    def _read(self) -> int | None:
+        try:
+            resident = self._resident_bytes()
+        except (OSError, psutil.Error) as error:  # there are no files left, for one, and much may be garbage
+            if not self._blind:
+                logger.warning(
+                    "the server's memory cannot be read (%s): it is looked through for garbage every %g s until it can",
+                    error,
+                    min(self._every_s, self._blind_every_s),
+                )
+            self._blind = True
+            return None
+        self._blind = False
+        return resident

@@ -12,6 +12,7 @@ from websockets.http11 import Request, Response
 
 from goodspeed.errors import CorruptData
 from goodspeed_server.allowance import Allowance
+from goodspeed_server.listener import later
 from goodspeed_server.pacing import PeerPace
 from goodspeed_server.settings import DoorSettings
 from goodspeed_server.tokens import Role, Token, TokenStore
@@ -19,6 +20,9 @@ from goodspeed_server.tokens import Role, Token, TokenStore
 __all__ = ["Doorkeeper"]
 
 logger = logging.getLogger(__name__)
+
+_TROUBLE_RETRY_S = 10.0
+"""An operator mends a file by hand, and an agent that keeps to it comes back before its users have given up."""
 
 
 class Doorkeeper:
@@ -66,7 +70,7 @@ class Doorkeeper:
         self._failing = bool(trouble)
         if trouble:
             # An operator's trouble, and nobody gets in by it.
-            return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "the server cannot check tokens now\n")
+            return later(connection, 503, "the server cannot check tokens now", _TROUBLE_RETRY_S)
         if token is None:
             return connection.respond(
                 http.HTTPStatus.UNAUTHORIZED, "this token is not known here, or was revoked: ask for another\n"

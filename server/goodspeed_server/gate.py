@@ -112,7 +112,8 @@ class Gate(Generic[WhoT]):
         self._cut_off = cut_off
         self._make_way = make_way
         self._is_busy = is_busy
-        self._max_pending = max(_LEAST_PENDING, settings.max_links // _PENDING_SHARE)
+        self.max_pending = max(_LEAST_PENDING, settings.max_links // _PENDING_SHARE)
+        """So many connections may be no links yet."""
         self._pending: OrderedDict[Visitor[WhoT], None] = OrderedDict()
         """Not links yet, the oldest first."""
         self._links: OrderedDict[Visitor[WhoT], None] = OrderedDict()
@@ -186,7 +187,7 @@ class Gate(Generic[WhoT]):
         self._pending[visitor] = None
         if address.key is not None:
             self._here[address.key] = address
-        if len(self._pending) > self._max_pending:
+        if len(self._pending) > self.max_pending:
             # Who means it has shaken hands by then; whoever holds connections open without a word has the oldest.
             oldest = next(iter(self._pending))
             self.left(oldest, now)

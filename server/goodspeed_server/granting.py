@@ -67,6 +67,10 @@ class Granting:
         """Draft tokens that agents have been granted and that no pass has verified yet."""
         return self.rounds.outstanding + self._reserved + sum(live.budget for live in self._streams.prefilling)
 
+    def _free(self) -> int:
+        """Draft tokens that may be granted yet."""
+        return max(0, self.capacity - self._granted)
+
     def make_rounds(self) -> Rounds[LiveStream]:
         """Rounds as the settings want them, in which nobody takes part."""
         if not self.waits:
@@ -77,9 +81,8 @@ class Granting:
     def begin(self, live: LiveStream) -> None:
         """Grant a stream that has its row a first budget, and tell its agent."""
         # A fair share of what is left; the first round's plan corrects it.
-        capacity, now = self.capacity, self._clock()
-        share = min(capacity // len(self._streams), max(0, capacity - self._granted))
-        self._planner.plan([live], share, now)
+        share, now = self.capacity // len(self._streams), self._clock()
+        self._planner.plan([live], min(share, self._free()), now)
         live.began_at = now
         live.told.append((live.stream.length, now))
         live.account.asked(live.lead)
@@ -101,23 +104,17 @@ class Granting:
             return
         priced = False
         try:
-            for planned in self._planner.planning(streams, self._reserve, self._clock):
-                if planned and not priced:
+            for dealt in self._planner.planning(streams, self._free, self._clock):
+                if dealt.streams and not priced:
                     self.price, priced = self._planner.price, True
-                now = self._clock()
-                for live in planned:
-                    self._reserved -= live.budget
+                self._reserved, now = dealt.left, self._clock()
+                for live in dealt.streams:
                     if not live.closed:
                         self.expect(live, now)
                 if many(streams):
                     yield
         finally:
             self._reserved = 0
-
-    def _reserve(self) -> int:
-        """What may be granted: none of it is a newcomer's who comes before all is dealt out."""
-        self._reserved = max(0, self.capacity - self._granted)
-        return self._reserved
 
     def expect(self, live: LiveStream, now: float) -> None:
         """Wait for a stream's draft, of what it is granted."""

@@ -41,8 +41,8 @@ _PING_TIMEOUT_S = 120.0
 _CLOSE_TIMEOUT_S = 4.0
 _MOST_UNSENT_BYTES = 2**20
 """A peer that has so much unread only asks and does not listen: pongs wait for nobody, and all else for who reads."""
-_OTHER_FILES = 1024
-"""Connections that are no links yet among them."""
+_OTHER_FILES = 512
+"""That are no connections."""
 _TLS_HANDSHAKE = b"\x16"
 """What TLS begins with, and no HTTP request does."""
 _IDLE = "the server is full, and this link was idle"
@@ -262,7 +262,7 @@ class Door:
         Raises:
             GoodSpeedError: the port is taken, or the address cannot be used.
         """
-        _allow_files(self._max_links)
+        _allow_files(self._max_links, self.gate.max_pending)
         try:
             server = await serve(
                 # What is told of a connection is told of one that `_connection` made, and those are all ours.
@@ -376,19 +376,19 @@ class Door:
             goodbye.add_done_callback(self._goodbyes.discard)
 
 
-def _allow_files(count: int) -> None:
-    """Let this process have so many connections open, if the system does."""
+def _allow_files(links: int, pending: int) -> None:
+    """Let this process have so many links open, and connections that are none yet, if the system does."""
     try:
         import resource
     except ImportError:  # Windows has no such limit
         return
-    wanted = count + _OTHER_FILES
+    wanted = links + pending + _OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if resource.RLIM_INFINITY not in (soft, hard) and hard < wanted:
         logger.warning(
             "max-links is %d and this process may open no more than %d files: raise its limit (ulimit -n; LimitNOFILE "
             "in a unit), or connections fail before they are refused",
-            count,
+            links,
             hard,
         )
         wanted = hard

@@ -25,6 +25,7 @@ class Phases(NamedTuple):
     planning: float
     verifying: float
     committing: float
+    """When the pass was over on its thread, whatever of the pass before was yet to be told then."""
     over: float
 
 
@@ -36,10 +37,11 @@ class RoundRecord:
     gather_s: float
     plan_s: float
     verify_s: float
-    """From handing the pass to the engine's thread until its outcome is back."""
+    """From handing the pass to the engine's thread until it is over there."""
     forward_s: float
     judge_s: float
     commit_s: float
+    """With as much of the telling of the pass before as outlasts this one."""
     streams: int
     prompts: int
     """Prompts of which a chunk was in the pass."""

@@ -11,21 +11,21 @@ import math
 __all__ = ["Bucket", "LinkPace", "PeerPace"]
 
 _BURST = 1024.0
-"""Messages: an agent that comes back opens all its texts at once."""
+"""Units of reading, see `PeerPace`: an agent that comes back opens all its texts at once."""
 _OF_A_LINK = 16.0
 """As much may come over a link whose peer has nothing left, before that link waits for its share."""
 _STRANGERS = 16.0
 """Before anything is known of who it is."""
 _LONG_BYTES = 4096
-"""To read so many costs as much as to take a message."""
+"""To read so many costs a unit."""
 _PIECE = 0.25
-"""To be woken for anything at all, and to part a frame from what comes with it, likewise."""
+"""To be woken for anything at all, or to part a frame from what comes with it."""
 _FRAME = 1.0 + _PIECE
-"""A message."""
+"""To take a message."""
 _ANSWER = 2.0
-"""To refuse something, likewise."""
+"""To refuse something."""
 _MOST_ASKED = 8192.0
-"""As much as is asked of 128 texts by one pass."""
+"""Tokens: as much as is asked of 128 texts by one pass."""
 _DEEPEST = 4.0
 """So many bursts may be owed, and what is overdrawn beyond is forgotten: who is owed so much waits for it as it is."""
 
@@ -74,11 +74,13 @@ class Bucket:
 class PeerPace:
     """Of a peer: of a token's holder, or of an address where nobody shows a token.
 
-    It is counted in messages, of which `messages_per_s` may come whatever they are.
+    It is counted in units of reading. A message is 1.25 of them: one to take it, and a quarter to part it from what
+    comes with it. What is read and brings none is a quarter, each 4 KiB one more, and a refusal two. A draft that was
+    asked for is given back.
 
     Args:
-        messages_per_s: those.
-        burst: how many of them may come at once.
+        messages_per_s: units a second on the long run: four fifths as many short messages.
+        burst: units at once.
     """
 
     __slots__ = ("links", "messages_per_s", "unasked")

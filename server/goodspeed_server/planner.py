@@ -23,7 +23,7 @@ from goodspeed_server.live import DraftWay, LiveStream
 from goodspeed_server.settings import CAPACITY_PER_STREAM, RoundSettings
 from goodspeed_server.slices import many, slices_of
 
-__all__ = ["Planner"]
+__all__ = ["Dealt", "Planner"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,14 @@ class _Known(NamedTuple):
     rate: float
     draft_s: float
     turnaround_s: float
+
+
+class Dealt(NamedTuple):
+    """Streams that have had their budgets, of many."""
+
+    streams: Sequence[LiveStream]
+    left: int
+    """Draft tokens that are dealt to those which follow."""
 
 
 class Planner:
@@ -115,8 +123,8 @@ class Planner:
 
     def planning(
         self, streams: Sequence[LiveStream], capacity: Callable[[], int], clock: Callable[[], float]
-    ) -> Iterator[Sequence[LiveStream]]:
-        """As `plan`, with pauses: says after each which streams have had their budgets since the one before.
+    ) -> Iterator[Dealt]:
+        """As `plan`, with pauses: says before each which streams have had their budgets since the one before.
 
         Args:
             streams: at least one.
@@ -127,16 +135,19 @@ class Planner:
         for some in slices_of(streams):
             known += map(self._known, some)
             if many(streams):
-                yield ()
+                yield Dealt((), 0)
         demand = self._demand_of(known)
         limits, chances = demand.limit.tolist(), demand.alpha.tolist()  # whatever the scheduler does to them
         plan = self._answer(demand, capacity())
         self.price = plan.price
         worth_s = [0.0] * len(streams) if plan.worth_s is None else plan.worth_s.tolist()
         grants = list(zip(streams, plan.budgets.tolist(), worth_s, limits, chances, strict=True))
+        left = int(plan.budgets.sum())
         for some_grants in slices_of(grants):
             now, token_s = clock(), self.meter.load.cost.token_s
             for live, budget, worth, limit, chance in some_grants:
+                left -= budget
+                idle = not live.lead
                 live.budget = live.lead = budget
                 live.worth_s, live.price, live.price_percent, live.overtaken = worth, None, 0, 0
                 if budget and worth > 0:
@@ -144,7 +155,9 @@ class Planner:
                     live.price_percent = int(100 * live.price) if self._settings.early_stop else 0
                 if not self._waits:
                     self._look_ahead(live, limit, chance, now)
-            yield [live for live, *_ in some_grants]
+                if idle and live.lead:
+                    live.began_at = now
+            yield Dealt([live for live, *_ in some_grants], left)
 
     def _answer(self, demand: Demand, capacity: int) -> Plan:
         try:
@@ -161,7 +174,6 @@ class Planner:
 
     def _look_ahead(self, live: LiveStream, limit: int, chance: float, now: float) -> None:
         """Where the server does not wait: how far ahead the agent has to be."""
-        was = live.lead
         survival = chance if self._coupled else live.matching.alpha
         behind = overtaken(live.pace, self.meter.load.pass_s, survival) if live.budget else None
         if behind is None:
@@ -169,15 +181,15 @@ class Planner:
             live.lead = min(PROBE_TOKENS, limit) if self._probes and limit and live.probing.wanted(now) else 0
         else:
             live.overtaken, live.lead = behind, min(behind + live.budget, limit)
-        if live.lead and not was:
-            live.began_at = now
 
     def prospect(self, live: LiveStream, now: float) -> Prospect | None:
         """What waiting for a stream's guesses would bring; None if some are here, or none are wanted."""
         if not live.budget or live.worth_s <= 0 or live.to_verify()[0]:
             return None
         pace = live.pace
-        due_at = live.heard_at if len(live.guesses) else live.began_at + pace.turnaround_s
+        # What was heard before it was asked again says nothing of when the next are here.
+        going_on = len(live.guesses) and live.heard_at >= live.began_at
+        due_at = live.heard_at if going_on else live.began_at + pace.turnaround_s
         return Prospect(max(0.0, due_at + pace.draft_s - now), pace.draft_s, self._chance(live), live.worth_s)
 
     def drafted(self, live: LiveStream, draft: Draft, elapsed_s: float) -> None:

@@ -48,7 +48,7 @@ class Probes:
             return connection.respond(http.HTTPStatus.OK, "ok\n")
         if path == "/ready":
             if self._drain.begun:
-                return connection.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "draining\n")
+                return later(connection, 503, "draining", self._drain.retry_after_s)
             return connection.respond(http.HTTPStatus.OK, "ready\n")
         if path == "/metrics":
             return self._turned_away(connection, request, ("monitor", "admin")) or self._measured(connection)

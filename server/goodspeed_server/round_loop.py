@@ -8,6 +8,7 @@ a round closes, `ServedStream` what a judgement commits, the scheduler what ever
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from goodspeed.engine import Engine
 from goodspeed.errors import InvalidRequest, Overloaded
 from goodspeed.logs import about
 from goodspeed.messages import Draft, Open
+from goodspeed.reasons import reason
 from goodspeed.rounds import Rounds
 from goodspeed.scheduling import Scheduler
 from goodspeed.timing import PassSample
@@ -44,6 +46,8 @@ from goodspeed_server.telemetry import Telemetry
 from goodspeed_server.verifier import Pass, Verifier
 
 __all__ = ["RoundLoop"]
+
+logger = logging.getLogger(__name__)
 
 
 class RoundLoop:
@@ -232,7 +236,6 @@ class RoundLoop:
         Raises:
             Exception: whatever the engine raised; the streams are lost, and the server should end.
         """
-        loop = asyncio.get_running_loop()
         try:
             while not self._stopping:
                 gathering = self._clock()
@@ -247,17 +250,13 @@ class RoundLoop:
                     await self._tell()
                     await asyncio.sleep(0)  # whatever is waited for, others have to be heard
                     continue
+                arrivals = self._look_back(planned, gathering, gathered)
                 if many(batch):
                     await asyncio.sleep(0)  # To lay out a large pass takes as long as to hear many links.
                 self._round += 1
                 with about(round=self._round):
                     verifying = self._clock()
-                    run = partial(copy_context().run, self._verify, planned.work)
-                    running = loop.run_in_executor(self._engine_thread, run)
-                    arrivals = self._look_back(planned, gathering, gathered)
-                    await asyncio.sleep(0)  # The interpreter's lock is the engine's thread's first.
-                    await self._tell()
-                    settled, verified = await running
+                    settled, verified = await self._run_pass(planned.work)
                     planned, unfit = planned.as_run(settled)
                     work = planned.work
                     # Nor does how long it takes to copy say anything of the next.
@@ -275,6 +274,19 @@ class RoundLoop:
             self._streams.give_up_parked(math.inf)
             self.boundary.end()
             self._engine_thread.shutdown(wait=False)  # a pass may hang, and whoever cancels this knows
+
+    async def _run_pass(self, work: Pass) -> tuple[Settled, float]:
+        """Run a pass on the engine's thread, and tell meanwhile what the one before it has brought."""
+        run = partial(copy_context().run, self._verify, work)
+        running = asyncio.get_running_loop().run_in_executor(self._engine_thread, run)
+        try:
+            await asyncio.sleep(0)  # The interpreter's lock is the engine's thread's first.
+            await self._tell()
+            await asyncio.wait([running])
+        except BaseException:
+            running.add_done_callback(_given_up)
+            raise
+        return running.result()
 
     def _verify(self, work: Pass) -> tuple[Settled, float]:
         """Run a pass, on the engine's thread, and say when it was over: the loop may have others to tell by then."""
@@ -355,3 +367,9 @@ class RoundLoop:
         self._shortage.over(live)
         self._ended.set()
         self._changed.set()
+
+
+def _given_up(running: asyncio.Future[tuple[Settled, float]]) -> None:
+    """A pass is over that the rounds have not waited for."""
+    if not running.cancelled() and (error := running.exception()) is not None:
+        logger.warning("a pass failed that the rounds did not wait for any more: %s", reason(error))

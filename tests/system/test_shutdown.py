@@ -80,7 +80,7 @@ async def test_who_stays_is_served_to_the_end_and_nothing_else_is_begun() -> Non
                     failure = await one.failure()
                     assert (failure.stream, failure.code, failure.retry_after_s) == (stream, "overloaded", 10.0)
                     assert "the server is going away" in failure.message
-            assert await asyncio.to_thread(get, ready) == (503, "draining\n")
+            assert await asyncio.to_thread(get, ready) == (503, "draining: try again in 10 s\n")
             assert await refused_at(address) == (503, "10")
             assert (await fetch_snapshot(address)).draining
             code, shown, _ = await ctl(address, "show")
