@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 _NEVER = 2**30
 _YOUNG = 50_000
-"""Objects that have come, and not gone, since it looked last: a round of 2,000 streams has some 40,000 under way, none of
-which is garbage. Python's own 700 would have it look at them again and again."""
+"""Objects that have come, and not gone, since it looked last: a round of 2,000 streams has some 40,000 under way, none
+of which is garbage. Python's own 700 would have it look at them again and again."""
 _EVERY_S = 600.0
 _GROWN_BYTES, _GROWN_SHARE = 2**26, 0.25
 """As much may wait for the collector to find it: who has much to look through does so more rarely."""
