@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import psutil
@@ -85,3 +86,17 @@ def test_on_a_cpu_the_groups_and_the_machine_both_have_a_say(monkeypatch: pytest
     assert free_bytes(torch.device("cpu")) == 12345
     monkeypatch.setattr(free_memory, "free_in_groups", lambda: 10**18)
     assert free_bytes(torch.device("cpu")) == pytest.approx(machine, rel=0.2)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library gives back by itself, or cannot")
+def test_what_loading_has_left_behind_is_given_back_first() -> None:
+    process = psutil.Process()
+    blocks, between = [], []
+    for _ in range(4000):  # each too small to be had from the system by itself
+        blocks.append(bytearray(2**15))
+        between.append(bytearray(2**10))
+    del blocks
+    held = process.memory_info().rss
+    free_bytes(torch.device("cpu"))
+    assert process.memory_info().rss < held - 2**26
+    assert len(between) == 4000
