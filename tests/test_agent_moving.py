@@ -30,8 +30,8 @@ from tests.serving import serving
 
 PROMPT = "once upon a time"
 STORY = " there was a naïve 😀 and there was a naïve 😀."
-NEVER_WAITING = Backoff(first_s=3600.0, longest_s=3600.0, give_up_after_s=7200.0)
-"""A test that waits with it does not end."""
+NEVER_WAITING = Backoff(first_s=3600.0, longest_s=3600.0, give_up_after_s=10800.0)
+"""A test that waits with it does not end, nor does one in which a server wants an hour for itself."""
 
 
 @contextlib.asynccontextmanager
