@@ -81,8 +81,9 @@ class Granting:
     def begin(self, live: LiveStream) -> None:
         """Grant a stream that has its row a first budget, and tell its agent."""
         # A fair share of what is left; the first round's plan corrects it.
-        share, now = self.capacity // len(self._streams), self._clock()
-        self._planner.plan([live], min(share, self._free()), now)
+        capacity, now = self.capacity, self._clock()
+        share = min(capacity // len(self._streams), max(0, capacity - self._granted))
+        self._planner.plan([live], share, now)
         live.began_at = now
         live.told.append((live.stream.length, now))
         live.account.asked(live.lead)
