@@ -181,7 +181,7 @@ async def test_a_link_that_is_made_again_where_texts_have_less_room_says_so(
         await channel.send(opening(channel))
         assert await channel.receive() == Relinked()
         assert link.welcome.max_length == holds
-    said = [message for message in caplog.messages if "a text that was begun with more room ends there" in message]
+    said = [message for message in caplog.messages if "begun with more room ends sooner there" in message]
     assert len(said) == warned
     assert (
         not warned

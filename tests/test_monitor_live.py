@@ -52,11 +52,15 @@ def test_a_plain_line_says_what_matters_in_ascii() -> None:
     )
 
 
+async def example() -> ServerSnapshot:
+    return SNAPSHOT
+
+
 async def test_run_monitor_goes_on_until_it_is_cancelled() -> None:
     console = make_console()
     asked = asyncio.Event()
 
-    def snapshot() -> ServerSnapshot:
+    async def snapshot() -> ServerSnapshot:
         asked.set()
         return SNAPSHOT
 
@@ -228,7 +232,7 @@ async def test_who_quits_the_servers_own_picture_gets_lines() -> None:
 
         def begin() -> None:
             nonlocal monitor
-            monitor = asyncio.create_task(run_monitor(lambda: SNAPSHOT, console=console, keyboard=keyboard))
+            monitor = asyncio.create_task(run_monitor(example, console=console, keyboard=keyboard))
 
         await paper.shows("edge-1", begin)
         await paper.shows(plain_line(SNAPSHOT), lambda: press(b"q"))

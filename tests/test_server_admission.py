@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goodspeed.errors import Overloaded, Refused
+from goodspeed_server.admission import Admission
 from tests.queueing import NOBODY, WEIGHTS, join, queue
 
 
@@ -173,3 +174,20 @@ def test_a_place_is_how_often_a_row_is_given_away_until_then(some: list[tuple[st
         arrived.remove((owner, number))
         held[owner] += 1
     assert arrived == []
+
+
+def test_two_that_come_back_under_other_names_may_have_one_place_between_them() -> None:
+    waiting: Admission[object, str, int] = Admission(4, max_waiting=8, max_tokens=100, keep_s=9.0)
+    keys = [object(), object()]
+
+    def wait(key: object, owner: str, name: str) -> None:
+        assert waiting.wait(key, 0, owner=owner, weight=lambda: 1.0, tokens=1, now=0.0, name=name) == []
+
+    for key, name in zip(keys, "xy", strict=True):
+        wait(key, "a", name)
+    waiting.row_fell_free("a", 1.0)
+    for key, name in zip(keys, "xy", strict=True):
+        waiting.leave(key, name, now=1.0)
+    for key, name, owner in zip(keys, "xy", "bc", strict=True):
+        wait(key, owner, name)
+    assert waiting.order(NOBODY) == keys, "and keys do not compare"

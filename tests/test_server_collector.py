@@ -31,10 +31,11 @@ async def test_what_is_there_before_a_server_begins_is_not_looked_at() -> None:
 
 @pytest.mark.parametrize(("every_s", "grows"), [(0.0, False), (1e9, True)])
 async def test_garbage_that_is_old_goes_now_and_then_and_where_memory_grows(every_s: float, grows: bool) -> None:
+    gigabyte = (10**9, 10**9)
     sizes = (10**9 * number for number in count()) if grows else iter(lambda: 0, None)
     async with (
         asyncio.timeout(60),
-        sparing_collector(every_s=every_s, grown_bytes=10**9, look_every_s=0.0, resident_bytes=lambda: next(sizes)),
+        sparing_collector(every_s=every_s, grown_bytes=gigabyte, look_every_s=0.0, resident_bytes=lambda: next(sizes)),
     ):
         ring = _Ring()
         gone = weakref.ref(ring)
@@ -43,23 +44,33 @@ async def test_garbage_that_is_old_goes_now_and_then_and_where_memory_grows(ever
             await asyncio.sleep(0)
 
 
-async def test_who_has_much_memory_is_not_stopped_for_a_little_more() -> None:
-    sizes = iter([10**9, 10**9, *(10**9 + 2**26 * number for number in (1, 2, 3)), *[10**9 + 2**28] * 9])
-    found: list[int] = []
+@pytest.mark.parametrize(("before", "come", "more"), [(2**36, 0, 2**26), (0, 2**28, 2**27), (0, 2**36, 2**28)])
+async def test_who_holds_much_is_not_stopped_for_a_little_more(before: int, come: int, more: int) -> None:
+    """A model that was there before counts for nothing, and of garbage there is never very much."""
+    resident = before
+    looks = 0
 
-    def resident() -> int:
-        found.append(next(sizes))
-        return found[-1]
+    def look() -> int:
+        nonlocal looks
+        looks += 1
+        return resident
 
-    async with asyncio.timeout(60), sparing_collector(look_every_s=0.0, resident_bytes=resident):
-        while len(found) < 2:  # what was there at the first look, and what was left after it
+    async def looked(times: int) -> None:
+        seen = looks
+        while looks < seen + times:
             await asyncio.sleep(0)
+
+    async with asyncio.timeout(60), sparing_collector(look_every_s=0.0, resident_bytes=look):
+        await looked(3)
+        resident = before + come
+        await looked(3)
         ring = _Ring()
         gone = weakref.ref(ring)
         del ring
-        while found[-1] < 10**9 + 2**26 * 3:
-            await asyncio.sleep(0)
-            assert gone() is not None
+        resident = before + come + more - 1
+        await looked(3)
+        assert gone() is not None
+        resident = before + come + more
         while gone() is not None:
             await asyncio.sleep(0)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
-from goodspeed.messages import Draft, Opened, ServerMessage, Verdict
+from goodspeed.messages import Draft, Opened, Queued, ServerMessage, Verdict
 from goodspeed.scheduling import FixedS
-from goodspeed_server import slices
+from goodspeed_server import round_loop, slices
+from goodspeed_server.passes import PlannedPass, plan_pass
 from goodspeed_server.round_loop import RoundLoop
-from tests.planted import Agent, PlantedEngine, make_rounds
+from tests.planted import PASS_S, Agent, PlantedEngine, make_rounds
 
 STREAMS = 160
 """More than are committed, or told, at a time."""
@@ -155,3 +157,34 @@ def test_what_is_dealt_out_is_no_newcomers_before_it_is_said_to_whom_and_all_els
     assert [opened.budget for opened in late.posted if isinstance(opened, Opened)] == granted
     assert outstanding[-1] == max(outstanding) == 8 + sum(granted) <= capacity
     assert granting.price == price
+
+
+async def test_links_are_heard_between_the_plan_of_a_large_pass_and_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who goes then goes as behind a running pass: its row is nobody else's before that is over."""
+    closed, free = asyncio.Event(), []
+
+    def cost(_rows: int, _tokens: int) -> float:
+        free.append((closed.is_set(), engine.free_rows, others.posted[-1]))
+        return PASS_S
+
+    engine = PlantedEngine(STREAMS, cost=cost)
+    rounds, link, others = make_rounds(engine), Link(), Agent()
+    for stream in range(STREAMS):
+        link.open(rounds, stream)
+
+    def planned(*arguments: Any) -> PlannedPass:
+        if not closed.is_set():
+            asyncio.get_running_loop().call_soon(leave)
+        return plan_pass(*arguments)
+
+    def leave() -> None:
+        rounds.close(link, 7)
+        others.open(rounds, 0)
+        closed.set()
+
+    monkeypatch.setattr(round_loop, "plan_pass", planned)
+    rounds._telemetry.joined(others.account, 0.0)
+    await one_round(rounds, link, lambda: None)
+    assert free[0] == (True, 0, Queued(0, 1))
+    assert link.told(7) == []
+    assert isinstance(others.posted[1], Opened)

@@ -14,9 +14,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from goodspeed.messages import Draft, Open, Verdict
 from goodspeed.scheduling import Scheduler
-from goodspeed_server.metrics import _by_name
+from goodspeed.stream import Commit
+from goodspeed_server.metrics import ServerMetrics, _by_name
+from goodspeed_server.observer import RoundRecord
 from goodspeed_server.tokens import TokenStore
-from tests.monitor_examples import AGENT
+from tests.monitor_examples import AGENT, SNAPSHOT
+from tests.planted import Agent, PlantedEngine, make_rounds
 from tests.serving import GREEDY, linked, serving, tiny_settings
 from tests.stepping import Grants
 
@@ -145,3 +148,40 @@ def test_links_of_one_name_are_one_series() -> None:
     assert len(name) == 64
     assert (values["streams"], values["goodput"]) == (4.0, 40.0)
     assert values["alpha"] == pytest.approx(0.6)
+
+
+RECORD = RoundRecord(
+    at=1.0, gather_s=0.0, plan_s=0.0, verify_s=0.0, forward_s=0.0, judge_s=0.0, commit_s=0.0,
+    streams=4, prompts=0, prefilled=0, drafted=12, accepted=7, committed=11,
+)  # fmt: skip
+
+
+def test_what_a_round_has_brought_is_told_once_for_all_its_verdicts() -> None:
+    metrics, rounds = ServerMetrics(), make_rounds(PlantedEngine(4))
+    agent = Agent()
+    for stream in range(4):
+        agent.open(rounds, stream)
+
+    def told(name: str, **labels: str) -> float | None:
+        return metrics._registry.get_sample_value(f"goodspeed_{name}_total", labels)
+
+    def tell(accepted: list[int]) -> None:
+        for live, right in zip(rounds.live, accepted, strict=True):
+            metrics.committed(live, 3, Commit(1, right, (0,), None, 3), 1.0)
+
+    tell([0, 2, 3, 2])
+    assert told("generation_tokens") == 0.0
+    metrics.round_over(RECORD)
+    tell([1, 0, 0, 0])
+    metrics.round_over(RECORD)
+    assert (told("generation_tokens"), told("spec_decode_num_drafts")) == (16.0, 8.0)
+    assert (told("spec_decode_num_draft_tokens"), told("spec_decode_num_accepted_tokens")) == (24.0, 8.0)
+    by_position = [told("spec_decode_num_accepted_tokens_per_pos", position=str(number)) for number in range(4)]
+    assert by_position == [4.0, 3.0, 1.0, 0.0]
+
+
+def test_of_a_server_that_nobody_has_looked_at_there_is_nothing_to_tell() -> None:
+    metrics = ServerMetrics()
+    assert metrics._registry.get_sample_value("goodspeed_agents") is None
+    metrics.text(SNAPSHOT)
+    assert metrics._registry.get_sample_value("goodspeed_agents") == float(len(SNAPSHOT.agents))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from goodspeed.errors import Overloaded
 from goodspeed.estimation import PRIOR_ALPHA
-from goodspeed.messages import Failure, Open, Opened, Queued, ServerMessage
+from goodspeed.messages import Failure, Open, Opened, Queued, ServerMessage, Verdict
 from goodspeed.sampling import SamplingParams
 from goodspeed_server.allowance import Allowance
 from goodspeed_server.live import AgentAccount, Outbox
@@ -208,3 +208,60 @@ async def test_a_row_is_given_away_only_when_the_pass_that_writes_it_is_over() -
         await running
     assert [live.outbox for live in rounds.live] == [waiting]
     assert isinstance(waiting.posted[-1], Opened)
+
+
+def counting_looks(rounds: RoundLoop, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many were wanted, each time that somebody looked whose turn it is."""
+    wanted: list[int] = []
+    look = rounds._streams._admission.next
+
+    def counted(rows: Any, count: int = 1) -> Any:
+        wanted.append(count)
+        return look(rows, count)
+
+    monkeypatch.setattr(rounds._streams._admission, "next", counted)
+    return wanted
+
+
+@pytest.mark.parametrize("how", ["drop", "park"])
+def test_rows_that_fall_free_with_a_link_are_given_out_together(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = make_rounds(PlantedEngine(4), max_waiting=9)
+    leaving, others = Agent(), [Agent() for _ in range(6)]
+    leaving.account.session = ("agent", b"session") if how == "park" else None
+    for stream in range(4):
+        leaving.open(rounds, stream)
+    for other in others:
+        other.open(rounds, 0)
+    wanted = counting_looks(rounds, monkeypatch)
+    if how == "drop":
+        rounds.drop(leaving)
+    else:
+        rounds._streams._wait_for_expiry = lambda: None  # type: ignore[method-assign]  # there is no loop
+        rounds.park(leaving)
+    assert wanted == [4], "who is next takes time to find"
+    assert [live.outbox for live in rounds.live] == others[:4]
+    assert (rounds.waiting, rounds.parked) == (2, 0)
+
+
+async def test_rows_that_fall_free_in_a_round_are_given_out_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds, agents = make_rounds(PlantedEngine(4), max_waiting=9), [Agent() for _ in range(7)]
+    for agent in agents:
+        rounds._telemetry.joined(agent.account, 0.0)
+        rounds.open(agent, agent.account, Open(0, [1], 1, SamplingParams(), 1, 0, True))
+    wanted = counting_looks(rounds, monkeypatch)
+    async with asyncio.timeout(60):
+        running = asyncio.create_task(rounds.run())
+        await rounds.emptied()
+        rounds.stop()
+        await running
+    assert wanted == [4]
+    assert all(isinstance(agent.posted[-1], Verdict) for agent in agents)
+
+
+def test_who_comes_under_the_number_of_one_that_has_gone_is_told_its_place() -> None:
+    rounds, _, agent = of_one_row()
+    Agent().open(rounds, 0)
+    agent.open(rounds, 0)
+    rounds.close(agent, 0)
+    agent.open(rounds, 0)
+    assert agent.posted == [Queued(0, 1), Queued(0, 1)]

@@ -39,7 +39,7 @@ def check_same(welcome: Welcome, before: Welcome, url: str) -> None:
     if welcome.max_length < before.max_length:
         _log.warning(
             "the server at %s holds %d tokens a stream, prompt and text together, and there were %d before: a text "
-            "that was begun with more room ends there, for its length",
+            "that was begun with more room ends sooner there, or is refused",
             url,
             welcome.max_length,
             before.max_length,

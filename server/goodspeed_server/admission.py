@@ -147,7 +147,8 @@ class Admission(Generic[KeyT, OwnerT, RequestT]):
             # Each of its requests finds one row more taken: so it stands behind all before it.
             for taken, one in enumerate(requests, start=held):
                 entries.append((taken / weight, max(one.arrival, until), one.arrival, one.key))
-        entries.sort()  # No two arrivals are alike: keys are never compared.
+        # Of who has left and is back the arrival may be another's, too; and keys do not compare.
+        entries.sort(key=lambda entry: entry[:3])
         return [key for *_, key in entries]
 
     def next(self, rows: Mapping[OwnerT, int], count: int = 1) -> list[tuple[KeyT, RequestT]]:

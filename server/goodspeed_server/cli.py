@@ -321,7 +321,7 @@ async def _serve_and_draw(server: VerificationServer, *, monitor: bool) -> None:
     drawings: list[asyncio.Task[None]] = []
 
     def draw() -> None:
-        drawings.append(asyncio.create_task(run_monitor(server.snapshot, keyboard=sys.stdin)))
+        drawings.append(asyncio.create_task(run_monitor(server.recent_snapshot, keyboard=sys.stdin)))
 
     try:
         await server.run(draw if monitor else None)

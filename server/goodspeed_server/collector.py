@@ -26,8 +26,9 @@ _YOUNG = 50_000
 """Objects that have come, and not gone, since it looked last: a round of 2,000 streams has some 40,000 under way, none
 of which is garbage. Python's own 700 would have it look at them again and again."""
 _EVERY_S = 600.0
-_GROWN_BYTES, _GROWN_SHARE = 2**26, 0.25
-"""As much may wait for the collector to find it: who has much to look through does so more rarely."""
+_GROWN_BYTES = (2**26, 2**28)
+"""As much may wait for the collector to find it, at least and at most: who has much to look through does so more
+rarely."""
 _LOOK_EVERY_S = 2.0
 _BLIND_EVERY_S = 60.0
 """Where memory cannot be read, it may grow unseen."""
@@ -42,7 +43,7 @@ async def sparing_collector(
     *,
     every_s: float = _EVERY_S,
     blind_every_s: float = _BLIND_EVERY_S,
-    grown_bytes: int = _GROWN_BYTES,
+    grown_bytes: tuple[int, int] = _GROWN_BYTES,
     look_every_s: float = _LOOK_EVERY_S,
     resident_bytes: Callable[[], int] = _resident_bytes,
 ) -> AsyncIterator[None]:
@@ -51,7 +52,8 @@ async def sparing_collector(
     Args:
         every_s: that it looks at all the rest at least.
         blind_every_s: the same, while the memory of the process cannot be read.
-        grown_bytes: or as soon as the process has grown by so much since, and by a quarter.
+        grown_bytes: or as soon as the process has grown since by half of all that has come while this is open; by so
+            much at least, and so much at most.
         look_every_s: how often that is looked at.
         resident_bytes: the memory of the process.
     """
@@ -88,13 +90,15 @@ class _Collector:
     """Collects what is old when it is time; the arguments are those of `sparing_collector`."""
 
     def __init__(
-        self, every_s: float, blind_every_s: float, grown_bytes: int, resident_bytes: Callable[[], int]
+        self, every_s: float, blind_every_s: float, grown_bytes: tuple[int, int], resident_bytes: Callable[[], int]
     ) -> None:
         self._every_s = every_s
         self._blind_every_s = blind_every_s
         self._grown_bytes = grown_bytes
         self._resident_bytes = resident_bytes
         self._collected_at = -math.inf
+        self._began: int | None = None
+        """Bytes that were there at the first look."""
         self._held: int | None = None
         """Bytes that were left then; None if that could not be read."""
         self._blind = False
@@ -103,17 +107,20 @@ class _Collector:
     def look(self, clock: Callable[[], float]) -> None:
         """See how much memory there is, and collect if it is time."""
         resident = self._read()
-        if self._held is None:
-            self._held = resident
-        grown = (
-            resident is not None
-            and self._held is not None
-            and resident - self._held >= max(self._grown_bytes, _GROWN_SHARE * self._held)
-        )
         interval_s = self._every_s if resident is not None else min(self._every_s, self._blind_every_s)
-        if grown or clock() - self._collected_at >= interval_s:
+        if self._has_grown_to(resident) or clock() - self._collected_at >= interval_s:
             gc.collect()
             self._collected_at, self._held = clock(), self._read()
+
+    def _has_grown_to(self, resident: int | None) -> bool:
+        if resident is None:
+            return False
+        if self._began is None:
+            self._began = resident
+        if self._held is None:
+            self._held = resident
+        least, most = self._grown_bytes
+        return resident - self._held >= min(most, max(least, (self._held - self._began) // 2))
 
     def _read(self) -> int | None:
         try:

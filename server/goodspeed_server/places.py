@@ -38,6 +38,10 @@ class Places(Generic[KeyT]):
         due_at = now if moved else self.next_at
         return None if due_at is None else max(due_at, now + self._looks.lacking_s(now))
 
+    def forget(self, key: KeyT) -> None:
+        """Whoever comes under this key is told its place as if nobody had been."""
+        self._told.pop(key, None)
+
     def due(self, order: Sequence[KeyT], now: float) -> list[tuple[KeyT, int]]:
         """Who is to be told its place now: of many, those who have not been told for longest.
 

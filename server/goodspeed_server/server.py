@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -209,6 +208,10 @@ class VerificationServer:
         """The server as it is now."""
         return self._showing.snapshot()
 
+    async def recent_snapshot(self) -> ServerSnapshot:
+        """The server as it was a moment ago, made while links are heard."""
+        return await self._showing.recent()
+
     @contextlib.asynccontextmanager
     async def listen(self) -> AsyncIterator[str]:
         """Serve while the context is open; yields the address, and closes in order at its end.
@@ -285,7 +288,7 @@ class VerificationServer:
         """
         assert self._running is not None
         self._drain.begin()
-        self._shown = (-math.inf, b"")  # what monitors are shown says so from here on
+        self._showing.outdate()  # what monitors are shown says so from here on
         self._rounds.turn_away(self._drain.refusal())
         ending = asyncio.create_task(self._send_away(), name="drain")
         await asyncio.wait([ending, self._running], timeout=self._drain.left_s, return_when=asyncio.FIRST_COMPLETED)

@@ -31,7 +31,8 @@ class Showing:
         self._rounds = rounds
         self._telemetry = telemetry
         self._drain = drain
-        self._made_at = -math.inf
+        self._begun_at = -math.inf
+        """When the recent one was begun."""
         self._recent: ServerSnapshot
         self._frame: tuple[ServerSnapshot, bytes] | None = None
         self._making = asyncio.Lock()
@@ -40,20 +41,29 @@ class Showing:
         """The server as it is now."""
         return self._snapshot([row for some in self._rows() for row in some])
 
-    async def recent(self, age_s: float) -> ServerSnapshot:
-        """The server as it was not so long ago; links are heard while it is made."""
+    async def recent(self, age_s: float | None = None) -> ServerSnapshot:
+        """The server as it was not so long ago; links are heard while it is made.
+
+        Args:
+            age_s: how old it may be; of those who ask while one is made all get the next.
+        """
+        oldest_at = self._rounds.now() - (SNAPSHOT_INTERVAL_S / 2 if age_s is None else age_s)
         async with self._making:
-            if self._rounds.now() - self._made_at >= age_s:
-                rows = list[AgentRow]()
+            if self._begun_at < oldest_at:
+                begun_at, rows = self._rounds.now(), list[AgentRow]()
                 for some in self._rows():
                     rows += some
                     await asyncio.sleep(0)
-                self._recent, self._made_at = self._snapshot(rows), self._rounds.now()
+                self._recent, self._begun_at = self._snapshot(rows), begun_at
             return self._recent
+
+    def outdate(self) -> None:
+        """Something has changed that nobody is to be shown otherwise."""
+        self._begun_at = -math.inf
 
     async def frame(self) -> bytes:
         """The message that shows it to a monitor."""
-        shown = await self.recent(SNAPSHOT_INTERVAL_S / 2)
+        shown = await self.recent()
         if self._frame is None or self._frame[0] is not shown:
             self._frame = shown, encode(Snapshot(shown.to_json()))
         return self._frame[1]

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
+from itertools import islice
 
 from goodspeed.engine import Engine
 from goodspeed.errors import InvalidRequest, Overloaded
@@ -139,7 +140,7 @@ class Streams:
         name = _name_of(account, message.stream, stream)
         parked = self._taken_over(account, stream, message.stream, name)
         if parked is None and not self._engine.free_rows:
-            self._reclaim()
+            self._reclaim(1)
         if parked is None and not self._engine.free_rows:
             self._queue(key, account, stream, name)
             return
@@ -199,17 +200,18 @@ class Streams:
         now = self._clock()
         for key in self._waiting_of(outbox):
             self._leave_queue(key, now)
+        ended = []
         for live in self.of_link(outbox):
             session = live.account.session
             if session is None or not self._parks:
-                self.end(live)
+                ended.append(live)
                 continue
             with live.logged():
                 logger.info("a text is parked: %d tokens of it cached, row %d", live.stream.cached, live.row)
             self._leave(live)
             self._parking.park(Parked.of(live, session, now))
-        while self.waiting and self._reclaim():
-            pass
+        self.end(*ended)
+        self._reclaim(self.waiting)
         self._wait_for_expiry()
 
     def give_up_parked(self, now: float) -> None:
@@ -244,7 +246,7 @@ class Streams:
         if live.use.given_up:
             self._release(live.row)
         elif live.closed and self.waiting:
-            self._reclaim()
+            self._reclaim(1)
         return not live.closed
 
     def _leave(self, live: LiveStream) -> None:
@@ -280,6 +282,7 @@ class Streams:
             its_account.give_back()
             refusal = self._admission.refusal(stream.opened_at)
             its_outbox.post(Failure(refusal.code, str(refusal), number, refusal.retry_after_s))
+        self._places.forget(key)  # what another under this number was told
         self._moved = True
         self.tell_places()
 
@@ -366,17 +369,15 @@ class Streams:
             one.use.given_up = True
         self._release(*(one.row for one in held if not one.use.in_pass))
 
-    def _reclaim(self) -> bool:
-        """Free the row of a parked stream for whoever needs one; whether there is one that can be.
+    def _reclaim(self, rows: int) -> None:
+        """Free so many rows of parked streams for whoever needs them, as far as there are any that can be.
 
-        Who comes back for it stands in the queue from here on.
+        Who comes back for one stands in the queue from here on.
         """
-        parked = self._parking.reclaim()
-        if parked is None:
-            return False
-        self._admission.keep_place(parked.name, len(parked.tokens), self._clock())
-        self._give_up(parked)
-        return True
+        reclaimed = list(islice(iter(self._parking.reclaim, None), rows))
+        self._give_up(*reclaimed)
+        for parked in reclaimed:
+            self._admission.keep_place(parked.name, len(parked.tokens), self._clock())
 
     def _release(self, *rows: int) -> None:
         for row in rows:

@@ -37,7 +37,10 @@ _LINE_INTERVAL_S = 2.0
 
 
 async def run_monitor(
-    snapshot: Callable[[], ServerSnapshot], *, console: Console | None = None, keyboard: TextIO | None = None
+    snapshot: Callable[[], Awaitable[ServerSnapshot]],
+    *,
+    console: Console | None = None,
+    keyboard: TextIO | None = None,
 ) -> None:
     """Show a server in its own process until cancelled.
 
@@ -46,7 +49,7 @@ async def run_monitor(
     on, and ends with Ctrl-C.
 
     Args:
-        snapshot: gives the server's present state; called on the event loop.
+        snapshot: gives the server's present state.
         console: where to show it; standard output if None.
         keyboard: where keys are pressed, if the console is a terminal.
     """
@@ -55,13 +58,13 @@ async def run_monitor(
         closed = asyncio.Event()
         async with showing(console, keyboard=keyboard, on_quit=closed.set) as show:
             while not closed.is_set():
-                await show(snapshot(), "")
+                await show(await snapshot(), "")
                 with contextlib.suppress(TimeoutError):  # that nobody has quit is the rule
                     await asyncio.wait_for(closed.wait(), _FRAME_INTERVAL_S)
         print_raw(console, "the monitor is closed, and the server goes on: Ctrl-C ends it")
     print_lines = _Lines(console, time.monotonic)
     while True:
-        await print_lines(snapshot(), "")
+        await print_lines(await snapshot(), "")
         await asyncio.sleep(_FRAME_INTERVAL_S)
 
 
