@@ -12,7 +12,7 @@ passes that come: the first of a bucket runs eagerly, the next one captures, tim
 Running a pass again changes nothing, since it stores the same keys and values in the same slots.
 
 `torch.compile` is no third way. On a CPU what stands around a packed pass's attention was compiled for any number of
-tokens, and took 1.1 to 1.3 times as long as `lean`, whose products are the same and whose other steps are few. On a GPU
+tokens, and took longer than `lean`, whose products are the same and whose other steps are few. On a GPU
 it would fuse kernels that a graph has made cheap to launch, which is to be measured before it is built: compiling takes
 tens of seconds, and again, in the middle of a round, where a shape is not what was compiled for.
 """
