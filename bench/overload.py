@@ -4,7 +4,8 @@
 *Overloaded*, texts are asked for at random times at ten times the rate at which they ended before, whatever becomes of
 those before; who is refused is gone. Nobody drafts: what is measured is admission. The two take turns; a ratio is of
 one turn's two runs. A refusal's time is from asking to hearing of it.
-Turns are many and short, since a shared machine is slower for seconds at a time.
+Turns are many and short, since a shared machine is slower for seconds at a time. What that machine has no part in is
+told beside it, as of attacks: the share of the server's processor time that is left to passes, times tokens a pass.
 `python -m bench.overload [--turns 15] [--seconds 5] [--json FILE]`
 """
 
@@ -26,6 +27,7 @@ import numpy as np
 import typer
 import uvloop
 
+from bench.attacks.readings import read
 from bench.bare import BareLink, linked
 from bench.processes import serving
 from goodspeed.messages import Failure, Open, Opened, Verdict
@@ -56,6 +58,8 @@ class Load:
     refused_s: list[float] = field(default_factory=list)
     """From asking to hearing of the refusal."""
     codes: Counter[str] = field(default_factory=Counter)
+    worth: float = 0.0
+    """Tokens a pass, times the share that passes have of the server's processor time."""
 
     @property
     def goodput(self) -> float:
@@ -75,11 +79,17 @@ class Turn:
         """Of their goodputs."""
         return self.overloaded.goodput / self.at_capacity.goodput
 
+    @property
+    def kept(self) -> float:
+        """The same, whatever the machine's speed."""
+        return self.overloaded.worth / self.at_capacity.worth
+
 
 class _Asker:
-    """Asks for texts over a few links, and listens."""
+    """Asks a server for texts over a few links, and listens."""
 
-    def __init__(self, links: Sequence[BareLink], noise: random.Random) -> None:
+    def __init__(self, address: str, links: Sequence[BareLink], noise: random.Random) -> None:
+        self._address = address
         self._links = links
         self._noise = noise
         self._asked_s: dict[int, float] = {}
@@ -128,6 +138,7 @@ class _Asker:
             Exception: whatever ended who asks or who listens.
         """
         await asyncio.sleep(_SETTLE_S)
+        before = await asyncio.to_thread(read, self._address)
         self.load, began_s = Load(), time.monotonic()
         while time.monotonic() - began_s < seconds or not enough(self.load):
             await asyncio.sleep(0.05)
@@ -136,6 +147,9 @@ class _Asker:
                     task.result()
         load, self.load = self.load, None
         load.seconds = time.monotonic() - began_s
+        after = await asyncio.to_thread(read, self._address)
+        share = (after.busy_s - before.busy_s) / (after.cpu_s - before.cpu_s)
+        load.worth = share * (after.tokens - before.tokens) / (after.passes - before.passes)
         return load
 
 
@@ -143,7 +157,7 @@ class _Asker:
 async def _asking(address: str, noise: random.Random) -> AsyncIterator[_Asker]:
     async with contextlib.AsyncExitStack() as stack:
         links = [await stack.enter_async_context(linked(address, f"asker-{number}")) for number in range(LINKS)]
-        asker = _Asker(links, noise)
+        asker = _Asker(address, links, noise)
         asker.tasks += [asyncio.create_task(asker.listen(link)) for link in links]
         try:
             yield asker
@@ -210,6 +224,8 @@ def _figures(turns: Sequence[Turn]) -> dict[str, Any]:
         "times": TIMES, "rows": ROWS, "waiting": WAITING, "aim_ratio": AIM_RATIO,
         "ratios": [turn.ratio for turn in turns],
         "ratio_median": statistics.median(turn.ratio for turn in turns),
+        "kept": [turn.kept for turn in turns],
+        "kept_median": statistics.median(turn.kept for turn in turns),
         "goodput_at_capacity": [turn.at_capacity.goodput for turn in turns],
         "goodput_overloaded": [turn.overloaded.goodput for turn in turns],
         "asked_per_s": [turn.overloaded.asked / turn.overloaded.seconds for turn in turns],
@@ -228,12 +244,16 @@ def main(
 ) -> None:
     """Measure, and print what came of it."""
     figures = _figures(uvloop.run(_measured(turns, seconds, seed)))
-    columns = ("goodput_at_capacity", "goodput_overloaded", "asked_per_s", "ratios")
-    for before, overloaded, asked, ratio in zip(*(figures[name] for name in columns), strict=True):
-        typer.echo(f"at capacity {before:.0f} tokens/s; {asked:.0f} texts/s asked for: {overloaded:.0f}, {ratio:.3f}")
+    columns = ("goodput_at_capacity", "goodput_overloaded", "asked_per_s", "ratios", "kept")
+    for before, overloaded, asked, ratio, kept in zip(*(figures[name] for name in columns), strict=True):
+        typer.echo(
+            f"at capacity {before:.0f} tokens/s; {asked:.0f} texts/s asked for: {overloaded:.0f}, {ratio:.3f}; "
+            f"whatever the machine's speed {kept:.3f}"
+        )
     refusal = figures["refusal_ms"]
     typer.echo(
-        f"median ratio {figures['ratio_median']:.3f} (aim {AIM_RATIO}); {figures['refused']} refused, "
+        f"median ratio {figures['ratio_median']:.3f} (aim {AIM_RATIO}), whatever the machine's speed "
+        f"{figures['kept_median']:.3f}; {figures['refused']} refused, "
         f"{figures['admitted']} admitted; a refusal takes {refusal['median']:.1f} ms, p99 {refusal['p99']:.1f} ms"
     )
     if json_file is not None:

@@ -34,24 +34,26 @@ class Reading:
     cpu_s: float
     busy_s: float
     passes: int
+    tokens: int
+    """Committed."""
     rss_bytes: float
     throttled_s: float
     refusals: Counter[str]
     present: Present
 
 
-def read(address: str, token: str) -> Reading:
+def read(address: str, token: str | None = None) -> Reading:
     """Ask a server.
 
     Args:
         address: of its links.
-        token: of a monitor.
+        token: of a monitor; None for a server that asks for none.
 
     Raises:
         OSError: it does not answer, or not with its metrics.
     """
     url = address.replace("ws://", "http://") + "/metrics"
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    request = urllib.request.Request(url, headers={} if token is None else {"Authorization": f"Bearer {token}"})
     with urllib.request.urlopen(request, timeout=_ANSWER_WITHIN_S) as answer:
         families = text_string_to_metric_families(answer.read().decode())
     at_s, values, refusals = time.monotonic(), {}, Counter[str]()
@@ -65,6 +67,7 @@ def read(address: str, token: str) -> Reading:
         cpu_s=values["process_cpu_seconds_total"],
         busy_s=values["goodspeed_busy_seconds_total"],
         passes=int(values["goodspeed_rounds_total"]),
+        tokens=int(values["goodspeed_generation_tokens_total"]),
         rss_bytes=values["process_resident_memory_bytes"],
         throttled_s=values["goodspeed_throttled_seconds_total"],
         refusals=refusals,
