@@ -5,7 +5,7 @@
 those before; who is refused is gone. Nobody drafts: what is measured is admission. The two take turns; a ratio is of
 one turn's two runs. A refusal's time is from asking to hearing of it.
 Turns are many and short, since a shared machine is slower for seconds at a time. What that machine has no part in is
-told beside it, as of attacks: the share of the server's processor time that is left to passes, times tokens a pass.
+told beside it: how much of the server's processor time is left to passes.
 `python -m bench.overload [--turns 15] [--seconds 5] [--json FILE]`
 """
 
@@ -58,8 +58,8 @@ class Load:
     refused_s: list[float] = field(default_factory=list)
     """From asking to hearing of the refusal."""
     codes: Counter[str] = field(default_factory=Counter)
-    worth: float = 0.0
-    """Tokens a pass, times the share that passes have of the server's processor time."""
+    left: float = 0.0
+    """To passes, of the server's processor time."""
 
     @property
     def goodput(self) -> float:
@@ -80,9 +80,9 @@ class Turn:
         return self.overloaded.goodput / self.at_capacity.goodput
 
     @property
-    def kept(self) -> float:
-        """The same, whatever the machine's speed."""
-        return self.overloaded.worth / self.at_capacity.worth
+    def left(self) -> float:
+        """To passes, of the processor time that they have at capacity."""
+        return self.overloaded.left / self.at_capacity.left
 
 
 class _Asker:
@@ -148,8 +148,7 @@ class _Asker:
         load, self.load = self.load, None
         load.seconds = time.monotonic() - began_s
         after = await asyncio.to_thread(read, self._address)
-        share = (after.busy_s - before.busy_s) / (after.cpu_s - before.cpu_s)
-        load.worth = share * (after.tokens - before.tokens) / (after.passes - before.passes)
+        load.left = (after.busy_s - before.busy_s) / (after.cpu_s - before.cpu_s)
         return load
 
 
@@ -224,8 +223,8 @@ def _figures(turns: Sequence[Turn]) -> dict[str, Any]:
         "times": TIMES, "rows": ROWS, "waiting": WAITING, "aim_ratio": AIM_RATIO,
         "ratios": [turn.ratio for turn in turns],
         "ratio_median": statistics.median(turn.ratio for turn in turns),
-        "kept": [turn.kept for turn in turns],
-        "kept_median": statistics.median(turn.kept for turn in turns),
+        "left": [turn.left for turn in turns],
+        "left_median": statistics.median(turn.left for turn in turns),
         "goodput_at_capacity": [turn.at_capacity.goodput for turn in turns],
         "goodput_overloaded": [turn.overloaded.goodput for turn in turns],
         "asked_per_s": [turn.overloaded.asked / turn.overloaded.seconds for turn in turns],
@@ -244,16 +243,16 @@ def main(
 ) -> None:
     """Measure, and print what came of it."""
     figures = _figures(uvloop.run(_measured(turns, seconds, seed)))
-    columns = ("goodput_at_capacity", "goodput_overloaded", "asked_per_s", "ratios", "kept")
-    for before, overloaded, asked, ratio, kept in zip(*(figures[name] for name in columns), strict=True):
+    columns = ("goodput_at_capacity", "goodput_overloaded", "asked_per_s", "ratios", "left")
+    for before, overloaded, asked, ratio, left in zip(*(figures[name] for name in columns), strict=True):
         typer.echo(
             f"at capacity {before:.0f} tokens/s; {asked:.0f} texts/s asked for: {overloaded:.0f}, {ratio:.3f}; "
-            f"whatever the machine's speed {kept:.3f}"
+            f"of the processor time that passes have, {left:.3f} is left"
         )
     refusal = figures["refusal_ms"]
     typer.echo(
-        f"median ratio {figures['ratio_median']:.3f} (aim {AIM_RATIO}), whatever the machine's speed "
-        f"{figures['kept_median']:.3f}; {figures['refused']} refused, "
+        f"median ratio {figures['ratio_median']:.3f} (aim {AIM_RATIO}), of the passes' processor time "
+        f"{figures['left_median']:.3f}; {figures['refused']} refused, "
         f"{figures['admitted']} admitted; a refusal takes {refusal['median']:.1f} ms, p99 {refusal['p99']:.1f} ms"
     )
     if json_file is not None:

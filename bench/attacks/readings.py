@@ -34,8 +34,6 @@ class Reading:
     cpu_s: float
     busy_s: float
     passes: int
-    tokens: int
-    """Committed."""
     rss_bytes: float
     throttled_s: float
     refusals: Counter[str]
@@ -67,7 +65,6 @@ def read(address: str, token: str | None = None) -> Reading:
         cpu_s=values["process_cpu_seconds_total"],
         busy_s=values["goodspeed_busy_seconds_total"],
         passes=int(values["goodspeed_rounds_total"]),
-        tokens=int(values["goodspeed_generation_tokens_total"]),
         rss_bytes=values["process_resident_memory_bytes"],
         throttled_s=values["goodspeed_throttled_seconds_total"],
         refusals=refusals,
