@@ -3,16 +3,18 @@
 *At capacity* there are as many streams as the server has rows, each followed by another as soon as it ends.
 *Overloaded*, texts are asked for at random times at ten times the rate at which they ended before, whatever becomes of
 those before; who is refused is gone. Nobody drafts: what is measured is admission. The two take turns; a ratio is of
-one turn's two runs. A refusal's time is from asking to hearing of it.
+one turn's two runs. A refusal's time is from asking to hearing of it. The shorter the texts, the more are asked for,
+and the more of the server's time goes into refusing them.
 Turns are many and short, since a shared machine is slower for seconds at a time. What that machine has no part in is
 told beside it: how much of the server's processor time is left to passes.
-`python -m bench.overload [--turns 15] [--seconds 5] [--json FILE]`
+`python -m bench.overload [--new-tokens 128 --new-tokens 24] [--turns 15] [--seconds 5] [--json FILE]`
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 import statistics
@@ -40,7 +42,8 @@ ROWS, WAITING = 8, 8
 LINKS = 16
 AIM_RATIO = 0.9
 _PROMPT_TOKENS = 16
-_NEW_TOKENS = 24
+_NEW_TOKENS = (128, 24)
+"""Of a text: what an agent asks for unless told otherwise, and hardly any."""
 _SETTLE_S = 2.0
 """At the beginning of each run, which does not count."""
 
@@ -88,8 +91,9 @@ class Turn:
 class _Asker:
     """Asks a server for texts over a few links, and listens."""
 
-    def __init__(self, address: str, links: Sequence[BareLink], noise: random.Random) -> None:
+    def __init__(self, address: str, links: Sequence[BareLink], noise: random.Random, new_tokens: int) -> None:
         self._address = address
+        self._new_tokens = new_tokens
         self._links = links
         self._noise = noise
         self._asked_s: dict[int, float] = {}
@@ -110,7 +114,7 @@ class _Asker:
         self._asked_s[self._names] = time.monotonic()
         if self.load is not None:
             self.load.asked += 1
-        await link.send(Open(self._names, prompt, len(prompt), params, _NEW_TOKENS, 0, True))
+        await link.send(Open(self._names, prompt, len(prompt), params, self._new_tokens, 0, True))
 
     async def listen(self, link: BareLink) -> None:
         """Hear what a link brings, for ever."""
@@ -153,10 +157,10 @@ class _Asker:
 
 
 @contextlib.asynccontextmanager
-async def _asking(address: str, noise: random.Random) -> AsyncIterator[_Asker]:
+async def _asking(address: str, noise: random.Random, new_tokens: int) -> AsyncIterator[_Asker]:
     async with contextlib.AsyncExitStack() as stack:
         links = [await stack.enter_async_context(linked(address, f"asker-{number}")) for number in range(LINKS)]
-        asker = _Asker(address, links, noise)
+        asker = _Asker(address, links, noise, new_tokens)
         asker.tasks += [asyncio.create_task(asker.listen(link)) for link in links]
         try:
             yield asker
@@ -166,8 +170,8 @@ async def _asking(address: str, noise: random.Random) -> AsyncIterator[_Asker]:
             await asyncio.wait(asker.tasks)
 
 
-async def _at_capacity(address: str, noise: random.Random, seconds: float) -> Load:
-    async with _asking(address, noise) as asker:
+async def _at_capacity(address: str, noise: random.Random, new_tokens: int, seconds: float) -> Load:
+    async with _asking(address, noise, new_tokens) as asker:
 
         async def follow() -> None:
             for _ in range(ROWS):
@@ -180,8 +184,8 @@ async def _at_capacity(address: str, noise: random.Random, seconds: float) -> Lo
         return await asker.counted(seconds, lambda load: load.ended >= ROWS)
 
 
-async def _overloaded(address: str, noise: random.Random, seconds: float, per_s: float) -> Load:
-    async with _asking(address, noise) as asker:
+async def _overloaded(address: str, noise: random.Random, new_tokens: int, seconds: float, per_s: float) -> Load:
+    async with _asking(address, noise, new_tokens) as asker:
 
         async def pour() -> None:
             due_s = time.monotonic()
@@ -194,33 +198,35 @@ async def _overloaded(address: str, noise: random.Random, seconds: float, per_s:
         return await asker.counted(seconds, lambda load: load.ended >= ROWS and len(load.refused_s) >= ROWS)
 
 
-async def measure(address: str, turns: int, seconds: float, seed: int) -> list[Turn]:
-    """Have both loads take turns.
+async def measure(
+    address: str, new_tokens: Sequence[int], turns: int, seconds: float, seed: int
+) -> dict[int, list[Turn]]:
+    """Have both loads take turns, with texts of each length.
 
     Args:
         address: of a server with `ROWS` rows and a queue of `WAITING`.
+        new_tokens: of the texts.
         turns: how many.
         seconds: how long each load counts.
         seed: of the prompts and of who asks when.
     """
-    noise, measured = random.Random(seed), []
-    for _ in range(turns):
-        at_capacity = await _at_capacity(address, noise, seconds)
-        per_s = TIMES * at_capacity.ended / at_capacity.seconds
-        measured.append(Turn(at_capacity, await _overloaded(address, noise, seconds, per_s)))
+    noise, measured = random.Random(seed), {length: list[Turn]() for length in new_tokens}
+    for _, length in itertools.product(range(turns), new_tokens):
+        at_capacity = await _at_capacity(address, noise, length, seconds)
+        per_s = TIMES * max(at_capacity.ended, at_capacity.tokens / length) / at_capacity.seconds
+        measured[length].append(Turn(at_capacity, await _overloaded(address, noise, length, seconds, per_s)))
     return measured
 
 
-async def _measured(turns: int, seconds: float, seed: int) -> list[Turn]:
+async def _measured(new_tokens: Sequence[int], turns: int, seconds: float, seed: int) -> dict[int, list[Turn]]:
     options = ("--scheduler", "plain", "--max-streams", str(ROWS), "--max-waiting", str(WAITING))
     async with serving(*options) as address:
-        return await measure(address, turns, seconds, seed)
+        return await measure(address, new_tokens, turns, seconds, seed)
 
 
 def _figures(turns: Sequence[Turn]) -> dict[str, Any]:
     refused_ms = 1e3 * np.array([seconds for turn in turns for seconds in turn.overloaded.refused_s])
     return {
-        "times": TIMES, "rows": ROWS, "waiting": WAITING, "aim_ratio": AIM_RATIO,
         "ratios": [turn.ratio for turn in turns],
         "ratio_median": statistics.median(turn.ratio for turn in turns),
         "left": [turn.left for turn in turns],
@@ -232,17 +238,10 @@ def _figures(turns: Sequence[Turn]) -> dict[str, Any]:
         "refused": len(refused_ms),
         "refused_by_code": dict(sum((turn.overloaded.codes for turn in turns), Counter[str]())),
         "refusal_ms": {"median": float(np.median(refused_ms)), "p99": float(np.quantile(refused_ms, 0.99))},
-    }  # fmt: skip
+    }
 
 
-def main(
-    turns: Annotated[int, typer.Option(min=1)] = 15,
-    seconds: Annotated[float, typer.Option(help="How long each load counts.", min=1.0)] = 5.0,
-    seed: Annotated[int, typer.Option()] = 0,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
-) -> None:
-    """Measure, and print what came of it."""
-    figures = _figures(uvloop.run(_measured(turns, seconds, seed)))
+def _report(new_tokens: int, figures: dict[str, Any]) -> None:
     columns = ("goodput_at_capacity", "goodput_overloaded", "asked_per_s", "ratios", "left")
     for before, overloaded, asked, ratio, left in zip(*(figures[name] for name in columns), strict=True):
         typer.echo(
@@ -251,12 +250,27 @@ def main(
         )
     refusal = figures["refusal_ms"]
     typer.echo(
-        f"median ratio {figures['ratio_median']:.3f} (aim {AIM_RATIO}), of the passes' processor time "
-        f"{figures['left_median']:.3f}; {figures['refused']} refused, "
-        f"{figures['admitted']} admitted; a refusal takes {refusal['median']:.1f} ms, p99 {refusal['p99']:.1f} ms"
+        f"texts of {new_tokens} tokens: median ratio {figures['ratio_median']:.3f} (aim {AIM_RATIO}), of the passes' "
+        f"processor time {figures['left_median']:.3f}; {figures['refused']} refused, {figures['admitted']} admitted; "
+        f"a refusal takes {refusal['median']:.1f} ms, p99 {refusal['p99']:.1f} ms"
     )
+
+
+def main(
+    new_tokens: Annotated[list[int] | None, typer.Option(help="Of a text; each in every turn.", min=1)] = None,
+    turns: Annotated[int, typer.Option(min=1)] = 15,
+    seconds: Annotated[float, typer.Option(help="How long each load counts.", min=1.0)] = 5.0,
+    seed: Annotated[int, typer.Option()] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
+) -> None:
+    """Measure, and print what came of it."""
+    measured = uvloop.run(_measured(new_tokens or _NEW_TOKENS, turns, seconds, seed))
+    figures = {length: _figures(of_length) for length, of_length in measured.items()}
+    for length, of_length in figures.items():
+        _report(length, of_length)
     if json_file is not None:
-        json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        about = {"times": TIMES, "rows": ROWS, "waiting": WAITING, "aim_ratio": AIM_RATIO, "new_tokens": figures}
+        json_file.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -167,9 +167,12 @@ def server_tls(certificate: Path, key: Path | None, client_ca: Path | None) -> s
 
 def _trusting(ca: Path | None, purpose: ssl.Purpose) -> ssl.SSLContext:
     try:
-        return ssl.create_default_context(purpose, cafile=None if ca is None else str(ca))
+        context = ssl.create_default_context(purpose, cafile=None if ca is None else str(ca))
     except (OSError, ssl.SSLError) as error:
         raise InvalidRequest(f"{ca} cannot be used as a file of certificates to trust: {error}") from None
+    # Some builds of Python leave that to a file of the system's.
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
 
 
 def _load_chain(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 from websockets.datastructures import Headers
 from websockets.http11 import Response
 
-from goodspeed.credentials import refused_by_status, server_tls
+from goodspeed.credentials import NOBODY, refused_by_status, server_tls
 from goodspeed.errors import LinkLost, Refused
 
 NOON = "Fri, 27 Nov 2026 12:00:00 GMT"
@@ -60,4 +61,20 @@ def test_nobody_shakes_hands_twice_on_one_link(tmp_path: Path) -> None:
     context = server_tls(certificate, None, None)
     assert context.options & ssl.OP_NO_RENEGOTIATION
     assert context.options & ssl.OP_NO_COMPRESSION
-    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
+
+
+def test_neither_side_speaks_an_old_tls_whatever_the_system_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, make = tmp_path / "cert.pem", ssl.create_default_context
+    trustme.CA().issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(certificate))
+
+    def lax(*arguments: Any, **options: Any) -> ssl.SSLContext:
+        context = make(*arguments, **options)
+        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", lax)
+    for context in (server_tls(certificate, None, None), NOBODY.tls("wss://127.0.0.1:1")):
+        assert context is not None
+        assert context.minimum_version == ssl.TLSVersion.TLSv1_2

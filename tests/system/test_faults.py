@@ -62,7 +62,7 @@ async def test_visitors_leave_nothing_behind(tmp_path: Path) -> None:
 async def test_ten_times_the_load_is_refused_and_does_not_keep_the_admitted_from_their_texts() -> None:
     options = ("--scheduler", "plain", "--max-streams", str(ROWS), "--max-waiting", str(WAITING))
     async with server(*options) as address:
-        (turn,) = await measure(address, 1, 2.0, 0)
+        ((turn,),) = (await measure(address, (24,), 1, 2.0, 0)).values()
         async with linked(address, "after"):
             pass
     assert turn.at_capacity.ended > 0
