@@ -93,7 +93,7 @@ bench-wire: $(INSTALLED)  ## bytes per drafted token
 bench-attacks: $(INSTALLED)  ## what honest agents keep beside attackers, and what those gain
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.attacks --json bench/results/attacks.json
 
-bench-overload: $(INSTALLED)  ## ten times the load that is admitted: goodput, and how fast a refusal is: over seven minutes
+bench-overload: $(INSTALLED)  ## ten times the load that is admitted: goodput, and how fast a refusal is: about five minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.overload --json bench/results/overload.json
 
 bench-links: $(INSTALLED)  ## 2,000 agents' links at one server, idle and at work: about four minutes

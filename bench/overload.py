@@ -7,7 +7,7 @@ one turn's two runs. A refusal's time is from asking to hearing of it. The short
 and the more of the server's time goes into refusing them.
 Turns are many and short, since a shared machine is slower for seconds at a time. What that machine has no part in is
 told beside it: how much of the server's processor time is left to passes.
-`python -m bench.overload [--new-tokens 128 --new-tokens 24] [--turns 15] [--seconds 5] [--json FILE]`
+`python -m bench.overload [--new-tokens 128 --new-tokens 24] [--turns 9] [--seconds 5] [--json FILE]`
 """
 
 from __future__ import annotations
@@ -258,7 +258,7 @@ def _report(new_tokens: int, figures: dict[str, Any]) -> None:
 
 def main(
     new_tokens: Annotated[list[int] | None, typer.Option(help="Of a text; each in every turn.", min=1)] = None,
-    turns: Annotated[int, typer.Option(min=1)] = 15,
+    turns: Annotated[int, typer.Option(min=1)] = 9,
     seconds: Annotated[float, typer.Option(help="How long each load counts.", min=1.0)] = 5.0,
     seed: Annotated[int, typer.Option()] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
