@@ -102,7 +102,7 @@ bench-links: $(INSTALLED)  ## 2,000 agents' links at one server, idle and at wor
 chaos: $(INSTALLED)  ## 16 agents and a server that are killed, links that are cut: every text is the undisturbed run's: over ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.chaos --json bench/results/chaos.json
 
-fuzz: $(INSTALLED)  ## over a million hostile frames: decoders, a server's links, an agent's: half an hour
+fuzz: $(INSTALLED)  ## over a million hostile frames: decoders, a server's links, an agent's: a quarter of an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzzing --json bench/results/fuzz.json
 
 soak: $(INSTALLED)  ## half an hour of arrivals and departures: memory, tasks, descriptors and threads stay flat
