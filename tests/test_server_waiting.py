@@ -224,7 +224,9 @@ def counting_looks(rounds: RoundLoop, monkeypatch: pytest.MonkeyPatch) -> list[i
 
 
 @pytest.mark.parametrize("how", ["drop", "park"])
-def test_rows_that_fall_free_with_a_link_are_given_out_together(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rows_that_fall_free_with_a_link_are_given_out_together(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rounds = make_rounds(PlantedEngine(4), max_waiting=9)
     leaving, others = Agent(), [Agent() for _ in range(6)]
     leaving.account.session = ("agent", b"session") if how == "park" else None
@@ -236,7 +238,6 @@ def test_rows_that_fall_free_with_a_link_are_given_out_together(how: str, monkey
     if how == "drop":
         rounds.drop(leaving)
     else:
-        rounds._streams._wait_for_expiry = lambda: None  # type: ignore[method-assign]  # there is no loop
         rounds.park(leaving)
     assert wanted == [4], "who is next takes time to find"
     assert [live.outbox for live in rounds.live] == others[:4]

@@ -16,10 +16,11 @@ from typing import TypeAlias
 
 from goodspeed.estimation import AcceptanceEstimator, HitOrMiss
 from goodspeed.prefixes import common_length
+from goodspeed.stream import ServedStream
 from goodspeed.timing import Pace
 from goodspeed_server.live import LiveStream, RowUse, Session
 
-__all__ = ["Parked", "ParkedKey", "Parking", "text_name"]
+__all__ = ["Parked", "ParkedKey", "Parking", "name_of"]
 
 ParkedKey: TypeAlias = tuple[Session, int]
 """The session of a link, and the number of a stream there."""
@@ -73,7 +74,7 @@ class Parked:
     @property
     def name(self) -> Hashable:
         """By which the text is known when nothing is parked of it any more."""
-        return text_name(self.key, self.tokens[: self.prompt_tokens])
+        return _text_name(self.key, self.tokens[: self.prompt_tokens])
 
     def begins_as(self, tokens: list[int], prompt_tokens: int) -> bool:
         """Whether this is a text upon the same prompt."""
@@ -145,6 +146,11 @@ class Parking:
         return over
 
 
-def text_name(key: ParkedKey, prompt: Sequence[int]) -> Hashable:
+def name_of(session: Session | None, number: int, stream: ServedStream) -> Hashable:
+    """By which a stream is known when its agent is back; None if it is not."""
+    return None if session is None else _text_name((session, number), stream.tokens[: stream.prompt_tokens])
+
+
+def _text_name(key: ParkedKey, prompt: Sequence[int]) -> Hashable:
     """Names a stream and its prompt: another text under the same number is another."""
     return key, hash(tuple(prompt))

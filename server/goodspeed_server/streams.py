@@ -17,7 +17,7 @@ from goodspeed.stream import ServedStream
 from goodspeed_server.admission import Admission
 from goodspeed_server.allowance import Back
 from goodspeed_server.live import AgentAccount, LiveStream, Outbox, Session
-from goodspeed_server.parking import Parked, Parking, text_name
+from goodspeed_server.parking import Parked, Parking, name_of
 from goodspeed_server.places import Places
 from goodspeed_server.planner import Planner
 from goodspeed_server.recording import Recorder
@@ -137,7 +137,7 @@ class Streams:
         )
         stream.opened_at = self._clock()
         self._check_count(account)
-        name = _name_of(account, message.stream, stream)
+        name = name_of(account.session, message.stream, stream)
         parked = self._taken_over(account, stream, message.stream, name)
         if parked is None and not self._engine.free_rows:
             self._reclaim(1)
@@ -292,7 +292,7 @@ class Streams:
     def _leave_queue(self, key: StreamKey, now: float) -> None:
         """A stream's link has gone: a row that falls free must not go to it."""
         account, stream = self._admission.request(key)
-        name = _name_of(account, key[1], stream)
+        name = name_of(account.session, key[1], stream)
         if name is None:
             self._admission.withdraw(key)
         else:
@@ -398,10 +398,3 @@ class Streams:
         if expires_at is not None:
             wait_s, expire = max(0.0, expires_at - self._clock()), lambda: self.give_up_parked(self._clock())
             self._alarm = asyncio.get_running_loop().call_later(wait_s, expire)
-
-
-def _name_of(account: AgentAccount, number: int, stream: ServedStream) -> Hashable:
-    """By which a stream is known when its agent is back; None if it is not."""
-    if account.session is None:
-        return None
-    return text_name((account.session, number), stream.tokens[: stream.prompt_tokens])
